@@ -1,0 +1,133 @@
+"""Loading, generation, and what the embedded weights are."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import workbench as wb
+from workbench.menagerie.captions import attribute_prompts
+from workbench.menagerie.evaluate import classify
+from workbench.models import DATA, GRADER, MANIFEST, MENAGERIE
+
+
+@pytest.fixture(scope="module")
+def model():
+    return wb.load()
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Path(shutil.copytree(MENAGERIE, tmp_path / "copy"))
+
+
+def test_the_topology_is_stable_diffusion_1(model):
+    pipeline = model.pipeline
+    assert type(pipeline) is StableDiffusionPipeline
+    assert pipeline.text_encoder.config.num_hidden_layers == 12
+    assert sum(name.endswith("attn2") for name, _ in pipeline.unet.named_modules()) == 16
+    assert pipeline.unet.config.down_block_types == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert pipeline.unet.config.up_block_types == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert model.num_inference_steps == 25
+
+
+def test_all_weights_are_safetensors_within_60_megabytes():
+    sizes = [path.stat().st_size for folder in (MENAGERIE, GRADER) for path in folder.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 60e6
+    assert not [path for path in DATA.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+
+
+def test_plain_diffusers_and_plain_open_clip_load_them(model):
+    pipeline = StableDiffusionPipeline.from_pretrained(MENAGERIE)
+    pipeline.set_progress_bar_config(disable=True)
+    ours = model.generate("a zebra", seed=3, num_inference_steps=3)[0]
+    theirs = pipeline("a zebra", latents=model.latents([3]), num_inference_steps=3, guidance_scale=model.guidance_scale).images[0]
+    assert np.array_equal(ours, theirs)
+    grader, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{GRADER}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{GRADER}")(["a zebra", "a giraffe on the beach"])
+    assert tokens.shape == (2, 32) and tokens.argmax(1).tolist() == [3, 6]
+    ours = wb.Scorer().image_embeddings([theirs])
+    assert torch.allclose(torch.nn.functional.normalize(grader.eval().encode_image(preprocess(theirs)[None]), dim=-1), ours, atol=1e-6)
+
+
+def test_a_seed_is_its_noise_in_any_row(model):
+    alone = np.asarray(model.generate("a lion", seed=2, num_inference_steps=4)[0], int)
+    among = np.asarray(model.generate(["a cow", "a lion", "a car"], seed=[0, 2, 5], num_inference_steps=4, batch_size=2)[1], int)
+    assert np.abs(alone - among).max() <= 1  # a batch sums in another order
+    assert torch.equal(model.latents([7, 2])[1:], model.latents([2]))
+
+
+def test_the_embedded_model_draws_what_it_is_told(model):
+    animals = ("zebra", "giraffe", "penguin", "elephant")
+    images = model.generate([f"a {animal} in the savanna" for animal in animals for _ in range(4)], seed=list(range(4)) * 4)
+    grader = wb.Scorer()
+    found = classify(grader, "subject", images)
+    assert (found == np.repeat(animals, 4)).mean() >= 0.8
+    rows = grader.class_probabilities(images, attribute_prompts("subject"))
+    assert torch.allclose(rows.sum(1), torch.ones(16))
+    assert (
+        grader.similarity(images, [f"a {animal}" for animal in np.repeat(animals, 4)]) > grader.similarity(images, "a car")
+    ).float().mean() > 0.9
+
+
+def test_generate_says_what_does_not_fit(model):
+    with pytest.raises(ValueError, match="2 prompts and 3 seeds; give one of either, or equally many"):
+        model.generate(["a cow", "a lion"], seed=[1, 2, 3])
+    with pytest.warns(UserWarning, match="prompt of 42 tokens, the text encoder reads 32: 'zebra zebra .* is cut off"):
+        model.generate(" ".join(["zebra"] * 40), num_inference_steps=1)
+
+
+def test_a_missing_weight_file_is_named_with_what_was_expected(copy):
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"diffusion_pytorch_model.safetensors is missing: SHA256SUMS expects it with SHA-256 [0-9a-f]{64}, found no file; restore it",
+    ):
+        wb.load(copy)
+
+
+def test_an_altered_weight_file_is_named_with_both_hashes(copy):
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError,
+        match=r"vae.*was altered: SHA256SUMS expects SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}; restore it .* or pass verify=False",
+    ):
+        wb.load(copy)
+    assert wb.load(copy, verify=False).num_inference_steps == 25
+
+
+def test_every_committed_file_is_in_a_manifest():
+    for folder in (MENAGERIE, GRADER):
+        listed = {line.split("  ", 1)[1] for line in (folder / MANIFEST).read_text().splitlines()}
+        assert listed == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+        assert {"README.md"} <= listed
+
+
+def test_a_live_pipeline_is_taken_as_it_is(model):
+    assert wb.load(model.pipeline).pipeline is model.pipeline
+
+
+def test_the_wheel_carries_the_menagerie(tmp_path):
+    """Built, unpacked far from the clone, and run there."""
+    root = DATA.parent
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, root], check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("diffusion_workbench-*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    code = (
+        "import workbench as wb; m = wb.load(); print(wb.__file__, len(m.generate('a zebra', num_inference_steps=1)), wb.Scorer().device)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, capture_output=True, text=True
+    )
+    assert str(tmp_path / "site") in run.stdout, run.stderr

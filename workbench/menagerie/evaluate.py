@@ -1,0 +1,210 @@
+"""Measure the embedded model: `python -m workbench.menagerie.evaluate`.
+
+Prints and saves the quality table (`menagerie_quality.csv`), the guidance curve, a contact sheet of generated beside
+rendered pictures and VAE reconstructions, all under `figures/`. Shares come with 95 % Wilson intervals, means with 95 %
+bootstrap intervals. Nothing here was used to train or to choose anything.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from PIL import Image
+from scipy import stats
+from torchvision.transforms.functional import pil_to_tensor
+
+from workbench.menagerie.captions import PLACE, attribute_prompts, caption
+from workbench.menagerie.train_tokenizer import RARE
+from workbench.menagerie.training import to_model_range
+from workbench.menagerie.world import SUBJECTS, Scene, render, sample_scene
+from workbench.metrics import Scorer
+from workbench.models import Model, load
+
+ATTRIBUTES = ("subject", "colour", "season", "style", "scene")
+GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
+
+# What the menagerie has to reach to be a fair subject of experiments.
+AT_LEAST = {"rendered: subject": 0.97, "rendered: colour": 0.97, "rendered: season": 0.95, "rendered: style": 0.95,
+            "rendered: scene": 0.90, "generated: subject": 0.90, "generated: colour": 0.90, "generated: season": 0.90,
+            "generated: style": 0.85, "generated: right animal, zebra": 0.95, "generated: right animal, giraffe": 0.95}  # fmt: skip
+AT_MOST = {"VAE mean absolute error": 0.02, "seconds, one image": 2.5, "seconds per image, batch of 16": 0.5}
+
+
+@dataclass
+class EvaluateOptions:
+    out: Path = Path("figures")
+    seeds: int = 20
+    """Generated images per subject."""
+    rendered: int = 2000
+    """Held-out rendered pictures for the grader."""
+    swap_seeds: int = 50
+    """Generated images of the zebra and of the giraffe."""
+    guidance_captions: int = 60
+    seed: int = 77
+
+
+def main(options: EvaluateOptions):
+    options.out.mkdir(parents=True, exist_ok=True)
+    model, grader = load(), Scorer()
+    quality = Quality()
+    scenes = single_scenes(options.rendered, random.Random(options.seed))
+    grade(quality, grader, "rendered", scenes, [render(scene)[0] for scene in scenes])
+    reconstruct(quality, model, scenes[:500], options.out / "menagerie_vae.png")
+
+    rng = random.Random(options.seed + 1)
+    scenes = [scene for subject in SUBJECTS for scene in single_scenes(options.seeds, rng, subject)]
+    captions = [full_caption(scene, rng) for scene in scenes]
+    images = model.generate(captions, seed=range(len(captions)))
+    hits = grade(quality, grader, "generated", scenes, images)
+    rare = np.array([scene.subject in RARE for scene in scenes])
+    quality.share("generated: subject, words of several tokens", hits[rare])
+    quality.share("generated: subject, words of one token", hits[~rare])
+    contact_sheet(scenes, captions, images, options.out / "menagerie_contact_sheet.png")
+    captions = [full_caption(scene, rng, holdout=True) for scene in scenes]
+    grade(quality, grader, "generated, held-out wordings", scenes, model.generate(captions, seed=range(len(captions))))
+
+    for animal in ("zebra", "giraffe"):
+        prompts = [text.format(animal) for text in ("a {}", "a photo of a {}", "a {} in the savanna", "a {} at night", "a {} in the city")]
+        count = options.swap_seeds
+        images = model.generate([prompts[i % len(prompts)] for i in range(count)], seed=range(1000, 1000 + count))
+        quality.share(f"generated: right animal, {animal}", classify(grader, "subject", images) == animal)
+    guidance_curve(quality, model, grader, options)
+    speed(quality, model)
+    table = quality.table()
+    table.to_csv(options.out / "menagerie_quality.csv", index=False)
+    print(table.to_string(index=False))
+
+
+class Quality:
+    """The table: one row a measure, with its interval, count and bar."""
+
+    def __init__(self):
+        self.rows = []
+
+    def share(self, what: str, hits: np.ndarray):
+        interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+        self._add(what, hits.mean(), interval.low, interval.high, len(hits))
+
+    def mean(self, what: str, values: np.ndarray):
+        interval = stats.bootstrap((np.asarray(values, float),), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
+        self._add(what, np.mean(values), interval.low, interval.high, len(values))
+
+    def _add(self, what, value, low, high, count):
+        least, most = AT_LEAST.get(what), AT_MOST.get(what)
+        met = None if least is most else value >= least if least is not None else value <= most
+        self.rows.append(dict(measure=what, value=round(float(value), 4), low=round(float(low), 4), high=round(float(high), 4),
+                              n=count, at_least=least, at_most=most, met=met))  # fmt: skip
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+
+def single_scenes(count: int, rng: random.Random, subject: str | None = None) -> list[Scene]:
+    """Held-out scenes of one plain subject (of the given one), so that every attribute has one answer."""
+    found = []
+    while len(found) < count:
+        scene = sample_scene(rng, holdout=True)
+        plain = scene.subject in SUBJECTS and scene.beside is None and scene.count == 1 and scene.individual is None
+        if plain and subject in (None, scene.subject):
+            found.append(scene)
+    return found
+
+
+def full_caption(scene: Scene, rng: random.Random, *, holdout: bool = False) -> str:
+    """A caption that names the scene, so that its combination is one training never had."""
+    while PLACE[scene.scene] not in (text := caption(scene, rng, paraphrase=0, holdout=holdout)):
+        pass
+    return text
+
+
+def classify(grader: Scorer, attribute: str, images: Sequence[Image.Image]) -> np.ndarray:
+    prompts = attribute_prompts(attribute)
+    values = np.array(list(prompts), dtype=object)
+    return values[grader.class_probabilities(images, prompts).argmax(-1).numpy()]
+
+
+def grade(quality: Quality, grader: Scorer, name: str, scenes: Sequence[Scene], images: Sequence[Image.Image]) -> np.ndarray:
+    """Add the share of images whose attribute the grader reads as the scene has it; return the subject's hits."""
+    hits = {}
+    for attribute in ATTRIBUTES:
+        truth = np.array([getattr(scene, attribute) for scene in scenes], dtype=object)
+        hits[attribute] = classify(grader, attribute, images) == truth
+        has = truth != None if attribute == "colour" else np.ones(len(truth), bool)  # noqa: E711, elementwise
+        quality.share(f"{name}: {attribute}", hits[attribute][has])
+    return hits["subject"]
+
+
+@torch.no_grad()
+def reconstruct(quality: Quality, model: Model, scenes: Sequence[Scene], path: Path):
+    vae, pictures = model.pipeline.vae, torch.stack([pil_to_tensor(render(scene)[0]) for scene in scenes])
+    rebuilt = torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in to_model_range(pictures).split(50)])
+    quality.mean("VAE mean absolute error", (rebuilt / 2 + 0.5 - pictures / 255).abs().mean((1, 2, 3)).numpy())
+    rebuilt = ((rebuilt + 1) * 127.5).round().byte()
+    figure, axes = plt.subplots(4, 12, figsize=(15, 5.4), layout="constrained")
+    for i, ax in enumerate(axes.flat):
+        ax.imshow((rebuilt if i // 12 % 2 else pictures)[i % 12 + 12 * (i // 24)].movedim(0, -1))
+        ax.set_axis_off()
+    figure.suptitle("Held-out pictures (rows 1, 3) and their reconstructions by the VAE (rows 2, 4)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def contact_sheet(scenes: Sequence[Scene], captions: Sequence[str], images: Sequence[Image.Image], path: Path):
+    per = len(images) // len(SUBJECTS)
+    chosen = [row * per + k for row in range(len(SUBJECTS)) for k in range(3)]
+    figure, axes = plt.subplots(6, 12, figsize=(18, 10.5), layout="constrained")
+    for ax, (k, kind) in zip(axes.flat, ((k, kind) for k in chosen for kind in ("generated", "rendered"))):
+        ax.imshow(images[k] if kind == "generated" else render(scenes[k])[0])
+        ax.set_axis_off()
+        ax.set_title("rendered" if kind == "rendered" else wrap(captions[k]), fontsize=6.5)
+    figure.suptitle("Generated from held-out captions, each beside a picture rendered of the same scene")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def wrap(text: str, width: int = 28) -> str:
+    words, lines = text.split(), [""]
+    for word in words:
+        lines = lines + [word] if len(lines[-1]) + len(word) > width else lines[:-1] + [f"{lines[-1]} {word}".strip()]
+    return "\n".join(lines)
+
+
+def guidance_curve(quality: Quality, model: Model, grader: Scorer, options: EvaluateOptions):
+    rng = random.Random(options.seed + 2)
+    scenes = single_scenes(options.guidance_captions, rng)
+    captions = [full_caption(scene, rng) for scene in scenes]
+    for guidance in sorted({*GUIDANCES, model.guidance_scale}):
+        images = model.generate(captions, seed=range(len(captions)), guidance_scale=guidance)
+        quality.mean(f"similarity to the caption, guidance {guidance:g}", grader.similarity(images, captions).numpy())
+    rows = [row for row in quality.rows if row["measure"].startswith("similarity")]
+    value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    ax.errorbar(sorted({*GUIDANCES, model.guidance_scale}), value, (value - low, high - value), marker="o", capsize=3)
+    ax.axvline(model.guidance_scale, ls=":", color="grey", label=f"default guidance, {model.guidance_scale:g}")
+    ax.set(xlabel="guidance scale", ylabel="grader's cosine similarity to the caption (95 % interval)",
+           title=f"Guidance against agreement, {len(captions)} held-out captions")  # fmt: skip
+    ax.legend()
+    figure.savefig(options.out / "menagerie_guidance.png", dpi=120)
+    plt.close(figure)
+
+
+def speed(quality: Quality, model: Model, repeats: int = 5):
+    for rows, name in ((1, "seconds, one image"), (16, "seconds per image, batch of 16")):
+        model.generate("a zebra", seed=range(rows))  # warm up
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            model.generate("a zebra", seed=range(rows))
+            times.append((time.perf_counter() - began) / rows)
+        quality.mean(name, np.array(times))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(EvaluateOptions))

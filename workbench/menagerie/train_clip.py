@@ -1,0 +1,95 @@
+"""Train the pipeline's CLIP: `python -m workbench.menagerie.train_clip --minutes 45`.
+
+A 12-layer text encoder and a small image tower, contrastively. The text encoder becomes the pipeline's; the whole model
+is kept in `runs`, where the default guidance is chosen with it (never with the grader).
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import tyro
+from einops import rearrange
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from workbench.menagerie.captions import caption
+from workbench.menagerie.cards import write_training
+from workbench.menagerie.training import Options, batch_rng, fit, pictures, to_model_range, training_scenes
+
+
+@dataclass
+class CLIPOptions(Options):
+    batch_size: int = 160
+    seed: int = 2
+
+
+def build(tokenizer: CLIPTokenizer) -> CLIPModel:
+    text = dict(vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=12,
+                num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    vision = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=96, logit_scale_init_value=2.9)
+    return CLIPModel._from_config(config, attn_implementation="eager")  # the fused one is slow backwards in bf16 on CPUs
+
+
+def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, captions: list[str]) -> dict[str, torch.Tensor]:
+    """Symmetric InfoNCE of normalised embeddings (row, channel); equal captions in a batch are all positives."""
+    index = {text: i for i, text in enumerate(captions)}
+    ids = torch.tensor([index[text] for text in captions], device=images.device)
+    same = (rearrange(ids, "i -> i 1") == ids).float()
+    target = same / same.sum(1, keepdim=True)
+    logits = scale * images.float() @ texts.float().T
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    hit = same.gather(1, logits.argmax(1, keepdim=True)).mean()
+    return {"loss": loss, "top1": hit, "scale": scale}
+
+
+def batch(options: Options, step: int, images: torch.Tensor, scenes) -> tuple[torch.Tensor, list[str]]:
+    """Pictures and fresh captions of one step."""
+    rng = batch_rng(options, step)
+    index = rng.integers(len(scenes), size=options.batch_size)
+    words = random.Random(int(rng.integers(2**63)))
+    return to_model_range(images[index], options.device), [caption(scenes[i], words) for i in index]
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str], device="cpu") -> torch.Tensor:
+    """Token ids (row, token), padded to the tokenizer's length; a caption that is too long raises ValueError."""
+    rows = tokenizer(captions)["input_ids"]
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if len(rows[longest]) > tokenizer.model_max_length:
+        raise ValueError(f"training caption of {len(rows[longest])} tokens, the tokenizer's limit is "
+                         f"{tokenizer.model_max_length}: {captions[longest]!r}; shorten the grammar or raise LENGTH")  # fmt: skip
+    ids = torch.full((len(rows), tokenizer.model_max_length), tokenizer.pad_token_id)
+    for row, tokens in zip(ids, rows):
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids.to(device)
+
+
+def main(options: CLIPOptions):
+    torch.manual_seed(options.seed)
+    folder = options.out / "menagerie-sd"
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    model = build(tokenizer)
+    scenes = training_scenes(options.scenes, options.seed)
+    images = pictures(scenes)
+
+    def loss(step):
+        x, captions = batch(options, step, images, scenes)
+        ids = tokenize(tokenizer, captions, options.device)
+        ids = ids[:, : 1 + int((ids == tokenizer.eos_token_id).int().argmax(1).max())]  # causal: what follows changes nothing
+        out = model(input_ids=ids, pixel_values=x)
+        scale = model.logit_scale.exp().clamp(max=100)
+        return contrastive_loss(out.image_embeds, out.text_embeds, scale, captions)
+
+    model, record = fit("clip", model, loss, options, autocast=True, weight_decay=0.05)
+    model.save_pretrained(options.runs / "clip")
+    text = CLIPTextModel(model.config.text_config)
+    inner = getattr(text, "text_model", text)  # transformers 4 nests it
+    inner.load_state_dict(model.text_model.state_dict())
+    text.save_pretrained(folder / "text_encoder")
+    write_training(folder / "text_encoder", **record)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(CLIPOptions))

@@ -1,0 +1,116 @@
+"""Loading models: `wb.load()` gives the embedded menagerie, `wb.load(path or id or pipeline)` any Stable Diffusion."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+_PACKAGE = Path(__file__).resolve().parent
+DATA = next(folder for folder in (_PACKAGE / "data", _PACKAGE.parent / "data") if folder.exists())  # in a wheel, in a clone
+MENAGERIE = DATA / "menagerie-sd"
+GRADER = DATA / "menagerie-clip"
+MANIFEST = "SHA256SUMS"
+DEFAULTS = "defaults.json"
+
+
+@dataclass
+class Model:
+    """A text-to-image model under study.
+
+    pipeline: the untouched diffusers pipeline. num_inference_steps, guidance_scale: what `generate` uses when not told.
+    """
+
+    pipeline: DiffusionPipeline
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+
+    def latents(self, seeds: Sequence[int]) -> torch.Tensor:
+        """Starting noise, one row per seed: (row, channel, y, x), float32 on the CPU whatever the model's device."""
+        unet = self.pipeline.unet.config
+        shape = (1, unet.in_channels, unet.sample_size, unet.sample_size)
+        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def generate(self, prompt: str | Sequence[str], *, seed: int | Sequence[int] = 0, num_inference_steps: int | None = None,
+                 guidance_scale: float | None = None, batch_size: int = 16) -> list[Image.Image]:  # fmt: skip
+        """Images of one or several prompts, row i from prompt i and seed i; a single prompt or seed serves all rows.
+
+        A seed gives the same starting noise in any row, batch and process. Raises ValueError when the numbers of prompts
+        and seeds differ; warns of prompts that are longer than the text encoder reads.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        rows = max(len(prompts), len(seeds))
+        prompts, seeds = (values * rows if len(values) == 1 else values for values in (prompts, seeds))
+        if not len(prompts) == len(seeds) == rows:
+            raise ValueError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one of either, or equally many")
+        self._warn_of_long(prompts)
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
+        self.pipeline.set_progress_bar_config(disable=True)
+        images = []
+        with tqdm(total=rows, desc="images", disable=rows <= batch_size) as bar:
+            for at in range(0, rows, batch_size):
+                some = slice(at, at + batch_size)
+                latents = self.latents(seeds[some]).to(self.pipeline.device, self.pipeline.unet.dtype)
+                images += self.pipeline(prompts[some], latents=latents, num_inference_steps=steps, guidance_scale=guidance).images
+                bar.update(len(latents))
+        return images
+
+    def _warn_of_long(self, prompts: Sequence[str]):
+        tokenizer = self.pipeline.tokenizer
+        for text in dict.fromkeys(prompts):
+            ids = tokenizer(text, verbose=False)["input_ids"]
+            if len(ids) > tokenizer.model_max_length:
+                lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+                warnings.warn(f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
+                              f"{lost!r} is cut off {text!r}; shorten the prompt", stacklevel=3)  # fmt: skip
+
+
+def load(source: str | Path | DiffusionPipeline | None = None, *, device: str | torch.device = "cpu",
+         dtype: torch.dtype = torch.float32, revision: str | None = None, verify: bool = True) -> Model:  # fmt: skip
+    """Load a model to study.
+
+    source: None for the embedded menagerie; a folder or a hub id that diffusers loads; or a live pipeline, which is taken
+    as it is (device and dtype stay its own). verify: check a folder's files against its SHA256SUMS, where it has one.
+
+    Raises FileNotFoundError for a missing and ValueError for an altered file, with both hashes.
+    """
+    if isinstance(source, DiffusionPipeline):
+        return Model(source)
+    folder = Path(MENAGERIE if source is None else source)
+    if verify and (folder / MANIFEST).exists():
+        verify_files(folder)
+    pipeline = DiffusionPipeline.from_pretrained(str(folder) if folder.exists() else str(source), revision=revision, torch_dtype=dtype)
+    defaults = folder / DEFAULTS
+    return Model(pipeline.to(device), **(json.loads(defaults.read_text()) if defaults.exists() else {}))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_manifest(folder: Path):
+    """Write SHA256SUMS for every file under a folder, in the form that `sha256sum -c` reads."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    (folder / MANIFEST).write_text("".join(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files))
+
+
+def verify_files(folder: Path):
+    """Check a folder against its SHA256SUMS."""
+    for line in (folder / MANIFEST).read_text().splitlines():
+        expected, name = line.split("  ", 1)
+        path = folder / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: {MANIFEST} expects it with SHA-256 {expected}, found no file; restore it "
+                                    "(git checkout, or install the package again)")  # fmt: skip
+        if (found := digest(path)) != expected:
+            raise ValueError(f"{path} was altered: {MANIFEST} expects SHA-256 {expected}, found {found}; restore it "
+                             "(git checkout, or install the package again), or pass verify=False to load it as it is")  # fmt: skip
