@@ -85,6 +85,17 @@ def test_generate_says_what_does_not_fit(model):
         model.generate(" ".join(["zebra"] * 40), num_inference_steps=1)
 
 
+def test_zero_shot_probabilities_marginalise_their_prompts(model):
+    grader, images = wb.Scorer(), model.generate("a cow", seed=[0, 1], num_inference_steps=2)
+    single = grader.class_probabilities(images, {"cow": ["a cow"], "car": ["a car"]})
+    logits = grader.model.logit_scale.exp() * grader.image_embeddings(images) @ grader.text_embeddings(["a cow", "a car"]).T
+    assert torch.allclose(single, logits.softmax(-1), atol=1e-6)
+    twice = grader.class_probabilities(images, {"cow": ["a cow"] * 2, "car": ["a car"] * 2})
+    assert torch.allclose(single, twice, atol=1e-6)
+    with pytest.raises(ValueError, match=r"prompts per label \{'cow': 1, 'car': 2\}; give every label equally many"):
+        grader.class_probabilities(images, {"cow": ["a cow"], "car": ["a car", "cars"]})
+
+
 def test_a_missing_weight_file_is_named_with_what_was_expected(copy):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(

@@ -1,7 +1,9 @@
 """The training loop's laws, and a smoke run of every training script."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,23 @@ def test_interrupting_keeps_the_run(tmp_path):
     with pytest.raises(SystemExit, match=r"line: stopped at step 5, kept in .*; go on with --resume"):
         fit("line", model, loss, options(tmp_path, checkpoint_minutes=60))
     assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 5
+
+
+def test_a_script_killed_outright_goes_on_with_resume(tmp_path):
+    script = [sys.executable, "-m", "workbench.menagerie.train_vae", "--device", "cpu", "--scenes", "20", "--batch-size", "2"]
+    script += ["--runs", str(tmp_path), "--out", str(tmp_path), "--checkpoint-minutes", "0"]
+    checkpoint = tmp_path / "vae.pt"
+    run = subprocess.Popen([*script, "--steps", "100000"], stderr=subprocess.DEVNULL)
+    while not checkpoint.exists():
+        assert run.poll() is None, "the script ended before its first checkpoint"
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    reached = torch.load(checkpoint, weights_only=True)["step"]
+    assert 1 <= reached < 100000
+    subprocess.run([*script, "--steps", str(reached + 2), "--resume"], check=True, capture_output=True)
+    assert torch.load(checkpoint, weights_only=True)["step"] == reached + 2
+    assert (tmp_path / "menagerie-sd" / "vae" / "diffusion_pytorch_model.safetensors").exists()
 
 
 def test_every_script_makes_its_files_and_the_parts_make_a_pipeline(tmp_path):

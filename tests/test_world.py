@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -34,8 +35,8 @@ def test_equal_scenes_render_equally_and_every_subject_has_a_mask(scene):
 
 def test_rendering_is_the_same_in_another_process():
     code = "import zlib; from workbench.menagerie.world import *; print(zlib.crc32(render(Scene('lion', seed=5))[0].tobytes()))"
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
-    assert len(runs) == 1
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(found) == zlib.crc32(render(Scene("lion", seed=5))[0].tobytes())
 
 
 @pytest.mark.parametrize("subject", world.SUBJECTS)
@@ -146,7 +147,7 @@ def test_the_tokenizer_splits_some_subjects_and_holds_every_caption():
 
 
 def test_attribute_prompts_differ_in_their_attribute_alone():
-    prompts = attribute_prompts("colour", samples=5)
+    prompts = attribute_prompts("colour", samples=50)
     assert list(prompts) == list(world.COLOURS)
     for texts in zip(*prompts.values()):
         assert len({text.replace(f"an {c} ", "a * ").replace(f"a {c} ", "a * ") for c, text in zip(prompts, texts)}) == 1

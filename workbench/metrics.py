@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import open_clip
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from PIL import Image
 
 from workbench.models import GRADER, MANIFEST, verify_files
@@ -43,6 +44,14 @@ class Scorer:
         return (self.image_embeddings(images) * self.text_embeddings([texts] if isinstance(texts, str) else texts)).sum(-1)
 
     def class_probabilities(self, images: Sequence[Image.Image], prompts: Mapping[object, Sequence[str]]) -> torch.Tensor:
-        """Zero-shot probabilities: (image, class). A class is the mean of its prompts' embeddings (Radford et al. 2021)."""
-        centres = torch.stack([F.normalize(self.text_embeddings(texts).mean(0), dim=0) for texts in prompts.values()])
-        return (self.model.logit_scale.exp().item() * self.image_embeddings(images) @ centres.T).softmax(-1)
+        """Zero-shot probabilities: (image, label).
+
+        With one prompt a class, CLIP's own (Radford et al. 2021, section 3.1). With several, the softmax over all prompts
+        summed within each class: the prompts of a class are alternatives, and an image need fit only one of them.
+        """
+        sizes = [len(texts) for texts in prompts.values()]
+        if len(set(sizes)) != 1:
+            raise ValueError(f"class_probabilities: prompts per label {dict(zip(prompts, sizes))}; give every label equally many")
+        texts = self.text_embeddings([text for texts in prompts.values() for text in texts])
+        all_prompts = (self.model.logit_scale.exp().item() * self.image_embeddings(images) @ texts.T).softmax(-1)
+        return reduce(all_prompts, "image (label prompt) -> image label", "sum", prompt=sizes[0])

@@ -87,7 +87,7 @@ def load(source: str | Path | DiffusionPipeline | None = None, *, device: str | 
     folder = Path(MENAGERIE if source is None else source)
     if verify and (folder / MANIFEST).exists():
         verify_files(folder)
-    pipeline = DiffusionPipeline.from_pretrained(str(folder) if folder.exists() else str(source), revision=revision, torch_dtype=dtype)
+    pipeline = DiffusionPipeline.from_pretrained(str(folder) if folder.exists() else str(source), revision=revision, dtype=dtype)
     defaults = folder / DEFAULTS
     return Model(pipeline.to(device), **(json.loads(defaults.read_text()) if defaults.exists() else {}))
 

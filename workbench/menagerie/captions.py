@@ -9,7 +9,7 @@ shows.
 
 import random
 
-from workbench.menagerie.world import COLOURS, SCENES, SEASONS, STYLES, SUBJECTS, THINGS, Scene
+from workbench.menagerie.world import ACTIONS, COLOURS, POSITIONS, QUADRUPEDS, SCENES, SEASONS, STYLES, SUBJECTS, THINGS, Scene
 
 PARAPHRASES = {
     "zebra": ("striped equine", "black and white striped beast"),
@@ -91,11 +91,11 @@ def _noun(scene: Scene, rng: random.Random, paraphrase: float, holdout: bool) ->
     return text
 
 
-def attribute_prompts(attribute: str, samples: int = 24, seed: int = 0) -> dict[str | None, list[str]]:
-    """Zero-shot prompts: for each value of an attribute, captions that have it, alike in everything else.
+def attribute_prompts(attribute: str, samples: int = 300, seed: int = 0) -> dict[str | None, list[str]]:
+    """Zero-shot prompts: for each value of an attribute, captions that have it, of scenes drawn over all other attributes.
 
     attribute: subject, colour, scene, season or style. The values share their random choices, so that the prompts of two
-    values differ in that attribute alone.
+    values differ in what follows from that attribute alone.
     """
     values = {"subject": SUBJECTS, "colour": COLOURS, "scene": SCENES, "season": SEASONS, "style": STYLES}
     if attribute not in values:
@@ -103,13 +103,14 @@ def attribute_prompts(attribute: str, samples: int = 24, seed: int = 0) -> dict[
     prompts: dict[str | None, list[str]] = {value: [] for value in values[attribute]}
     rng = random.Random(f"{attribute} {seed}")
     for _ in range(samples):
-        other = dict(scene=rng.choice(SCENES), season=rng.choice(SEASONS), style=rng.choice(STYLES),
-                     subject=rng.choice(THINGS if attribute == "colour" else SUBJECTS), colour=rng.choice(COLOURS))  # fmt: skip
+        other = {name: rng.choice(choices) for name, choices in (values | {"position": POSITIONS, "action": ACTIONS}).items()}
+        if attribute == "colour":
+            other["subject"] = rng.choice(THINGS)
         wording = rng.getrandbits(32)
         for value in prompts:
             chosen = other | {attribute: value}
-            if chosen["subject"] not in THINGS:
-                chosen["colour"] = None
+            chosen["colour"] = chosen["colour"] if chosen["subject"] in THINGS else None
+            chosen["action"] = chosen["action"] if chosen["subject"] in QUADRUPEDS else None
             text = caption(Scene(**chosen), random.Random(wording), paraphrase=0)
             if attribute == "scene" and PLACE[value] not in text:
                 text += f" {PLACE[value]}"

@@ -46,7 +46,7 @@ class EvaluateOptions:
     """Held-out rendered pictures for the grader."""
     swap_seeds: int = 50
     """Generated images of the zebra and of the giraffe."""
-    guidance_captions: int = 60
+    guidance_captions: int = 48
     seed: int = 77
 
 

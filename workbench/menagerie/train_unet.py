@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import tyro
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import rearrange
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -37,7 +39,7 @@ class UNetOptions(Options):
 
 
 def build(width: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
@@ -47,6 +49,12 @@ def build(width: int) -> UNet2DConditionModel:
         attention_head_dim=4,  # the number of heads, as in SD 1.x
         norm_num_groups=8,
     )
+    residual = {UNet2DConditionModel: "conv_out", ResnetBlock2D: "conv2", Transformer2DModel: "proj_out"}
+    for module in unet.modules():  # Stable Diffusion starts these at zero; diffusers leaves it to the trainer
+        if type(module) in residual:
+            for parameter in getattr(module, residual[type(module)]).parameters():
+                torch.nn.init.zeros_(parameter)
+    return unet
 
 
 def scheduler() -> DDIMScheduler:
