@@ -5,12 +5,15 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
+
+from workbench.sites import Sites, find_sites
 
 _PACKAGE = Path(__file__).resolve().parent
 DATA = next(folder for folder in (_PACKAGE / "data", _PACKAGE.parent / "data") if folder.exists())  # in a wheel, in a clone
@@ -30,6 +33,11 @@ class Model:
     pipeline: DiffusionPipeline
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+
+    @cached_property
+    def sites(self) -> Sites:
+        """Every value that can be read or changed, in execution order; call it with a glob to select."""
+        return find_sites(self.pipeline)
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
         """Starting noise, one row per seed: (row, channel, y, x), float32 on the CPU whatever the model's device."""
