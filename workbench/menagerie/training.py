@@ -114,7 +114,7 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
         raise SystemExit(f"\n{name}: stopped at step {step}, kept in {path}; go on with --resume") from None
     bar.close()
     save()
-    hardware = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.device}, {torch.get_num_threads()} threads"
     record = {key: getattr(options, key) for key in ("batch_size", "learning_rate", "ema", "scenes", "seed")}
     record = {"steps": step, "minutes": round(elapsed / 60, 1), "hardware": hardware} | record
     return average.module.eval(), record
