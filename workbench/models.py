@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import nnsight
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from workbench.engine import Run, run, wrap
+from workbench.interventions import World
 from workbench.sites import Sites, find_sites
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -38,6 +42,34 @@ class Model:
     def sites(self) -> Sites:
         """Every value that can be read or changed, in execution order; call it with a glob to select."""
         return find_sites(self.pipeline)
+
+    @cached_property
+    def nn(self) -> nnsight.NNsight:
+        """The pipeline as NNsight sees it."""
+        return wrap(self.pipeline)
+
+    @cached_property
+    def lock(self) -> threading.Lock:
+        """Held by a running trace: one at a time per model."""
+        return threading.Lock()
+
+    def run(self, worlds: Sequence[World], *, seeds: Sequence[int] = (0,), num_inference_steps: int | None = None,
+            guidance_scale: float | None = None, record: Sequence[str] = (), batch_size: int = 16) -> Run:  # fmt: skip
+        """Generate every world from every seed, with its interventions.
+
+        Worlds of one run share the starting noise of each seed, and read one another's values in the same forward pass.
+        record: globs of sites whose values (of the conditional half, behind all interventions) are kept. batch_size:
+        largest number of images per pipeline call.
+
+        Raises KeyError for a site, ValueError for a token, step, head or world that does not exist, all before anything is
+        computed; RuntimeError when an intervention did not fire as often as planned; FloatingPointError for images that
+        are not finite.
+        """
+        return run(
+            self, worlds, seeds=seeds, record=record, batch_size=batch_size,
+            num_inference_steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+        )  # fmt: skip
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
         """Starting noise, one row per seed: (row, channel, y, x), float32 on the CPU whatever the model's device."""

@@ -108,7 +108,7 @@ def find_sites(pipeline: DiffusionPipeline) -> Sites:
     length = getattr(pipeline, encoders[0]).config.max_position_embeddings
     sites += _unet_sites(pipeline.unet, length)
     latents = (pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size)
-    return Sites([*sites, Site("vae.latents", "vae.decoder", "input", IMAGE, latents)])
+    return Sites([*sites, Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents)])
 
 
 def _text_sites(name: str, encoder: torch.nn.Module) -> Iterator[Site]:

@@ -1,0 +1,266 @@
+"""Laws of the engine, on random tiny pipelines of every family."""
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from workbench import World, ablate, add_noise, map_input, mix_attention, replace_prompt, restore, scale, steer
+from workbench.interventions import Intervention
+
+STEPS = 3
+ZEBRA, LION = "a zebra in the savanna", "a lion on the beach at night"
+
+
+@pytest.fixture
+def model(tiny):
+    return wb.load(tiny)
+
+
+def run(model, *worlds, seeds=(0, 1), **more):
+    return model.run(worlds, **dict(seeds=seeds, num_inference_steps=STEPS, guidance_scale=3.0) | more)
+
+
+def same(run, a, b):
+    return np.array_equal(run.images.sel(world=a), run.images.sel(world=b))
+
+
+def far(run, a, b):
+    return float(np.abs(run.images.sel(world=a) - run.images.sel(world=b)).max()) > 1e-4
+
+
+def test_without_interventions_it_is_the_plain_pipeline(model):
+    ours = run(model, World("a", ZEBRA), World("b", LION))
+    plain = model.pipeline(
+        [ZEBRA, ZEBRA, LION, LION], latents=model.latents([0, 1, 0, 1]), num_inference_steps=STEPS, guidance_scale=3.0, output_type="np"
+    ).images
+    assert np.array_equal(ours.images.values.reshape(plain.shape), plain)
+    assert ours.images.dims == ("world", "seed", "y", "x", "colour") and list(ours.images.world.values) == ["a", "b"]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_identity_interventions_change_nothing(model, guidance):
+    width = model.sites("text_encoder.1.mlp")[0].sizes[-1]
+    channels = model.sites("unet.mid.0.resnet")[0].sizes[0]
+    context = model.sites("unet.mid*.context")[0].sizes[-1]
+    identities = {
+        "restore": restore(["text_encoder.*", "unet.*.resnet", "unet.*.ff"], "clean"),
+        "steer": steer("text_encoder.1.mlp", np.ones(width), 0.0),
+        "steer image": steer("unet.mid.0.resnet", np.ones(channels), 0.0),
+        "scale": scale(["text_encoder.0.attention", "unet.*.cross", "unet.noise", "vae.latents"], 1.0),
+        "noise": add_noise("text_encoder.embedding", 0.0, tokens="zebra"),
+        "map": map_input("unet.mid*.context", np.eye(context)),
+        "replace": replace_prompt("unet.*.cross.context", ZEBRA),
+    }
+    found = run(model, World("clean", ZEBRA), *[World(name, ZEBRA, [what]) for name, what in identities.items()], guidance_scale=guidance)
+    for name in identities:
+        difference = float(np.abs(found.images.sel(world=name) - found.images.sel(world="clean")).max())
+        # the same prompt encoded alone and in a batch sums in another order; all else is exact
+        assert difference < 1e-4 if name == "replace" else difference == 0, name
+
+
+def test_restoring_everything_is_clean_and_nothing_is_corrupted(model):
+    noise = add_noise("text_encoder*.embedding", 1.0, seed=1, tokens="subject")
+    last = ["text_encoder_2.pooled"] if is_xl(model) else []
+    worlds = [
+        World("clean", ZEBRA),
+        World("corrupted", ZEBRA, [noise], subject="zebra"),
+        World("embedding", ZEBRA, [noise, restore("text_encoder*.embedding", "clean")], subject="zebra"),
+        World("late", ZEBRA, [noise, restore(["text_encoder*.hidden", *last], "clean")], subject="zebra"),
+        World("noise", ZEBRA, [noise, restore("unet.noise", "clean")], subject="zebra"),
+    ]
+    found = run(model, *worlds)
+    assert far(found, "clean", "corrupted")
+    for name in ("embedding", "late", "noise"):
+        assert same(found, "clean", name), name
+
+
+def is_xl(model):
+    return hasattr(model.pipeline, "text_encoder_2")
+
+
+def test_a_row_is_its_own(model):
+    """Interventions in one world never touch another, and a world alone is the world in a batch."""
+    hit = World("hit", ZEBRA, [scale("unet.mid.0.resnet", 3.0), ablate("text_encoder.0.attention")])
+    together = run(model, World("clean", ZEBRA), hit, World("other", LION))
+    without = run(model, World("clean", ZEBRA), World("hit", ZEBRA), World("other", LION))
+    for name in ("clean", "other"):
+        assert np.array_equal(together.images.sel(world=name), without.images.sel(world=name))
+    assert far(together, "clean", "hit")
+    alone = run(model, hit, seeds=(1,))
+    assert np.allclose(alone.images.sel(world="hit", seed=1), together.images.sel(world="hit", seed=1), atol=1e-4)
+
+
+def test_splitting_batches_carries_the_sources(model):
+    worlds = [World("clean", ZEBRA), World("corrupted", LION)]
+    worlds += [World(f"restored {i}", LION, [restore(f"text_encoder.{i}.hidden", "clean")]) for i in range(3)]
+    whole, split = run(model, *worlds, batch_size=16), run(model, *worlds, batch_size=2)
+    assert np.allclose(whole.images, split.images, atol=1e-4)
+    with pytest.raises(
+        ValueError, match=r"world 'restored 0' with those that it reads, \['clean', 'restored 0'\], is 2 rows; raise batch_size=1"
+    ):
+        run(model, *worlds, batch_size=1)
+
+
+def test_all_layers_given_another_prompt_generate_it(model):
+    whole = World("swapped", ZEBRA, [replace_prompt("unet.*.cross.context", LION)])
+    parts = World("k and v", ZEBRA, [replace_prompt("unet.*.cross.{k,v}", LION)])
+    found = run(model, World("zebra", ZEBRA), World("lion", LION), whole, parts)
+    assert far(found, "zebra", "lion")
+    for name in ("swapped", "k and v"):
+        pooled = is_xl(model)  # the pooled vector stays the zebra's
+        assert np.allclose(found.images.sel(world=name), found.images.sel(world="lion"), atol=1e-4) != pooled, name
+
+
+def test_attention_is_mixed_from_the_source(model):
+    site = "unet.mid*.cross.probs"
+    length = model.pipeline.tokenizer.model_max_length
+    worlds = [
+        World("source", ZEBRA),
+        World("target", LION),
+        World("none", LION, [mix_attention(site, "source", 0.0)]),
+        World("all", LION, [mix_attention(site, "source", 1.0)]),
+        World("mapped", LION, [mix_attention(site, "source", 1.0, mapper=np.eye(length))]),
+        World("window", LION, [mix_attention(site, "source", 1.0, steps=(0.0, 0.4))]),
+    ]
+    found = run(model, *worlds, record=[site])
+    name = next(iter(found.values))
+    probs = found.values[name]
+    assert probs.dims == ("world", "seed", "step", "head", "pixel", "token")
+    assert np.allclose(probs.sum("token"), 1, atol=1e-5)
+    assert same(found, "target", "none") and same(found, "all", "mapped")
+    assert np.array_equal(probs.sel(world="all", step=0), probs.sel(world="source", step=0))
+    assert np.array_equal(probs.sel(world="window", step=0), probs.sel(world="source", step=0))
+    assert not np.array_equal(probs.sel(world="window", step=2), probs.sel(world="source", step=2))
+
+
+def test_explicit_attention_is_close_to_the_fused_one(model):
+    plain, read = run(model, World("a", ZEBRA)), run(model, World("a", ZEBRA), record=["unet.*.probs"])
+    assert np.allclose(plain.images, read.images, atol=1e-4)
+    assert not any(type(p).__name__ == "ExplicitAttention" for p in model.pipeline.unet.attn_processors.values())
+
+
+def test_recorded_values_are_those_that_hooks_see(model):
+    """At every step, at a site that is also read by others: no occurrence is taken for another."""
+    names = ["unet.mid.0.resnet", "unet.up.0.0.resnet", "text_encoder.1.mlp", "unet.noise"]
+    seen = {name: [] for name in names}
+    handles = []
+    for site in model.sites(*names):
+        part = dict(model.nn._module.named_modules())[site.module]
+        handles.append(part.register_forward_hook(lambda m, a, out, name=site.name: seen[name].append(out.clone())))
+    found = run(model, World("a", ZEBRA), World("b", ZEBRA, [scale("unet.mid.0.resnet", 1.0)]), record=names)
+    for handle in handles:
+        handle.remove()
+    for name in names[:2] + names[3:]:
+        steps = torch.stack([value[4:] for value in seen[name]], 1)  # the conditional half
+        assert steps.shape[1] == STEPS
+        assert np.array_equal(found.values[name].values.reshape(steps.shape), steps)
+    assert np.array_equal(
+        found.values["text_encoder.1.mlp"].values.reshape(seen["text_encoder.1.mlp"][0].shape), seen["text_encoder.1.mlp"][0]
+    )
+
+
+def test_only_the_named_steps_rows_tokens_and_heads_change(model):
+    site = "unet.mid*.cross.v"
+    clean = World("clean", ZEBRA)
+    changes = {"steps": dict(steps=[1]), "tokens": dict(tokens="zebra"), "heads": dict(heads=[0])}
+    worlds = [World(name, ZEBRA, [ablate(site, **where)], subject="zebra") for name, where in changes.items()]
+    found = run(model, clean, *worlds, record=[site])
+    values = next(iter(found.values.values()))
+    width = values.sizes["channel"] // model.sites(site)[0].heads
+    assert (
+        np.array_equal(values.sel(world="steps", step=0), values.sel(world="clean", step=0)) and not values.sel(world="steps", step=1).any()
+    )
+    tokens = values.sel(world="tokens", step=0)
+    assert not tokens.isel(token=2).any() and np.array_equal(tokens.isel(token=3), values.sel(world="clean", step=0).isel(token=3))
+    heads = values.sel(world="heads", step=0)
+    assert not heads[..., :width].any() and np.array_equal(heads[..., width:], values.sel(world="clean", step=0)[..., width:])
+
+
+def test_rows_name_the_halves_of_a_guided_batch(model):
+    """Scaling the noise prediction by a at both halves scales the guided one; at one half it does not."""
+    both, cond, uncond = (World(rows, ZEBRA, [scale("unet.noise", 0.5, rows=rows)]) for rows in ("both", "cond", "uncond"))
+    found = run(model, World("clean", ZEBRA), both, cond, uncond)
+    assert all(far(found, a, b) for a in ("both", "cond", "uncond") for b in ("clean", "both", "cond", "uncond") if a < b)
+    default = run(model, World("default", ZEBRA, [scale("unet.noise", 0.5)]), both, World("x", ZEBRA), World("y", ZEBRA))
+    assert same(default, "default", "both")
+
+
+def test_fired_counts_are_reported_and_checked(model, monkeypatch):
+    found = run(
+        model, World("a", ZEBRA, [scale(["unet.mid.0.resnet", "unet.mid.1.resnet"], 1.0, steps=[0, 2]), scale("text_encoder.final", 1.0)])
+    )
+    assert found.fired == {("a", 0): 4, ("a", 1): 1}
+    from workbench.engine import Batch
+
+    monkeypatch.setattr(Batch, "touch", lambda self, module, site, step: module.output)
+    with pytest.raises(RuntimeError, match=r"interventions fired .* times, expected \{\('a', 0\): 3\}"):
+        run(model, World("a", ZEBRA, [scale("unet.mid.0.resnet", 2.0)]))
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "intervention"),
+    [
+        (KeyError, "no site matches 'unet.middle'", lambda: scale("unet.middle", 2.0)),
+        (ValueError, "'giraffe' is not in the prompt", lambda: scale("text_encoder.0.mlp", 2.0, tokens="giraffe")),
+        (ValueError, "names no subject", lambda: scale("text_encoder.0.mlp", 2.0, tokens="subject")),
+        (ValueError, "steps=[3]: the run has steps 0 to 2; raise num_inference_steps", lambda: scale("unet.noise", 2.0, steps=[1, 3])),
+        (ValueError, "fractions of the run go from 0.0 to 1.0", lambda: scale("unet.noise", 2.0, steps=(0.5, 1.5))),
+        (ValueError, "names none of the run's 3 steps", lambda: scale("unet.noise", 2.0, steps=slice(5, 9))),
+        (ValueError, "reads world 'clear', which the run lacks; its worlds are ['a']", lambda: restore("unet.noise", "clear")),
+        (ValueError, "the site's axes are ('row', 'channel', 'y', 'x'); leave tokens out", lambda: scale("unet.noise", 2.0, tokens="eos")),
+        (ValueError, "the text encoder runs once, before the steps; leave steps out", lambda: scale("text_encoder.0.mlp", 2.0, steps=[0])),
+        (ValueError, "only the prompt's own call of the text encoder", lambda: scale("text_encoder.0.mlp", 2.0, rows="uncond")),
+        (ValueError, "heads are apart only at q, k, v and probs sites", lambda: scale("unet.mid.0.resnet", 2.0, heads=0)),
+        (ValueError, "it was made for 5 channels, the site has ", lambda: steer("text_encoder.0.mlp", [1.0] * 5)),
+        (ValueError, "mix_attention works at probs sites", lambda: mix_attention("unet.noise", "a")),
+        (ValueError, "replace_prompt works at cross-attention's", lambda: replace_prompt("unet.noise", LION)),
+        (ValueError, "worlds read one another in a circle: a -> a", lambda: restore("unet.noise", "a")),
+        (ValueError, 'rows=\'left\': may be "cond", "uncond" or "both"', lambda: scale("unet.noise", 2.0, rows="left")),
+        (ValueError, 'to may be "zero", "mean" or "resample", the last with a world', lambda: ablate("unet.noise", "one")),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(model, monkeypatch, error, text, intervention):
+    monkeypatch.setattr(type(model.pipeline), "__call__", lambda *a, **k: pytest.fail("the pipeline ran"))
+    with pytest.raises(error) as raised:
+        run(model, World("a", ZEBRA, [intervention()]))
+    assert text in str(raised.value)
+
+
+def test_an_exception_leaves_the_model_as_it_was(model, monkeypatch):
+    def weights_and_hooks():
+        modules = [m for m in model.nn._module.modules() if isinstance(m, torch.nn.Module)]
+        processors = {name: id(p) for name, p in model.pipeline.unet.attn_processors.items()}
+        return [p.detach().clone() for m in modules for p in m.parameters(recurse=False)], processors
+
+    before = run(model, World("a", ZEBRA))
+    weights, processors = weights_and_hooks()
+    with pytest.raises(FloatingPointError, match=r"images of worlds \['b'\] are not finite: weaken their interventions"):
+        run(model, World("a", ZEBRA), World("b", ZEBRA, [scale("unet.*.probs", float("nan"))]))
+    from workbench import engine
+
+    monkeypatch.setattr(engine, "transform", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(model, World("a", ZEBRA, [scale("unet.*.probs", 2.0)]))
+    monkeypatch.undo()
+    weights_after, processors_after = weights_and_hooks()
+    assert processors == processors_after and all(torch.equal(a, b) for a, b in zip(weights, weights_after))
+    assert np.array_equal(run(model, World("a", ZEBRA)).images, before.images)
+
+
+def test_interventions_are_values():
+    made = [
+        restore("unet.*.resnet", "clean", steps=slice(0, 5)),
+        add_noise("text_encoder.embedding", 0.3, seed=4, tokens="subject"),
+        replace_prompt("unet.*.cross.context", "a lion", steps=(0.2, 0.6)),
+        steer("text_encoder.0.mlp", [0.5, -1.0], 2.0, tokens=[1, 2], keep_norm=True),
+        ablate("unet.mid.cross", "resample", "other"),
+        scale("unet.mid.cross.v", 0.0, heads=(0, 1), rows="uncond"),
+        mix_attention("unet.*.probs", "source", [1.0, 0.5], [[1.0, 0.0], [0.0, 1.0]]),
+        map_input("unet.*.context", [[1.0, 0.0], [0.0, 1.0]]),
+    ]
+    for intervention in made:
+        assert Intervention.from_json(intervention.to_json()) == intervention
+        assert hash(intervention) == hash(Intervention.from_json(intervention.to_json()))
+        assert type(intervention.rule).__name__ in repr(intervention)
+    assert len(set(made)) == len(made)

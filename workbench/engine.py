@@ -1,0 +1,265 @@
+"""The engine: worlds in, labelled results out. The only module that opens an NNsight trace.
+
+All worlds of a run go through the denoiser as rows of one batch, from the same starting noise per seed, so that "take the
+clean world's value" is a read of another row of the same forward pass. A batch that must be split carries the worlds that
+are read along.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import nnsight
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from einops import rearrange, repeat
+from tqdm.auto import tqdm
+
+from workbench.interventions import ReplacePrompt, World, source_world, transform
+from workbench.plan import Action, batches, resolve
+from workbench.sites import IMAGE, Site
+
+
+@dataclass
+class Run:
+    """What a run returned.
+
+    images: float in [0, 1], (world, seed, y, x, colour). latents: the denoised latents, (world, seed, channel, y, x).
+    values: what was recorded, by site: (world, seed, [step,] ...the site's axes). fired: how often each intervention was
+    carried out, by (world, number in the world).
+    """
+
+    worlds: tuple[World, ...]
+    images: xr.DataArray
+    latents: xr.DataArray
+    values: dict[str, xr.DataArray]
+    fired: dict[tuple[str, int], int]
+
+
+class PipelineRoot(torch.nn.Module):
+    """A diffusers pipeline as a module: its components are children, its forward is the pipeline's call."""
+
+    def __init__(self, pipeline):
+        super().__init__()
+        object.__setattr__(self, "pipeline", pipeline)
+        for module in pipeline.unet.modules():  # where attention probabilities pass by when they are in use
+            if type(module).__name__ == "BasicTransformerBlock":
+                for attention in (module.attn1, module.attn2):
+                    attention.probs = torch.nn.Identity()
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                self.add_module(name, part)
+
+    def forward(self, *args, **kwargs):
+        return type(self.pipeline).__call__(self.pipeline, *args, **kwargs)
+
+
+class ExplicitAttention:
+    """Attention whose probabilities exist as a tensor, for diffusers' transformer blocks."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **ignored):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        split = lambda x: rearrange(x, "row i (head c) -> row head i c", head=attn.heads)
+        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(context)), split(attn.to_v(context))
+        probs = attn.probs((query @ key.transpose(-1, -2) * attn.scale).softmax(-1))
+        return attn.to_out[1](attn.to_out[0](rearrange(probs @ value, "row head i c -> row i (head c)")))
+
+
+@contextmanager
+def explicit_attention(pipeline, sites: Sequence[Site]):
+    """Give the attentions of these "probs" sites an explicit softmax, for as long as the block lasts."""
+    paths = {site.module.removesuffix(".probs") for site in sites if site.name.endswith(".probs")}
+    attentions = [pipeline.unet.get_submodule(path.removeprefix("unet.")) for path in sorted(paths)]
+    before = [attention.processor for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.processor = ExplicitAttention()
+        yield
+    finally:
+        for attention, processor in zip(attentions, before):
+            attention.processor = processor
+
+
+def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
+        record: Sequence[str] = (), batch_size: int = 16) -> Run:  # fmt: skip
+    """Generate every world from every seed; see `Model.run`."""
+    worlds, seeds = tuple(worlds), list(seeds)
+    guided = guidance_scale > 1
+    actions = resolve(model, worlds, num_inference_steps, guided)
+    recorded = list(model.sites(*record)) if record else []
+    plan = list(batches(worlds, seeds, batch_size))
+    found, fired = {}, Counter()
+    with tqdm(total=len(plan) * num_inference_steps, desc="denoising", disable=None) as bar:
+        for group, some in plan:
+            names = {world.name for world in group}
+            batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, guided)
+            images, latents = batch.trace(num_inference_steps, guidance_scale, bar)
+            for w, world in enumerate(group):
+                for s, seed in enumerate(some):
+                    row = w * len(some) + s
+                    values = {name: value[row] for name, value in batch.values.items()}
+                    found.setdefault((world.name, seed), {"image": images[row], "latents": latents[row]} | values)
+            fired.update(batch.fired)
+    labels = {"world": [world.name for world in worlds], "seed": seeds}
+
+    def collect(key: str, axes: tuple[str, ...]) -> xr.DataArray:
+        stacked = torch.stack([torch.stack([found[world.name, seed][key] for seed in seeds]) for world in worlds])
+        return xr.DataArray(stacked.numpy(), dims=("world", "seed", *axes), coords=labels)
+
+    values = {}
+    for site in recorded:
+        per_step = () if outside_loop(site) else ("step",)
+        values[site.name] = collect(site.name, (*per_step, *site.axes[1:]))
+    images = collect("image", ("colour", "y", "x")).transpose("world", "seed", "y", "x", "colour")
+    if not torch.isfinite(torch.from_numpy(images.values)).all():
+        broken = [name for name in labels["world"] if not torch.isfinite(torch.from_numpy(images.sel(world=name).values)).all()]
+        raise FloatingPointError(f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32")
+    return Run(worlds, images, collect("latents", IMAGE[1:]), values, dict(fired))
+
+
+def outside_loop(site: Site) -> bool:
+    """Whether a site's module runs once, not at every denoising step."""
+    return not site.name.startswith("unet.")
+
+
+class Batch:
+    """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed."""
+
+    def __init__(self, model, worlds, seeds, actions: list[Action], recorded: list[Site], guided: bool):
+        self.model, self.worlds, self.seeds, self.recorded, self.guided = model, worlds, seeds, recorded, guided
+        self.index = {world.name: i for i, world in enumerate(worlds)}
+        self.actions: dict[Site, list[Action]] = defaultdict(list)
+        for action in sorted(actions, key=lambda action: self.index[action.world]):  # a world stands behind those that it reads
+            self.actions[action.site].append(action)
+        self.fired: Counter = Counter()
+        self.values: dict[str, list[torch.Tensor] | torch.Tensor] = {site.name: [] for site in recorded}
+        self.prompts = {a.rule.prompt: _encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
+
+    def trace(self, steps: int, guidance: float, bar) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU."""
+        pipeline, wrapped = self.model.pipeline, self.model.nn
+        latents = repeat(self.model.latents(self.seeds), "seed c y x -> (world seed) c y x", world=len(self.worlds))
+        call = dict(
+            latents=latents.to(pipeline.device, pipeline.unet.dtype), num_inference_steps=steps, guidance_scale=guidance,
+            output_type="pt", callback_on_step_end=lambda pipe, i, t, kwargs: bar.update() or kwargs,
+        )  # fmt: skip
+        prompts = [world.prompt for world in self.worlds for _ in self.seeds]
+        sites = {*self.actions, *self.recorded}
+        final = []
+        with self.model.lock, explicit_attention(pipeline, sites), torch.no_grad():
+            with wrapped.trace() as tracer:
+                with tracer.invoke(prompts, **call):
+                    pass
+                for site in sites:
+                    with tracer.invoke():
+                        self.visit(tracer, wrapped, site, steps)
+                with tracer.invoke():
+                    final.append(wrapped.get("vae.post_quant_conv").input)
+                with tracer.invoke():
+                    output = nnsight.save(tracer.result)
+        expected = Counter({(a.world, a.number): 0 for group in self.actions.values() for a in group})
+        for group in self.actions.values():
+            for action in group:
+                expected[action.world, action.number] += len(action.steps)
+        if self.fired != expected:
+            raise RuntimeError(f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
+                               "the pipeline did not call the modules as its site table says")  # fmt: skip
+        self.values = {name: torch.stack(seen, 1) if len(seen) > 1 or not outside_loop(self.model.sites(name)[0]) else seen[0]
+                       for name, seen in self.values.items()}  # fmt: skip
+        return output.images.float().cpu(), (final[0] * pipeline.vae.config.scaling_factor).float().cpu()
+
+    def visit(self, tracer, wrapped, site: Site, steps: int):
+        """Read, change and record one site; one mediator of NNsight's per site, whose requests come in execution order."""
+        module = wrapped.get(site.module)
+        if outside_loop(site):
+            self.touch(module, site, 0)
+            return
+        changed = {step for action in self.actions[site] for step in action.steps}
+        for step in tracer.iter[sorted(changed | (set(range(steps)) if site in self.recorded else set()))]:
+            self.touch(module, site, step)
+
+    def touch(self, module, site: Site, step: int):
+        if site.port == "context":
+            args, kwargs = module.inputs
+            value = kwargs["encoder_hidden_states"]
+        else:
+            whole = module.output if site.port == "output" else module.input
+            value = whole[0] if isinstance(whole, tuple) else whole
+        actions = [action for action in self.actions[site] if step in action.steps]
+        if actions:
+            value = self.change(value, site, actions)  # a new tensor, assigned: edits in place are lost
+            if site.port == "context":
+                module.inputs = (args, {**kwargs, "encoder_hidden_states": value})
+            elif site.port == "input":
+                module.input = value
+            else:
+                module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
+        if site in self.recorded:
+            self.values[site.name].append(value[self.rows(site, "cond")].detach().float().cpu())
+
+    def rows(self, site: Site, half: str, world: str | None = None) -> slice:
+        """Rows of a world (or of all) in one half; the UNet's batch is [uncond..., cond...] under guidance."""
+        size = len(self.worlds) * len(self.seeds)
+        start = size if half == "cond" and self.guided and not outside_loop(site) else 0
+        if world is None:
+            return slice(start, start + size)
+        start += self.index[world] * len(self.seeds)
+        return slice(start, start + len(self.seeds))
+
+    def change(self, value: torch.Tensor, site: Site, actions: list[Action]) -> torch.Tensor:
+        image = site.axes == IMAGE
+        out = (rearrange(value, "row c y x -> row (y x) c") if image else value).clone()
+        for action in actions:
+            for half in ("uncond", "cond") if action.rows == "both" else (action.rows,):
+                own = out[self.rows(site, half, action.world)]
+                changed = transform(action.rule, own, site.name, source=self.source(out, site, half, action))
+                if (mask := _mask(action, own)) is not None:
+                    changed = torch.where(mask, changed, own)
+                out[self.rows(site, half, action.world)] = changed
+            self.fired[action.world, action.number] += 1
+        if image:  # in the layout that it came in, or other rows would be summed in another order
+            return torch.empty_like(value).copy_(rearrange(out, "row (y x) c -> row c y x", y=value.shape[2]))
+        return out
+
+    def source(self, value: torch.Tensor, site: Site, half: str, action: Action) -> torch.Tensor | None:
+        if (world := source_world(action.rule)) is not None:
+            return value[self.rows(site, half, world)]
+        if isinstance(action.rule, ReplacePrompt):
+            states = self.prompts[action.rule.prompt].to(value)
+            if site.port == "context":
+                return states
+            return F.linear(states, self.model.pipeline.unet.get_submodule(site.module.removeprefix("unet.")).weight)
+        return None
+
+
+def _mask(action: Action, value: torch.Tensor) -> torch.Tensor | None:
+    """Which entries of a value (row, ...) an action addresses; None for all."""
+    if action.tokens is None and action.heads is None:
+        return None
+    mask = torch.ones(value.shape[1:], dtype=torch.bool, device=value.device)
+    axes = action.site.axes[1:]
+    if action.tokens is not None:
+        chosen = torch.zeros(value.shape[1 + axes.index("token")], dtype=torch.bool, device=value.device)
+        chosen[list(action.tokens)] = True
+        mask &= chosen.view([-1 if axis == "token" else 1 for axis in axes])
+    if action.heads is not None:
+        chosen = torch.zeros(action.site.heads, dtype=torch.bool, device=value.device)
+        chosen[list(action.heads)] = True
+        if "head" in axes:
+            mask &= chosen.view([-1 if axis == "head" else 1 for axis in axes])
+        else:
+            mask &= chosen.repeat_interleave(value.shape[-1] // action.site.heads)
+    return mask
+
+
+def _encode(pipeline, prompt: str) -> torch.Tensor:
+    """A prompt's states as cross-attention is given them: (1, token, channel)."""
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+
+
+def wrap(pipeline) -> nnsight.NNsight:
+    """NNsight over a whole pipeline."""
+    return nnsight.NNsight(PipelineRoot(pipeline))

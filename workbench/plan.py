@@ -1,0 +1,124 @@
+"""Planning a run: every intervention found, checked and counted, and every batch laid out, before anything is computed."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from workbench.interventions import Intervention, MapInput, MixAttention, ReplacePrompt, Rule, Steer, World, source_world
+from workbench.sites import Site
+from workbench.text import tokenize
+
+
+@dataclass(frozen=True)
+class Action:
+    """One intervention at one site, resolved: which world, which of its tokens, which steps, which half of the rows."""
+
+    world: str
+    number: int
+    site: Site
+    rule: Rule
+    tokens: tuple[int, ...] | None
+    steps: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    rows: str
+
+
+def resolve_steps(steps: tuple | None, count: int) -> tuple[int, ...]:
+    """Numbers of the denoising steps that an intervention's `steps` names; raises ValueError outside the run."""
+    if steps is None:
+        return tuple(range(count))
+    if steps[0] == "slice":
+        found = tuple(range(count)[slice(*steps[1:])])
+    elif len(steps) == 2 and all(isinstance(step, float) for step in steps):
+        low, high = steps
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"steps={steps}: fractions of the run go from 0.0 to 1.0, the smaller first")
+        found = tuple(range(round(low * count), round(high * count)))
+    else:
+        if outside := [step for step in steps if not 0 <= step < count]:
+            raise ValueError(f"steps={outside}: the run has steps 0 to {count - 1}; raise num_inference_steps or name others")
+        found = tuple(sorted(set(steps)))
+    if not found:
+        raise ValueError(f"steps={steps} names none of the run's {count} steps")
+    return found
+
+
+def resolve(model, worlds: Sequence[World], count: int, guided: bool) -> list[Action]:
+    """Every intervention at every site, checked, before anything runs."""
+    names = [world.name for world in worlds]
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"worlds named {repeated} more than once; give each its own name")
+    actions = []
+    for world in worlds:
+        for number, intervention in enumerate(world.interventions):
+            source = source_world(intervention.rule)
+            if source is not None and source not in names:
+                raise ValueError(f"world {world.name!r} reads world {source!r}, which the run lacks; its worlds are {names}")
+            for site in model.sites(*intervention.sites):
+                actions.append(_action(model, world, number, intervention, site, count, guided))
+    return actions
+
+
+def _action(model, world: World, number: int, intervention: Intervention, site: Site, count: int, guided: bool) -> Action:
+    what = f"{type(intervention.rule).__name__} at {site.name} in world {world.name!r}"
+    in_text = site.name.startswith("text_encoder")
+    tokens = None
+    if intervention.tokens is not None:
+        if "token" not in site.axes:
+            raise ValueError(f"{what}: tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out")
+        tokens = tokenize(model.pipeline.tokenizer, world.prompt).positions(intervention.tokens, world.subject)
+    if intervention.heads is not None:
+        if site.name.rsplit(".", 1)[1] not in ("q", "k", "v", "probs"):
+            raise ValueError(f"{what}: heads={intervention.heads}, but heads are apart only at q, k, v and probs sites")
+        if outside := [head for head in intervention.heads if not 0 <= head < site.heads]:
+            raise ValueError(f"{what}: heads={outside}, the attention has heads 0 to {site.heads - 1}")
+    if in_text and intervention.steps is not None:
+        raise ValueError(f"{what}: steps={intervention.steps}, but the text encoder runs once, before the steps; leave steps out")
+    if isinstance(intervention.rule, MixAttention) and not site.name.endswith(".probs"):
+        raise ValueError(f"{what}: mix_attention works at probs sites")
+    if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith((".cross.context", ".cross.k", ".cross.v")):
+        raise ValueError(f"{what}: replace_prompt works at cross-attention's context, k and v sites")
+    if isinstance(intervention.rule, (Steer, MapInput)):
+        given = len(intervention.rule.direction if isinstance(intervention.rule, Steer) else intervention.rule.matrix)
+        if given != (channels := site.sizes[site.axes.index("channel") - 1]):
+            raise ValueError(f"{what}: it was made for {given} channels, the site has {channels}")
+    from_text = in_text or "token" in site.axes
+    rows = intervention.rows or ("cond" if from_text else "both")
+    if in_text and rows != "cond":
+        raise ValueError(f"{what}: rows={rows!r}, but only the prompt's own call of the text encoder is changed; leave rows out")
+    if not guided and rows != "cond":
+        if intervention.rows == "uncond":
+            raise ValueError(f'{what}: rows="uncond", but the run has no unconditional half; give guidance_scale above 1')
+        rows = "cond"
+    steps = (0,) if in_text or site.name.startswith("vae") else resolve_steps(intervention.steps, count)
+    return Action(world.name, number, site, intervention.rule, tokens, steps, intervention.heads, rows)
+
+
+def batches(worlds: Sequence[World], seeds: Sequence[int], batch_size: int) -> Iterator[tuple[list[World], list[int]]]:
+    """Worlds and seeds of each batch, every world with the worlds that it reads."""
+    by_name = {world.name: world for world in worlds}
+
+    def needed(world: World, seen: tuple[str, ...] = ()) -> dict[str, None]:
+        if world.name in seen:
+            raise ValueError(f"worlds read one another in a circle: {' -> '.join([*seen, world.name])}")
+        found: dict[str, None] = {}
+        for intervention in world.interventions:
+            if (source := source_world(intervention.rule)) is not None:
+                found |= needed(by_name[source], (*seen, world.name))
+        return found | {world.name: None}
+
+    groups: list[dict[str, None]] = []
+    for world in worlds:
+        need = needed(world)
+        if len(need) > batch_size:
+            raise ValueError(
+                f"world {world.name!r} with those that it reads, {list(need)}, is {len(need)} rows; raise batch_size={batch_size}"
+            )
+        if groups and len(groups[-1] | need) <= batch_size:
+            groups[-1] |= need
+        else:
+            groups.append(need)
+    for group in groups:
+        per = batch_size // len(group)
+        for at in range(0, len(seeds), per):
+            yield [by_name[name] for name in group], list(seeds[at : at + per])
