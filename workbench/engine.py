@@ -5,7 +5,7 @@ clean world's value" is a read of another row of the same forward pass. A batch 
 are read along.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,10 +96,11 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
             names = {world.name for world in group}
             batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, guided)
             images, latents = batch.trace(num_inference_steps, guidance_scale, bar)
+            recordings = batch.values
             for w, world in enumerate(group):
                 for s, seed in enumerate(some):
                     row = w * len(some) + s
-                    values = {name: value[row] for name, value in batch.values.items()}
+                    values = {name: value[row] for name, value in recordings.items()}
                     found.setdefault((world.name, seed), {"image": images[row], "latents": latents[row]} | values)
             fired.update(batch.fired)
     labels = {"world": [world.name for world in worlds], "seed": seeds}
@@ -128,13 +129,13 @@ class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed."""
 
     def __init__(self, model, worlds, seeds, actions: list[Action], recorded: list[Site], guided: bool):
-        self.model, self.worlds, self.seeds, self.recorded, self.guided = model, worlds, seeds, recorded, guided
+        self.model, self.worlds, self.seeds, self.guided = model, worlds, seeds, guided
         self.index = {world.name: i for i, world in enumerate(worlds)}
-        self.actions: dict[Site, list[Action]] = defaultdict(list)
+        self.actions: dict[Site, list[Action]] = {}
         for action in sorted(actions, key=lambda action: self.index[action.world]):  # a world stands behind those that it reads
-            self.actions[action.site].append(action)
+            self.actions.setdefault(action.site, []).append(action)
         self.fired: Counter = Counter()
-        self.values: dict[str, list[torch.Tensor] | torch.Tensor] = {site.name: [] for site in recorded}
+        self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
         self.prompts = {a.rule.prompt: _encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
 
     def trace(self, steps: int, guidance: float, bar) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +147,7 @@ class Batch:
             output_type="pt", callback_on_step_end=lambda pipe, i, t, kwargs: bar.update() or kwargs,
         )  # fmt: skip
         prompts = [world.prompt for world in self.worlds for _ in self.seeds]
-        sites = {*self.actions, *self.recorded}
+        sites = list(dict.fromkeys([*self.actions, *self.seen]))
         final = []
         with self.model.lock, explicit_attention(pipeline, sites), torch.no_grad():
             with wrapped.trace() as tracer:
@@ -159,16 +160,18 @@ class Batch:
                     final.append(wrapped.get("vae.post_quant_conv").input)
                 with tracer.invoke():
                     output = nnsight.save(tracer.result)
-        expected = Counter({(a.world, a.number): 0 for group in self.actions.values() for a in group})
-        for group in self.actions.values():
-            for action in group:
-                expected[action.world, action.number] += len(action.steps)
+        expected: Counter = Counter()
+        for action in (action for actions in self.actions.values() for action in actions):
+            expected[action.world, action.number] += len(action.steps)
         if self.fired != expected:
             raise RuntimeError(f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
                                "the pipeline did not call the modules as its site table says")  # fmt: skip
-        self.values = {name: torch.stack(seen, 1) if len(seen) > 1 or not outside_loop(self.model.sites(name)[0]) else seen[0]
-                       for name, seen in self.values.items()}  # fmt: skip
         return output.images.float().cpu(), (final[0] * pipeline.vae.config.scaling_factor).float().cpu()
+
+    @property
+    def values(self) -> dict[str, torch.Tensor]:
+        """What was recorded, by site: (row, [step,] ...)."""
+        return {site.name: seen[0] if outside_loop(site) else torch.stack(seen, 1) for site, seen in self.seen.items()}
 
     def visit(self, tracer, wrapped, site: Site, steps: int):
         """Read, change and record one site; one mediator of NNsight's per site, whose requests come in execution order."""
@@ -176,8 +179,8 @@ class Batch:
         if outside_loop(site):
             self.touch(module, site, 0)
             return
-        changed = {step for action in self.actions[site] for step in action.steps}
-        for step in tracer.iter[sorted(changed | (set(range(steps)) if site in self.recorded else set()))]:
+        wanted = range(steps) if site in self.seen else {step for action in self.actions[site] for step in action.steps}
+        for step in tracer.iter[sorted(wanted)]:
             self.touch(module, site, step)
 
     def touch(self, module, site: Site, step: int):
@@ -187,7 +190,7 @@ class Batch:
         else:
             whole = module.output if site.port == "output" else module.input
             value = whole[0] if isinstance(whole, tuple) else whole
-        actions = [action for action in self.actions[site] if step in action.steps]
+        actions = [action for action in self.actions.get(site, ()) if step in action.steps]
         if actions:
             value = self.change(value, site, actions)  # a new tensor, assigned: edits in place are lost
             if site.port == "context":
@@ -196,8 +199,8 @@ class Batch:
                 module.input = value
             else:
                 module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
-        if site in self.recorded:
-            self.values[site.name].append(value[self.rows(site, "cond")].detach().float().cpu())
+        if site in self.seen:
+            self.seen[site].append(value[self.rows(site, "cond")].detach().float().cpu())
 
     def rows(self, site: Site, half: str, world: str | None = None) -> slice:
         """Rows of a world (or of all) in one half; the UNet's batch is [uncond..., cond...] under guidance."""

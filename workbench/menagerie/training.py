@@ -89,7 +89,7 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
             rate = options.learning_rate * min(1, (step + 1) / 200) * min(1, 3 * (1 - progress()))
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(hash((options.seed, step)))
+            torch.manual_seed(1_000_003 * options.seed + step)
             with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=autocast):
                 losses = loss(step)
             if not torch.isfinite(losses["loss"]):
