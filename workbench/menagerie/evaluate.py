@@ -23,7 +23,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from workbench.menagerie.captions import PLACE, attribute_prompts, caption
 from workbench.menagerie.train_tokenizer import RARE
 from workbench.menagerie.training import to_model_range
-from workbench.menagerie.world import SUBJECTS, Scene, render, sample_scene
+from workbench.menagerie.world import SUBJECTS, Scene, has_held_out, render, sample_scene
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 
@@ -114,10 +114,14 @@ class Quality:
 
 
 def single_scenes(count: int, rng: random.Random, subject: str | None = None) -> list[Scene]:
-    """Held-out scenes of one plain subject (of the given one), so that every attribute has one answer."""
+    """Held-out scenes of one plain subject (of the given one), so that every attribute has one answer.
+
+    A subject none of whose combinations is held out (lion, car) gets new scenes of combinations that training had.
+    """
+    holdout = subject is None or has_held_out(subject)
     found = []
     while len(found) < count:
-        scene = sample_scene(rng, holdout=True)
+        scene = sample_scene(rng, holdout=holdout)
         plain = scene.subject in SUBJECTS and scene.beside is None and scene.count == 1 and scene.individual is None
         if plain and subject in (None, scene.subject):
             found.append(scene)

@@ -114,7 +114,16 @@ def _check_colour(subject: str, colour: str | None):
 
 def held_out(scene: Scene) -> bool:
     """Whether this combination of subject, scene and season is kept out of all training data (one in ten is)."""
-    return zlib.crc32(f"{scene.subject}|{scene.scene}|{scene.season}".encode()) % 10 == 0
+    return _held_out(scene.subject, scene.scene, scene.season)
+
+
+def has_held_out(subject: str) -> bool:
+    """Whether any combination of a subject is held out."""
+    return any(_held_out(subject, scene, season) for scene in SCENES for season in SEASONS)
+
+
+def _held_out(subject: str, scene: str, season: str | None) -> bool:
+    return zlib.crc32(f"{subject}|{scene}|{season}".encode()) % 10 == 0
 
 
 def sample_scene(rng: random.Random, *, holdout: bool = False) -> Scene:
