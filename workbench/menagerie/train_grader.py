@@ -38,7 +38,7 @@ def configuration(tokenizer: CLIPTokenizer) -> dict:
 
 
 def build(config: dict) -> open_clip.CLIP:
-    return open_clip.CLIP(**{key: value for key, value in config["model_cfg"].items()})
+    return open_clip.CLIP(**config["model_cfg"])
 
 
 def main(options: GraderOptions):
