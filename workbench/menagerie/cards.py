@@ -16,9 +16,16 @@ def write_training(folder: Path, **record):
     (Path(folder) / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def summary(folder: Path) -> str:
+    """One line on how the weights in a folder were trained, the runs before the last one included."""
+    last = json.loads((Path(folder) / "training.json").read_text())
+    line = f"{last['steps']} steps of {last['batch_size']} in {last['minutes']} min on {last['hardware']}, seed {last['seed']}"
+    return f"{last['before']}; {line}" if "before" in last else line
+
+
 def _table(folder: Path, parts: list[str]) -> str:
     rows = [(part or ".", json.loads((folder / part / "training.json").read_text())) for part in parts]
-    keys = list(rows[0][1])
+    keys = list(dict.fromkeys(key for _, record in rows for key in record))
     lines = ["| part | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]
     return "\n".join(lines + [f"| {part} | " + " | ".join(str(record.get(key, "")) for key in keys) + " |" for part, record in rows])
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from workbench.menagerie.captions import caption
-from workbench.menagerie.cards import write_training
+from workbench.menagerie.cards import summary, write_training
 from workbench.menagerie.train_clip import tokenize
 from workbench.menagerie.training import Options, batch_rng, fit, pictures, to_model_range, training_scenes
 from workbench.models import digest
@@ -113,6 +113,8 @@ def main(options: UNetOptions):
         return {"loss": (error * snr.clamp(max=options.snr_cap) / snr).mean(), "mse": error.mean()}
 
     unet, record = fit("unet", unet, loss, options)
+    if options.continued:
+        record["before"] = summary(folder)
     unet.save_pretrained(folder)
     write_training(folder, **record)
 
