@@ -13,20 +13,30 @@ from workbench.interventions import (
     scale,
     steer,
 )
+from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.metrics import Scorer
 from workbench.models import Model, load
+from workbench.prompts import Prompt, PromptSet, prompt_set
+from workbench.results import effects, open_results
 
 __all__ = [
     "Intervention",
     "Model",
+    "Prompt",
+    "PromptSet",
     "Run",
     "Scorer",
+    "TraceSpec",
     "World",
     "ablate",
     "add_noise",
+    "causal_trace",
+    "effects",
     "load",
     "map_input",
     "mix_attention",
+    "open_results",
+    "prompt_set",
     "replace_prompt",
     "restore",
     "scale",

@@ -68,6 +68,20 @@ class ExplicitAttention:
 
 
 @contextmanager
+def quiet(pipeline):
+    """Without the pipeline's own progress bar, for as long as the block lasts."""
+    before = getattr(pipeline, "_progress_bar_config", None)
+    pipeline.set_progress_bar_config(**(before or {}) | {"disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipeline._progress_bar_config
+        else:
+            pipeline._progress_bar_config = before
+
+
+@contextmanager
 def explicit_attention(pipeline, sites: Sequence[Site]):
     """Give the attentions of these "probs" sites an explicit softmax, for as long as the block lasts."""
     paths = {site.module.removesuffix(".probs") for site in sites if site.name.endswith(".probs")}
@@ -83,7 +97,7 @@ def explicit_attention(pipeline, sites: Sequence[Site]):
 
 
 def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
-        record: Sequence[str] = (), batch_size: int = 16) -> Run:  # fmt: skip
+        record: Sequence[str] = (), batch_size: int = 16, progress: bool = True) -> Run:  # fmt: skip
     """Generate every world from every seed; see `Model.run`."""
     worlds, seeds = tuple(worlds), list(seeds)
     guided = guidance_scale > 1
@@ -91,7 +105,7 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
     recorded = list(model.sites(*record)) if record else []
     plan = list(batches(worlds, seeds, batch_size))
     found, fired = {}, Counter()
-    with tqdm(total=len(plan) * num_inference_steps, desc="denoising", disable=None) as bar:
+    with tqdm(total=len(plan) * num_inference_steps, desc="denoising", disable=None if progress else True) as bar:
         for group, some in plan:
             names = {world.name for world in group}
             batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, guided)
@@ -149,7 +163,7 @@ class Batch:
         prompts = [world.prompt for world in self.worlds for _ in self.seeds]
         sites = list(dict.fromkeys([*self.actions, *self.seen]))
         final = []
-        with self.model.lock, explicit_attention(pipeline, sites), torch.no_grad():
+        with self.model.lock, quiet(pipeline), explicit_attention(pipeline, sites), torch.no_grad():
             with wrapped.trace() as tracer:
                 with tracer.invoke(prompts, **call):
                     pass

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
-from workbench.engine import Run, run, wrap
+from workbench.engine import Run, quiet, run, wrap
 from workbench.interventions import World
 from workbench.sites import Sites, find_sites
 
@@ -27,7 +27,7 @@ MANIFEST = "SHA256SUMS"
 DEFAULTS = "defaults.json"
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A text-to-image model under study.
 
@@ -43,6 +43,18 @@ class Model:
         """Every value that can be read or changed, in execution order; call it with a glob to select."""
         return find_sites(self.pipeline)
 
+    @property
+    def record(self) -> dict[str, str]:
+        """What tells this model from others, for results to carry: its pipeline's class, scheduler and weights."""
+        pipeline = self.pipeline
+        parts = {name: fingerprint(part) for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        return {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__, "weights": parts}
+
+    def __repr__(self):
+        size = sum(p.numel() for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters())
+        return (f"{type(self.pipeline).__name__}, {size / 1e6:.1f} M parameters; num_inference_steps={self.num_inference_steps}, "
+                f"guidance_scale={self.guidance_scale:g}; {len(self.sites)} sites:\n{self.sites!r}")  # fmt: skip
+
     @cached_property
     def nn(self) -> nnsight.NNsight:
         """The pipeline as NNsight sees it."""
@@ -54,19 +66,20 @@ class Model:
         return threading.Lock()
 
     def run(self, worlds: Sequence[World], *, seeds: Sequence[int] = (0,), num_inference_steps: int | None = None,
-            guidance_scale: float | None = None, record: Sequence[str] = (), batch_size: int = 16) -> Run:  # fmt: skip
+            guidance_scale: float | None = None, record: Sequence[str] = (), batch_size: int = 16,
+            progress: bool = True) -> Run:  # fmt: skip
         """Generate every world from every seed, with its interventions.
 
         Worlds of one run share the starting noise of each seed, and read one another's values in the same forward pass.
         record: globs of sites whose values (of the conditional half, behind all interventions) are kept. batch_size:
-        largest number of images per pipeline call.
+        largest number of images per pipeline call. progress: whether a bar counts the denoising steps.
 
         Raises KeyError for a site, ValueError for a token, step, head or world that does not exist, all before anything is
         computed; RuntimeError when an intervention did not fire as often as planned; FloatingPointError for images that
         are not finite.
         """
         return run(
-            self, worlds, seeds=seeds, record=record, batch_size=batch_size,
+            self, worlds, seeds=seeds, record=record, batch_size=batch_size, progress=progress,
             num_inference_steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
         )  # fmt: skip
@@ -93,9 +106,8 @@ class Model:
         self._warn_of_long(prompts)
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
-        self.pipeline.set_progress_bar_config(disable=True)
         images = []
-        with tqdm(total=rows, desc="images", disable=rows <= batch_size) as bar:
+        with quiet(self.pipeline), tqdm(total=rows, desc="images", disable=rows <= batch_size) as bar:
             for at in range(0, rows, batch_size):
                 some = slice(at, at + batch_size)
                 latents = self.latents(seeds[some]).to(self.pipeline.device, self.pipeline.unet.dtype)
@@ -130,6 +142,15 @@ def load(source: str | Path | DiffusionPipeline | None = None, *, device: str | 
     pipeline = DiffusionPipeline.from_pretrained(str(folder) if folder.exists() else str(source), revision=revision, dtype=dtype)
     defaults = folder / DEFAULTS
     return Model(pipeline.to(device), **(json.loads(defaults.read_text()) if defaults.exists() else {}))
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, in hexadecimal."""
+    state = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -66,7 +66,9 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
     if intervention.tokens is not None:
         if "token" not in site.axes:
             raise ValueError(f"{what}: tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out")
-        tokens = tokenize(model.pipeline.tokenizer, world.prompt).positions(intervention.tokens, world.subject)
+        found = tokenize(model.pipeline.tokenizer, world.prompt)
+        if not (tokens := found.positions(intervention.tokens, world.subject)):
+            raise ValueError(f"{what}: tokens={intervention.tokens!r} names no token of {found!r}; name others")
     if intervention.heads is not None:
         if site.name.rsplit(".", 1)[1] not in ("q", "k", "v", "probs"):
             raise ValueError(f"{what}: heads={intervention.heads}, but heads are apart only at q, k, v and probs sites")

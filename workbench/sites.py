@@ -42,6 +42,17 @@ class Site:
     heads: int | None = None
     paper: int | None = None
 
+    @property
+    def layer(self) -> str:
+        """The name without its kind: "text_encoder.3", "unet.up.1.1"."""
+        return self.name.removesuffix(f".{self.kind}")
+
+    @property
+    def kind(self) -> str:
+        """What it is of its layer: "attention", "mlp", "resnet", "cross", "cross.v", ..."""
+        parts = self.name.split(".")
+        return ".".join(parts[-2:]) if parts[-1] in ("q", "k", "v", "probs", "context") else parts[-1]
+
 
 class Sites(Sequence[Site]):
     """Sites in execution order; call with globs to select."""

@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 class Tokens:
     """A prompt as the text encoder reads it: one entry per position, start, end and padding included.
 
-    pieces: the tokens' texts. spans: their first and last character (exclusive) in the prompt, (0, 0) for the special
+    ids: the tokens' numbers. pieces: their texts. spans: their first and last character (exclusive) in the prompt, (0, 0) for the special
     ones. end: the position of the end token, behind which all is padding.
     """
 
     prompt: str
+    ids: tuple[int, ...]
     pieces: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     end: int
@@ -64,6 +65,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tokens:
     ids = encoded["input_ids"]
     return Tokens(
         prompt=prompt,
+        ids=tuple(ids),
         pieces=tuple(token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(ids)),
         spans=tuple((start, stop) for start, stop in encoded["offset_mapping"]),
         end=ids.index(tokenizer.eos_token_id),

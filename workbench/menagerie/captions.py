@@ -94,25 +94,28 @@ def _noun(scene: Scene, rng: random.Random, paraphrase: float, holdout: bool) ->
 def attribute_prompts(attribute: str, samples: int = 300, seed: int = 0) -> dict[str | None, list[str]]:
     """Zero-shot prompts: for each value of an attribute, captions that have it, of scenes drawn over all other attributes.
 
-    attribute: subject, colour, scene, season or style. The values share their random choices, so that the prompts of two
-    values differ in what follows from that attribute alone.
+    attribute: subject, colour, scene, season, style, action or position (the last two: of quadrupeds, of "left" and
+    "right"). The values share their random choices, so that the prompts of two values differ in what follows from that
+    attribute alone.
     """
-    values = {"subject": SUBJECTS, "colour": COLOURS, "scene": SCENES, "season": SEASONS, "style": STYLES}
+    values = {"subject": SUBJECTS, "colour": COLOURS, "scene": SCENES, "season": SEASONS, "style": STYLES,
+              "action": ACTIONS[1:], "position": POSITIONS[1:]}  # fmt: skip
     if attribute not in values:
         raise ValueError(f"attribute={attribute!r} is unknown; allowed values: {', '.join(map(repr, values))}")
     prompts: dict[str | None, list[str]] = {value: [] for value in values[attribute]}
     rng = random.Random(f"{attribute} {seed}")
     for _ in range(samples):
         other = {name: rng.choice(choices) for name, choices in (values | {"position": POSITIONS, "action": ACTIONS}).items()}
-        if attribute == "colour":
-            other["subject"] = rng.choice(THINGS)
+        if attribute in ("colour", "action"):
+            other["subject"] = rng.choice(THINGS if attribute == "colour" else QUADRUPEDS)
         wording = rng.getrandbits(32)
         for value in prompts:
             chosen = other | {attribute: value}
             chosen["colour"] = chosen["colour"] if chosen["subject"] in THINGS else None
             chosen["action"] = chosen["action"] if chosen["subject"] in QUADRUPEDS else None
             text = caption(Scene(**chosen), random.Random(wording), paraphrase=0)
-            if attribute == "scene" and PLACE[value] not in text:
-                text += f" {PLACE[value]}"
+            said = {"scene": PLACE.get(value), "position": f"on the {value}", "action": value}.get(attribute)
+            if said is not None and said not in text:
+                text += f" {said}"
             prompts[value].append(text)
     return prompts

@@ -1,0 +1,149 @@
+"""Results: kept on disk as they come, read back whole, and averaged with intervals.
+
+A folder of results holds `spec.json`, what was asked, and one Parquet shard of long-form rows for each finished part. A
+killed experiment goes on with the same call: parts that are there are not computed again.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+SPEC = "spec.json"
+NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
+
+
+class Shards:
+    """The finished parts of one experiment, in a folder or, without one, in memory.
+
+    Raises ValueError for a folder that holds another experiment, naming what differs.
+    """
+
+    def __init__(self, spec: dict, folder: str | Path | None = None):
+        self.spec, self.folder = json.loads(json.dumps(spec)), None if folder is None else Path(folder)
+        self.found: dict[str, pd.DataFrame] = {}
+        if self.folder is None:
+            return
+        if (self.folder / SPEC).exists():
+            held = json.loads((self.folder / SPEC).read_text())
+            if held != self.spec:
+                differs = {key: (held.get(key), self.spec.get(key)) for key in {*held, *self.spec} if held.get(key) != self.spec.get(key)}
+                lines = "".join(f"\n  {key}: the folder has {_short(a)}, asked {_short(b)}" for key, (a, b) in sorted(differs.items()))
+                raise ValueError(f"folder={str(folder)!r} holds the results of another specification; name another folder, or ask "
+                                 f"for the same:{lines}")  # fmt: skip
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"folder={str(folder)!r} holds files but no {SPEC}; name an empty or a new folder")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _replace(self.folder / SPEC, lambda path: path.write_text(json.dumps(self.spec, indent=1) + "\n"))
+        self.found = {path.stem: pd.read_parquet(path) for path in sorted(self.folder.glob("*.parquet"))}
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.found
+
+    def write(self, part: str, rows: Iterable[dict]):
+        """Keep a finished part; a process killed at any moment leaves whole shards only."""
+        table = pd.DataFrame(rows)
+        if self.folder is not None:
+            _replace(self.folder / f"{part}.parquet", lambda path: table.to_parquet(path, index=False))
+        self.found[part] = table
+
+    def table(self) -> pd.DataFrame:
+        """All rows so far, long-form: world, metric, where it was measured, value."""
+        return pd.concat([self.found[part] for part in sorted(self.found)], ignore_index=True)
+
+    def dataset(self) -> xr.Dataset:
+        """The rows as labelled arrays, one for each kind of world, over the columns that it has."""
+        table = self.table()
+        places = [column for column in table if column not in ("world", "value")]
+        order = {column: list(dict.fromkeys(table[column].dropna())) for column in places}
+        arrays = {}
+        for world, rows in table.groupby("world", sort=False):
+            axes = [column for column in places if rows[column].notna().all()]
+            rows = rows.drop_duplicates(axes).astype({axis: int for axis in axes if rows[axis].dtype.kind == "f"})
+            found = rows.set_index(axes)["value"].to_xarray()
+            arrays[world] = found.reindex({axis: order[axis] for axis in axes})
+        data = xr.Dataset(arrays).assign_attrs(spec=json.dumps(self.spec), versions=json.dumps(_versions()))
+        if "prompt" in data.dims:
+            prompts = [self.spec["prompts"][int(i)] for i in data.prompt.values]
+            data = data.assign_coords({"text" if key == "prompt" else key: ("prompt", [p[key] for p in prompts]) for key in prompts[0]})
+        return data
+
+
+def open_results(folder: str | Path) -> xr.Dataset:
+    """The results in a folder, whole or as far as they have come; raises FileNotFoundError where there are none."""
+    folder = Path(folder)
+    if not (folder / SPEC).exists() or not any(folder.glob("*.parquet")):
+        held = "it does not exist" if not folder.exists() else f"it holds {sorted(path.name for path in folder.iterdir())[:5]}"
+        raise FileNotFoundError(
+            f"open_results({str(folder)!r}): no {SPEC} with finished parts there ({held}); name the folder= of an experiment"
+        )
+    return Shards(json.loads((folder / SPEC).read_text()), folder).dataset()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("diffusion-workbench", "torch", "diffusers", "transformers", "nnsight", "open_clip_torch")}
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def _replace(path: Path, write):
+    write(path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt", "draw", "seed"), level: float = 0.95,
+            resamples: int = 2000) -> xr.Dataset:  # fmt: skip
+    """Average effects of a trace, with percentile bootstrap intervals.
+
+    trace: `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed), `restored` (metric, prompt, draw, seed,
+    ...). Returns, in the metric's unit: `total_effect` = clean - corrupted; `indirect_effect` = restored - corrupted,
+    signed (Meng et al. 2022, section 2.1); and `recovery`, the ratio of the two means (a mean of ratios would be ruled by
+    prompts with no effect), NaN where the total effect is below 1e-4. Each comes as `NAME`, `NAME_low`, `NAME_high`;
+    `significant` says whether the indirect effect's interval leaves out 0; `prompts` counts what entered.
+
+    Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. An axis that `over` leaves out
+    stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
+
+    Raises KeyError for a metric that the trace lacks.
+    """
+    if metric not in trace.metric.values:
+        raise KeyError(f"metric={metric!r} was not measured; the trace has {', '.join(map(str, trace.metric.values))}")
+    chosen = trace.sel(metric=metric, drop=True)
+    rng = np.random.default_rng(0)
+    sizes = {axis: trace.sizes[axis] for axis in ("prompt", "draw", "seed")}
+    weight = lambda axis, *outer: xr.DataArray(
+        rng.multinomial(sizes[axis], [1 / sizes[axis]] * sizes[axis], size=(resamples, *(sizes[o] for o in outer))),
+        dims=("resample", *outer, axis),
+    )
+    weights = weight("prompt") if "prompt" in over else xr.DataArray(1)
+    weights = weights * (weight("seed") if "seed" in over else 1) * (weight("draw", "prompt") if "draw" in over else 1)
+    parts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
+    parts["comparable"] = parts["total_effect"].where(parts["indirect_effect"].notnull())  # of the prompts that have the target
+    found, drawn = {}, {}
+    for name, cells in parts.items():
+        found[name] = cells.mean(over)
+        defined = cells.notnull()
+        count = xr.dot(defined.astype(float), weights, dim=over)
+        drawn[name] = xr.dot(cells.fillna(0), weights, dim=over) / count.where(count > 0)
+    for values in (found, drawn):
+        total = values.pop("comparable")
+        values["recovery"] = values["indirect_effect"] / total.where(abs(total) > NEAR_ZERO)
+    tail = (1 - level) / 2
+    for name, values in drawn.items():
+        found[f"{name}_low"], found[f"{name}_high"] = (values.quantile(q, "resample").drop_vars("quantile") for q in (tail, 1 - tail))
+    found["significant"] = (found["indirect_effect_low"] > 0) | (found["indirect_effect_high"] < 0)
+    found["prompts"] = parts["indirect_effect"].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
+    attrs = trace.attrs | {"metric": metric, "level": level, "resamples": resamples, "over": list(over)}
+    return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
+
+
+UNITS = {"probability": "probability", "similarity": "cosine", "pixel_distance": "mean absolute difference", "ssim": "SSIM"}
