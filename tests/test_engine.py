@@ -1,5 +1,7 @@
 """Laws of the engine, on random tiny pipelines of every family."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import workbench as wb
 from workbench import World, ablate, add_noise, map_input, mix_attention, replace_prompt, restore, scale, steer
 from workbench.interventions import Intervention
+from workbench.models import DATA
 
 STEPS = 3
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach at night"
@@ -264,3 +267,89 @@ def test_interventions_are_values():
         assert hash(intervention) == hash(Intervention.from_json(intervention.to_json()))
         assert type(intervention.rule).__name__ in repr(intervention)
     assert len(set(made)) == len(made)
+
+
+# What NNsight gets wrong without an error, one test each. The reference is plain PyTorch hooks.
+
+
+def by_hooks(model, prompts, seeds, edits):
+    """Images (row, y, x, colour) of rows of prompts, where `edits` maps a site to {step: function of its value}."""
+    pipeline, counter, handles = model.pipeline, [-1], []
+    handles.append(pipeline.unet.register_forward_pre_hook(lambda *_: counter.__setitem__(0, counter[0] + 1)))
+    for name, changes in edits.items():
+        part = model.nn._module.get_submodule(name)
+        handles.append(part.register_forward_hook(lambda m, a, out, changes=changes: changes.get(counter[0], lambda x: x)(out)))
+    try:
+        return pipeline(prompts, latents=model.latents(seeds), num_inference_steps=STEPS, guidance_scale=3.0, output_type="np").images
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def times(factor, rows):
+    return lambda value: torch.cat([value[i : i + 1] * (factor if i in rows else 1) for i in range(len(value))])
+
+
+def test_a_step_is_not_taken_for_the_next(model):
+    """Asked for in an order that is not the execution's, at some steps only: each change lands at its own step."""
+    late, early = "unet.noise", "unet.mid.0.resnet"
+    changes = [scale(late, 1.5, steps=[1]), scale(early, 3.0, steps=[0, 2]), scale("unet.down.0.0.resnet", 0.5, steps=[1])]
+    ours = run(model, World("a", ZEBRA), World("b", ZEBRA, changes), seeds=(0,)).images.sel(world="b", seed=0)
+    path = {site.name: site.module for site in model.sites(late, early, "unet.down.0.0.resnet")}
+    rows = (1, 3)  # of [uncond a, uncond b, cond a, cond b]
+    plain = by_hooks(model, [ZEBRA, ZEBRA], [0, 0], {
+        path[late]: {1: lambda out: (times(1.5, rows)(out[0]),) if isinstance(out, tuple) else times(1.5, rows)(out)},
+        path[early]: {0: times(3.0, rows), 2: times(3.0, rows)},
+        path["unet.down.0.0.resnet"]: {1: times(0.5, rows)},
+    })  # fmt: skip
+    assert np.allclose(ours, plain[1], atol=1e-6)
+    assert np.abs(ours - by_hooks(model, [ZEBRA, ZEBRA], [0, 0], {})[1]).max() > 1e-4
+
+
+def test_edits_of_several_prompts_under_guidance_are_kept(model):
+    worlds = [World("a", ZEBRA), World("b", LION, [scale("unet.mid.0.resnet", 3.0)]), World("c", "a red car")]
+    ours = run(model, *worlds, seeds=(0,)).images.isel(seed=0)
+    path = model.sites("unet.mid.0.resnet")[0].module
+    plain = by_hooks(model, [ZEBRA, LION, "a red car"], [0, 0, 0], {path: {step: times(3.0, (1, 4)) for step in range(STEPS)}})
+    assert np.allclose(ours, plain, atol=1e-6)
+
+
+def test_a_slice_of_steps_keeps_its_stride(model):
+    strided = run(model, World("a", ZEBRA, [scale("unet.noise", 1.5, steps=slice(0, None, 2))]))
+    listed = run(model, World("a", ZEBRA, [scale("unet.noise", 1.5, steps=[0, 2])]))
+    assert strided.fired == {("a", 0): 2} and np.array_equal(strided.images, listed.images)
+
+
+def test_a_slicing_vae_changes_nothing_or_is_refused(model):
+    worlds = [World("a", ZEBRA), World("b", LION, [scale("unet.mid.0.resnet", 3.0)])]
+    whole = run(model, *worlds)
+    model.pipeline.vae.enable_slicing()
+    try:
+        sliced = run(model, *worlds)
+        assert np.allclose(sliced.images, whole.images, atol=1e-5) and np.array_equal(sliced.latents, whole.latents)
+        with pytest.raises(ValueError, match=r"vae.latents in world 'a': the VAE decodes image by image .* call vae.disable_slicing"):
+            run(model, World("a", ZEBRA, [scale("vae.latents", 1.0)]))
+    finally:
+        model.pipeline.vae.disable_slicing()
+
+
+def test_no_backward_stands_on_the_line_of_its_with():
+    """After `import nnsight`, `with context(): loss.backward()` on one line never runs: nothing of ours may be so written."""
+    root = DATA.parent
+    files = [path for folder in ("workbench", "notebooks", "tests") for path in (root / folder).rglob("*.py")]
+    assert len(files) > 20
+    written = [
+        (path.name, line) for path in files for line in path.read_text().splitlines() if re.match(r"\s*with .*:\s*\S.*backward\(", line)
+    ]
+    assert written == []
+
+
+def test_an_empty_selection_of_tokens_is_refused(model):
+    with pytest.raises(ValueError, match=r"tokens='after_subject' names no token of .*; name others"):
+        run(model, World("a", "in the savanna a zebra", [scale("text_encoder.0.mlp", 2.0, tokens="after_subject")], subject="zebra"))
+
+
+def test_the_pipelines_own_progress_bar_is_left_as_it_was(model, capsys):
+    before = dict(model.pipeline._progress_bar_config)
+    run(model, World("a", ZEBRA))
+    assert model.pipeline._progress_bar_config == before

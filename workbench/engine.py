@@ -155,14 +155,20 @@ class Batch:
     def trace(self, steps: int, guidance: float, bar) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU."""
         pipeline, wrapped = self.model.pipeline, self.model.nn
+        final = {}
+
+        def after_step(pipeline, step, timestep, tensors):
+            bar.update()
+            final.update(tensors)
+            return tensors
+
         latents = repeat(self.model.latents(self.seeds), "seed c y x -> (world seed) c y x", world=len(self.worlds))
         call = dict(
             latents=latents.to(pipeline.device, pipeline.unet.dtype), num_inference_steps=steps, guidance_scale=guidance,
-            output_type="pt", callback_on_step_end=lambda pipe, i, t, kwargs: bar.update() or kwargs,
+            output_type="pt", callback_on_step_end=after_step,
         )  # fmt: skip
         prompts = [world.prompt for world in self.worlds for _ in self.seeds]
         sites = list(dict.fromkeys([*self.actions, *self.seen]))
-        final = []
         with self.model.lock, quiet(pipeline), explicit_attention(pipeline, sites), torch.no_grad():
             with wrapped.trace() as tracer:
                 with tracer.invoke(prompts, **call):
@@ -171,8 +177,6 @@ class Batch:
                     with tracer.invoke():
                         self.visit(tracer, wrapped, site, steps)
                 with tracer.invoke():
-                    final.append(wrapped.get("vae.post_quant_conv").input)
-                with tracer.invoke():
                     output = nnsight.save(tracer.result)
         expected: Counter = Counter()
         for action in (action for actions in self.actions.values() for action in actions):
@@ -180,7 +184,7 @@ class Batch:
         if self.fired != expected:
             raise RuntimeError(f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
                                "the pipeline did not call the modules as its site table says")  # fmt: skip
-        return output.images.float().cpu(), (final[0] * pipeline.vae.config.scaling_factor).float().cpu()
+        return output.images.float().cpu(), final["latents"].float().cpu()
 
     @property
     def values(self) -> dict[str, torch.Tensor]:

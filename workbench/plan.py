@@ -62,6 +62,8 @@ def resolve(model, worlds: Sequence[World], count: int, guided: bool) -> list[Ac
 def _action(model, world: World, number: int, intervention: Intervention, site: Site, count: int, guided: bool) -> Action:
     what = f"{type(intervention.rule).__name__} at {site.name} in world {world.name!r}"
     in_text = site.name.startswith("text_encoder")
+    if site.name.startswith("vae") and getattr(model.pipeline.vae, "use_slicing", False):
+        raise ValueError(f"{what}: the VAE decodes image by image (enable_slicing), out of the engine's sight; call vae.disable_slicing()")
     tokens = None
     if intervention.tokens is not None:
         if "token" not in site.axes:

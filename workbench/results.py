@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.sites import layer_and_kind
+
 SPEC = "spec.json"
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
 
@@ -69,6 +71,9 @@ class Shards:
             found = rows.set_index(axes)["value"].to_xarray()
             arrays[world] = found.reindex({axis: order[axis] for axis in axes})
         data = xr.Dataset(arrays).assign_attrs(spec=json.dumps(self.spec), versions=json.dumps(_versions()))
+        if "site" in data.dims:
+            layers, kinds = zip(*map(layer_and_kind, data.site.values))
+            data = data.assign_coords(layer=("site", list(layers)), kind=("site", list(kinds)))
         if "prompt" in data.dims:
             prompts = [self.spec["prompts"][int(i)] for i in data.prompt.values]
             data = data.assign_coords({"text" if key == "prompt" else key: ("prompt", [p[key] for p in prompts]) for key in prompts[0]})

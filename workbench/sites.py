@@ -42,17 +42,6 @@ class Site:
     heads: int | None = None
     paper: int | None = None
 
-    @property
-    def layer(self) -> str:
-        """The name without its kind: "text_encoder.3", "unet.up.1.1"."""
-        return self.name.removesuffix(f".{self.kind}")
-
-    @property
-    def kind(self) -> str:
-        """What it is of its layer: "attention", "mlp", "resnet", "cross", "cross.v", ..."""
-        parts = self.name.split(".")
-        return ".".join(parts[-2:]) if parts[-1] in ("q", "k", "v", "probs", "context") else parts[-1]
-
 
 class Sites(Sequence[Site]):
     """Sites in execution order; call with globs to select."""
@@ -98,10 +87,21 @@ class Sites(Sequence[Site]):
         return hash(self._sites)
 
     def __repr__(self):
-        return self.table().astype(object).to_string(na_rep="")
+        return self._shown().to_string()
 
     def _repr_html_(self):
-        return self.table().astype(object).to_html(na_rep="")
+        return self._shown().to_html()
+
+    def _shown(self) -> pd.DataFrame:
+        table = self.table().astype(object)
+        return table.where(table.notna(), "")
+
+
+def layer_and_kind(name: str) -> tuple[str, str]:
+    """Where a site is and what: ("text_encoder.3", "mlp"), ("unet.up.1.1", "cross.v")."""
+    parts = name.split(".")
+    last = 2 if parts[-1] in ("q", "k", "v", "probs", "context") else 1
+    return ".".join(parts[:-last]), ".".join(parts[-last:])
 
 
 def _without_braces(pattern: str) -> list[str]:

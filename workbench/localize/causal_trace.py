@@ -18,7 +18,7 @@ from workbench.models import Model
 from workbench.plan import resolve
 from workbench.prompts import Prompt, PromptSet
 from workbench.results import Shards
-from workbench.sites import Site, Sites
+from workbench.sites import Site, Sites, layer_and_kind
 from workbench.text import tokenize
 
 METRICS = ("probability", "similarity", "pixel_distance", "ssim")
@@ -26,27 +26,31 @@ METRICS = ("probability", "similarity", "pixel_distance", "ssim")
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """What a causal trace asks.
-
-    sites: globs; each site is restored by itself, or with its neighbours of the same kind (window > 1, cut at the ends).
-    tokens: where sites with a token axis are restored, each in turn: "subject", "subject_last", "after_subject", "eos",
-    "padding", "all", a word, or, for one prompt, "each" position. Sites without that axis are restored whole. steps:
-    windows of the denoising, as fractions, for sites inside the UNet. rows: see `workbench.interventions`.
-    corruption: of the subject's token embeddings, "noise" of `noise_multiple` times their standard deviation over the
-    prompt set, in `draws` independent draws, "zero", or, by the words `replacement` of the prompt set, "replace".
-    """
+    """What a causal trace asks."""
 
     sites: tuple[str, ...] = ("text_encoder*.{attention,mlp,hidden}",)
+    """Globs; each site is restored by itself, or with its neighbours (see window)."""
     tokens: tuple[str, ...] = ("subject_last",)
+    """Where sites with a token axis are restored, each in turn: "subject", "subject_last", "after_subject", "eos", "padding",
+    "all", a word, or, for one prompt, "each" position. Sites without that axis are restored whole."""
     steps: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """Windows of the denoising, as shares of the run, in which sites inside the UNet are restored, each in turn."""
     rows: Literal["cond", "uncond", "both"] | None = None
+    """Halves of the guided batch; left out, the conditional half for what comes from the text, both inside the UNet."""
     window: int = 1
+    """So many neighbours of a kind are restored together, around each site, cut at the ends."""
     corruption: Literal["noise", "replace", "zero"] = "noise"
+    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
     noise_multiple: float = 3.0
+    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
     draws: int = 3
+    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """Of the starting noise, shared by all worlds of a prompt."""
     num_inference_steps: int | None = None
+    """The model's own when left out."""
     guidance_scale: float | None = None
+    """The model's own when left out."""
 
     def __post_init__(self):
         if self.corruption not in ("noise", "replace", "zero"):
@@ -186,7 +190,7 @@ def _targets(model: Model, prompt: Prompt, spec: TraceSpec, *, single: bool) -> 
 
 def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
     """Each site with the `width` neighbours of its kind around it, in its own encoder or UNet."""
-    kind = lambda site: (site.name.split(".")[0], site.kind)
+    kind = lambda site: (site.name.split(".")[0], layer_and_kind(site.name)[1])
     for site in sites:
         alike = [other for other in sites if kind(other) == kind(site)]
         start = alike.index(site) - (width - 1) // 2

@@ -1,0 +1,108 @@
+"""The command line: `workbench trace --prompts object`, `workbench sites "unet.*.cross"`. `--help` shows every option."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+import xarray as xr
+
+from workbench import plot
+from workbench.localize.causal_trace import METRICS, TraceSpec, causal_trace
+from workbench.metrics import Scorer
+from workbench.models import Model, load
+from workbench.prompts import prompt_set
+from workbench.results import effects
+
+
+@dataclass
+class Common:
+    model: str | None = None
+    """Folder or hub id; the embedded menagerie when left out."""
+    device: str = "cpu"
+
+    def load(self) -> Model:
+        return load(self.model, device=self.device)
+
+
+@dataclass
+class Trace(Common):
+    """Trace where a model keeps a concept; write OUT.png, OUT.csv and print the strongest sites."""
+
+    spec: Annotated[TraceSpec, tyro.conf.arg(name="")] = field(default_factory=TraceSpec)
+    prompts: str = "object"
+    """A prompt set (object, style, colour, season, action, position) or a CSV file."""
+    first: int | None = None
+    """Only so many of its prompts."""
+    metric: Literal[METRICS] = "probability"
+    scorer: str | None = None
+    """An open_clip model; the embedded grader when left out."""
+    pretrained: str | None = None
+    """Its weights."""
+    folder: Path | None = None
+    """Where finished parts are kept; the same command goes on where it was stopped."""
+    out: Path = Path("figures/trace")
+    batch_size: int = 16
+
+    def run(self):
+        data = causal_trace(self.load(), prompt_set(self.prompts)[: self.first], self.spec, folder=self.folder, batch_size=self.batch_size,
+                            scorer=Scorer(self.scorer, pretrained=self.pretrained, device=self.device))  # fmt: skip
+        found = effects(data, self.metric)
+        total, low, high = (float(found[f"total_effect{end}"]) for end in ("", "_low", "_high"))
+        clean = float(data.clean.sel(metric=self.metric).mean())
+        print(f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {total:.3f} ({low:.3f} to {high:.3f}); "
+              f"{data.sizes['prompt']} prompts x {data.sizes['draw']} draws x {data.sizes['seed']} seeds")  # fmt: skip
+        table = strongest(found)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(self.out.with_suffix(".csv"), index=False)
+        print(table.head(10).round(3).to_string(index=False))
+        figure = overview(found, f"{self.prompts}, {self.spec.corruption}: what restoring one state brings back")
+        figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        print(f"wrote {self.out.with_suffix('.png')} and {self.out.with_suffix('.csv')}")
+
+
+@dataclass
+class ListSites(Common):
+    """Print a model's sites in execution order."""
+
+    globs: tyro.conf.Positional[tuple[str, ...]] = ("*",)
+
+    def run(self):
+        print(self.load().sites(*self.globs))
+
+
+def strongest(found: xr.Dataset):
+    """Effects as a table, the largest indirect effects first."""
+    names = [f"{name}{end}" for name in ("indirect_effect", "recovery") for end in ("", "_low", "_high")]
+    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=["indirect_effect"])
+    order = np.argsort(-table["indirect_effect"].abs(), kind="stable")
+    return table.iloc[order][["site", "token", "steps", *names, "significant", "prompts"]]
+
+
+def overview(found: xr.Dataset, title: str) -> plt.Figure:
+    """The picture that fits a trace: layer x token and module x steps as heat-maps, else layer x component or a profile."""
+    kinds = list(dict.fromkeys(found.kind.values))
+    if found.sizes["token"] > 1 or found.sizes["steps"] > 1:
+        x = "token" if found.sizes["token"] > 1 else "steps"
+        panels = [found.sel(site=found.kind == kind) for kind in kinds]
+        rows = max(panel.sizes["site"] for panel in panels)
+        figure, axes = plt.subplots(1, len(kinds), figsize=(len(kinds) * (2 + 0.4 * found.sizes[x]), 2 + 0.28 * rows), layout="constrained",
+                                    squeeze=False)  # fmt: skip
+        limit = float(np.nanmax(np.abs(found.indirect_effect)))
+        for ax, kind, panel in zip(axes.flat, kinds, panels):
+            plot.heatmap(panel, x, "layer", ax=ax, title=kind, limit=limit)
+        figure.suptitle(title)
+        return figure
+    if all(name.startswith("text_encoder") for name in found.site.values):
+        return plot.heatmap(found, "kind", "layer", title=title).figure
+    return plot.profile(found, title=title).figure
+
+
+def main():
+    tyro.extras.subcommand_cli_from_dict({"trace": Trace, "sites": ListSites}).run()
+
+
+if __name__ == "__main__":
+    main()
