@@ -142,3 +142,26 @@ def test_the_wheel_carries_the_menagerie(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, capture_output=True, text=True
     )
     assert str(tmp_path / "site") in run.stdout, run.stderr
+
+
+def test_a_scorer_without_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Scorer\('ViT-B-32'\) names no weights; pass pretrained=, a file or one of \['openai', "):
+        wb.Scorer("ViT-B-32")
+    shutil.copy(GRADER / "open_clip_config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"found no weights in .*; put open_clip_model.safetensors there"):
+        wb.Scorer(f"local-dir:{tmp_path}")
+
+
+def test_distances_between_images():
+    from workbench.metrics import pixel_distance, ssim
+
+    a, b = np.random.default_rng(0).random((2, 3, 16, 16, 3))
+    assert np.allclose(ssim(a, a), 1) and np.allclose(pixel_distance(a, a), 0)
+    assert (ssim(a, b) < 0.5).all() and np.allclose(pixel_distance(a, b), np.abs(a - b).mean((1, 2, 3)))
+    assert ssim(a, b[:1]).shape == (3,)
+
+
+def test_a_model_says_what_it_is(model):
+    assert "StableDiffusionPipeline" in repr(model) and "unet.mid.cross.probs" in repr(model)
+    record = model.record
+    assert record["weights"].keys() == {"vae", "text_encoder", "unet"} and record == wb.load().record

@@ -21,8 +21,8 @@ def heatmap(effects: xr.Dataset, x: str, y: str, value: str = "indirect_effect",
     """
     table = _table(effects, value)
     if table.duplicated([x, y]).any():
-        apart = [axis for axis in effects[value].dims if axis not in (x, y) and table[axis].nunique() > 1]
-        first = apart[0] if apart else "site"
+        apart = [axis for axis in effects[value].dims if axis not in (x, y) and table.groupby([x, y])[axis].nunique().max() > 1]
+        first = apart[0]
         raise ValueError(f"heatmap(x={x!r}, y={y!r}): several values for one cell, which differ in {apart}; select one, as in "
                          f"effects.sel({first}={table[first].iloc[0]!r})")  # fmt: skip
     grid = lambda column: table.pivot(index=y, columns=x, values=column).reindex(index=table[y].unique(), columns=table[x].unique())

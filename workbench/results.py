@@ -6,6 +6,7 @@ killed experiment goes on with the same call: parts that are there are not compu
 
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -144,11 +145,18 @@ def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt"
         values["recovery"] = values["indirect_effect"] / total.where(abs(total) > NEAR_ZERO)
     tail = (1 - level) / 2
     for name, values in drawn.items():
-        found[f"{name}_low"], found[f"{name}_high"] = (values.quantile(q, "resample").drop_vars("quantile") for q in (tail, 1 - tail))
+        values = values.transpose("resample", ...)
+        found[f"{name}_low"], found[f"{name}_high"] = (_quantile(values, q) for q in (tail, 1 - tail))
     found["significant"] = (found["indirect_effect_low"] > 0) | (found["indirect_effect_high"] < 0)
     found["prompts"] = parts["indirect_effect"].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
     attrs = trace.attrs | {"metric": metric, "level": level, "resamples": resamples, "over": list(over)}
     return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
+
+
+def _quantile(values: xr.DataArray, q: float) -> xr.DataArray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN where recovery is undefined: so is its interval
+        return values[0].copy(data=np.nanquantile(values.values, q, axis=0))
 
 
 UNITS = {"probability": "probability", "similarity": "cosine", "pixel_distance": "mean absolute difference", "ssim": "SSIM"}

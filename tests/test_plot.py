@@ -1,0 +1,69 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from workbench import cli, plot
+
+LAYERS, KINDS = [f"text_encoder.{i}" for i in range(3)], ["attention", "mlp"]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def effects(tokens=("subject_last",), steps=("0-1",)) -> xr.Dataset:
+    sites = [f"{layer}.{kind}" for layer in LAYERS for kind in KINDS]
+    value = np.random.default_rng(0).normal(0, 0.1, (len(sites), len(tokens), len(steps)))
+    dims = ("site", "token", "steps")
+    data = {"indirect_effect": (dims, value), "indirect_effect_low": (dims, value - 0.1), "indirect_effect_high": (dims, value + 0.1),
+            "significant": (dims, np.abs(value) > 0.1), "total_effect": 0.4}  # fmt: skip
+    coords = dict(site=sites, token=list(tokens), steps=list(steps), layer=("site", np.repeat(LAYERS, 2)), kind=("site", KINDS * 3))
+    return xr.Dataset(data, coords, attrs=dict(unit="probability", level=0.95))
+
+
+def test_a_heatmap_shows_every_cell_its_sign_and_its_unit():
+    found = effects()
+    ax = plot.heatmap(found, "kind", "layer", title="zebra")
+    mesh = ax.collections[0]
+    assert np.allclose(np.asarray(mesh.get_array()).reshape(3, 2), found.indirect_effect.values.reshape(3, 2))
+    assert mesh.norm.vmin == -mesh.norm.vmax == -np.abs(found.indirect_effect.values).max()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"] and ax.get_ylabel() == "text_encoder layer"
+    assert [label.get_text() for label in ax.get_xticklabels()] == KINDS and ax.get_title() == "zebra"
+    assert mesh.colorbar.ax.get_ylabel() == "indirect effect (probability)"
+    assert sum(text.get_text() == "•" for text in ax.texts) == int(found.significant.sum())
+
+
+def test_a_heatmap_of_several_values_a_cell_is_refused():
+    with pytest.raises(
+        ValueError, match=r"several values for one cell, which differ in \['token'\]; select one, as in effects.sel\(token='a'\)"
+    ):
+        plot.heatmap(effects(tokens=("a", "b")), "kind", "layer")
+    with pytest.raises(ValueError, match=r"several values for one site, which differ in \['steps'\]; select one"):
+        plot.profile(effects(steps=("0-0.5", "0.5-1")))
+
+
+def test_a_profile_shows_intervals_in_execution_order():
+    ax = plot.profile(effects())
+    assert len(ax.containers) == 2 and [text.get_text() for text in ax.get_legend().get_texts()] == ["total effect", *KINDS]
+    assert ax.get_ylabel() == "indirect effect (probability), 95% interval" and len(ax.get_xticks()) == 6
+
+
+def test_an_image_grid_has_a_row_a_world():
+    images = xr.DataArray(
+        np.random.default_rng(0).random((2, 3, 8, 8, 3)),
+        dims=("world", "seed", "y", "x", "colour"),
+        coords=dict(world=["clean", "edited"], seed=[4, 5, 6]),
+    )
+    _, given = plt.subplots()
+    ax = plot.image_grid(images, ax=given, title="two worlds")
+    assert ax is given and [label.get_text() for label in ax.get_yticklabels()] == ["clean", "edited"]
+    assert np.allclose(ax.images[0].get_array()[10:18, 10:18], images[1, 1])
+
+
+@pytest.mark.parametrize("more", [{}, dict(tokens=("a", "b")), dict(steps=("0-0.5", "0.5-1"))])
+def test_the_overview_fits_what_was_traced(more):
+    figure = cli.overview(effects(**more), "title")
+    assert len([ax for ax in figure.axes if ax.get_ylabel().startswith("text_encoder")]) == (2 if more else 1)
