@@ -5,11 +5,11 @@ export MPLBACKEND = Agg
 
 .PHONY: demo test lint
 demo: .venv/installed
-	$(BIN)/python -m workbench.menagerie.demo
+	$(BIN)/python -m workbench.demo
 
 test: .venv/installed
-	$(BIN)/ruff check workbench tests
-	$(BIN)/ruff format --check workbench tests
+	$(BIN)/ruff check workbench tests notebooks
+	$(BIN)/ruff format --check workbench tests notebooks
 	$(BIN)/python -m pytest -q
 
 .venv/installed: pyproject.toml

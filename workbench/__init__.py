@@ -1,5 +1,6 @@
 """A mechanistic-interpretability workbench for text-to-image diffusion models: `import workbench as wb`."""
 
+from workbench import plot
 from workbench.engine import Run
 from workbench.interventions import (
     Intervention,
@@ -14,10 +15,10 @@ from workbench.interventions import (
     steer,
 )
 from workbench.localize.causal_trace import TraceSpec, causal_trace
-from workbench.metrics import Scorer
+from workbench.metrics import Scorer, as_pil
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
-from workbench.results import effects, open_results
+from workbench.results import effects, open_results, strongest
 
 __all__ = [
     "Intervention",
@@ -30,15 +31,18 @@ __all__ = [
     "World",
     "ablate",
     "add_noise",
+    "as_pil",
     "causal_trace",
     "effects",
     "load",
     "map_input",
     "mix_attention",
     "open_results",
+    "plot",
     "prompt_set",
     "replace_prompt",
     "restore",
     "scale",
     "steer",
+    "strongest",
 ]

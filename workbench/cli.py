@@ -14,7 +14,7 @@ from workbench.localize.causal_trace import METRICS, TraceSpec, causal_trace
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
-from workbench.results import effects
+from workbench.results import effects, strongest, with_interval
 
 
 @dataclass
@@ -50,9 +50,8 @@ class Trace(Common):
         data = causal_trace(self.load(), prompt_set(self.prompts)[: self.first], self.spec, folder=self.folder, batch_size=self.batch_size,
                             scorer=Scorer(self.scorer, pretrained=self.pretrained, device=self.device))  # fmt: skip
         found = effects(data, self.metric)
-        total, low, high = (float(found[f"total_effect{end}"]) for end in ("", "_low", "_high"))
         clean = float(data.clean.sel(metric=self.metric).mean())
-        print(f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {total:.3f} ({low:.3f} to {high:.3f}); "
+        print(f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {with_interval(found, 'total_effect')}; "
               f"{data.sizes['prompt']} prompts x {data.sizes['draw']} draws x {data.sizes['seed']} seeds")  # fmt: skip
         table = strongest(found)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,14 +70,6 @@ class ListSites(Common):
 
     def run(self):
         print(self.load().sites(*self.globs))
-
-
-def strongest(found: xr.Dataset):
-    """Effects as a table, the largest indirect effects first."""
-    names = [f"{name}{end}" for name in ("indirect_effect", "recovery") for end in ("", "_low", "_high")]
-    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=["indirect_effect"])
-    order = np.argsort(-table["indirect_effect"].abs(), kind="stable")
-    return table.iloc[order][["site", "token", "steps", *names, "significant", "prompts"]]
 
 
 def overview(found: xr.Dataset, title: str) -> plt.Figure:

@@ -153,6 +153,20 @@ def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt"
     return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
 
 
+def strongest(found: xr.Dataset) -> pd.DataFrame:
+    """Effects as a table, one row for each thing restored, the largest indirect effects first."""
+    names = [f"{name}{end}" for name in ("indirect_effect", "recovery") for end in ("", "_low", "_high")]
+    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=["indirect_effect"])
+    order = np.argsort(-table["indirect_effect"].abs(), kind="stable")
+    return table.iloc[order][["site", "token", "steps", *names, "significant", "prompts"]].reset_index(drop=True)
+
+
+def with_interval(values, name: str) -> str:
+    """ "0.42 (0.31 to 0.55)", of a table's row or of a Dataset's single numbers."""
+    value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
 def _quantile(values: xr.DataArray, q: float) -> xr.DataArray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all NaN where recovery is undefined: so is its interval

@@ -101,7 +101,7 @@ def causal_trace(model: Model, prompts: PromptSet, spec: TraceSpec | None = None
     scorer = scorer or Scorer()
     steps = model.num_inference_steps if spec.num_inference_steps is None else spec.num_inference_steps
     guidance = model.guidance_scale if spec.guidance_scale is None else spec.guidance_scale
-    sigmas = _sigmas(model, prompts, spec)
+    sigmas = noise_sigmas(model, prompts, spec.noise_multiple)
     jobs = {}
     for p, prompt in enumerate(prompts):
         targets = _targets(model, prompt, spec, single=len(prompts) == 1)
@@ -154,8 +154,8 @@ def _scores(scorer: Scorer, prompts: PromptSet, prompt: Prompt, images: xr.DataA
     }
 
 
-def _sigmas(model: Model, prompts: PromptSet, spec: TraceSpec) -> dict[str, float]:
-    """Noise per text encoder: `noise_multiple` standard deviations of the embeddings of all subject tokens in the set."""
+def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dict[str, float]:
+    """Noise per text encoder's embedding: so many standard deviations of the embeddings of all subject tokens in the set."""
     sigmas = {}
     for site in model.sites("text_encoder*.embedding"):
         name = site.name.removesuffix(".embedding")
@@ -164,8 +164,13 @@ def _sigmas(model: Model, prompts: PromptSet, spec: TraceSpec) -> dict[str, floa
         ids = [
             tokenize(tokenizer, prompt.prompt).ids[i] for prompt in prompts for i in tokenize(tokenizer, prompt.prompt).of(prompt.subject)
         ]
-        sigmas[site.name] = spec.noise_multiple * table[ids].float().std().item()
+        sigmas[site.name] = noise_multiple * table[ids].float().std().item()
     return sigmas
+
+
+def noise_seed(prompt: Prompt, draw: int) -> int:
+    """Seed of the corrupting noise: a prompt's own, whatever set it stands in."""
+    return crc32(prompt.prompt.encode()) + draw
 
 
 def _targets(model: Model, prompt: Prompt, spec: TraceSpec, *, single: bool) -> list[Target]:
@@ -175,7 +180,7 @@ def _targets(model: Model, prompt: Prompt, spec: TraceSpec, *, single: bool) -> 
                          'tokens by their part: "subject_last", "after_subject", "eos", ...')  # fmt: skip
     named = [(token, tokens.positions(token, prompt.subject)) for token in spec.tokens if token != "each"]
     if "each" in spec.tokens:
-        named += [(f"{i}:{tokens.pieces[i]}", (i,)) for i in range(tokens.end + 1)]
+        named += [(f"{i}:{tokens.pieces[i].strip('<|>')}", (i,)) for i in range(tokens.end + 1)]
     targets = []
     for centre, sites in _windows(model.sites(*spec.sites), spec.window):
         places = named if "token" in centre.axes else [("all", None)]
@@ -200,7 +205,7 @@ def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
 def _worlds(model: Model, prompt: Prompt, spec: TraceSpec, sigmas, draw: int, targets: Sequence[Target]) -> list[World]:
     text, subject, corruption = prompt.prompt, prompt.subject, []
     if spec.corruption == "noise":
-        seed = crc32(prompt.prompt.encode()) + draw  # its own draws for each prompt, whatever set it stands in
+        seed = noise_seed(prompt, draw)
         corruption = [add_noise(name, sigma, seed, tokens="subject") for name, sigma in sigmas.items()]
     elif spec.corruption == "zero":
         corruption = [ablate(name, tokens="subject") for name in sigmas]

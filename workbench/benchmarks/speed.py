@@ -1,0 +1,150 @@
+"""What the engine costs and saves: `python -m workbench.benchmarks.speed`.
+
+Ratios of medians, the two sides interleaved in one process: a traced run over plain diffusers, without interventions and
+with 16 sites recorded at every step; and a whole text-encoder trace against the loop that one would write with hooks, one
+pipeline call per site and seed. Both sides of the last must draw the same images, or it stops.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+
+from workbench.interventions import World, add_noise, restore, transform
+from workbench.models import Model, load
+from workbench.text import tokenize
+
+PROMPT, SUBJECT = "a photo of a zebra in the savanna", "zebra"
+SITES = "text_encoder.*.{attention,mlp,hidden}"
+NOISE = add_noise("text_encoder.embedding", 1.0, tokens="subject")
+
+
+@dataclass
+class SpeedOptions:
+    out: Path = Path("figures/speed.csv")
+    repeats: int = 7
+    trace_seeds: int = 4
+    batch_size: int = 32
+    num_inference_steps: int | None = None
+
+
+def main(options: SpeedOptions):
+    model = load()
+    steps = options.num_inference_steps or model.num_inference_steps
+    rows = []
+    for images in (1, 16):
+        plain = lambda images=images: model.generate(PROMPT, seed=range(images), num_inference_steps=steps)
+        run = lambda images=images, **more: model.run(
+            [World("w", PROMPT)], seeds=range(images), num_inference_steps=steps, progress=False, **more
+        )
+        record = lambda run=run: run(record=["unet.*.cross"])
+        sides = {"plain diffusers": plain, "traced, no interventions": run, "traced, 16 sites recorded at every step": record}
+        found = interleaved(sides, options.repeats)
+        for name, seconds in found.items():
+            rows.append(dict(what=f"{name}, {images} image(s)", seconds=seconds, ratio=seconds / found["plain diffusers"]))
+    sides = {"the loop one would write": lambda: by_loop(model, steps, options), "engine": lambda: by_engine(model, steps, options)}
+    seconds, images = {}, {}
+    for name, side in sides.items():
+        began = time.perf_counter()
+        images[name] = side()
+        seconds[name] = time.perf_counter() - began
+    apart = float(np.abs(images["engine"] - images["the loop one would write"]).max())
+    if apart > 0.02:
+        raise RuntimeError(f"the loop and the engine draw different images (largest difference {apart}): their times cannot be compared")
+    for name in sides:
+        ratio = seconds["the loop one would write"] / seconds[name]
+        rows.append(dict(what=f"text-encoder trace, {len(images[name])} images: {name}", seconds=seconds[name], ratio=ratio))
+    table = pd.DataFrame(rows).round(3)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out, index=False)
+    print(
+        table.to_string(index=False),
+        f"\nlargest difference of a pixel between loop and engine: {apart:.1e}; {torch.get_num_threads()} threads",
+    )
+
+
+def interleaved(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each side, their runs in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(repeats + 1):  # the first turn warms up
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side()
+            if i:
+                times[name].append(time.perf_counter() - began)
+    return {name: median(seconds) for name, seconds in times.items()}
+
+
+def by_engine(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
+    """Images (world x seed, y, x, colour)."""
+    worlds = [World("clean", PROMPT), World("corrupted", PROMPT, [NOISE], SUBJECT)]
+    worlds += [World(site.name, PROMPT, [NOISE, restore(site.name, "clean", tokens="subject")], SUBJECT) for site in model.sites(SITES)]
+    run = model.run(worlds, seeds=range(options.trace_seeds), num_inference_steps=steps, batch_size=options.batch_size, progress=False)
+    return run.images.values.reshape(-1, *run.images.shape[2:])
+
+
+def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
+    """The same with PyTorch hooks: a clean call that keeps its states, then one call per site and seed."""
+    pipeline, sites = model.pipeline, list(model.sites(SITES))
+    modules = {site.name: model.nn._module.get_submodule(site.module) for site in [*sites, model.sites("text_encoder.embedding")[0]]}
+    words = list(tokenize(pipeline.tokenizer, PROMPT).of(SUBJECT))
+    clean: dict[str, torch.Tensor] = {}
+
+    def keep(name, out):
+        clean.setdefault(name, (out[0] if isinstance(out, tuple) else out).clone())  # the prompt's call is the first
+
+    def corrupt(out):
+        changed = out.clone()
+        changed[:, words] = transform(NOISE.rule, out, "text_encoder.embedding")[:, words]
+        return changed
+
+    def put_back(name, out):
+        value = (out[0] if isinstance(out, tuple) else out).clone()
+        value[:, words] = clean[name][:, words]
+        return (value, *out[1:]) if isinstance(out, tuple) else value
+
+    @contextmanager
+    def hooked(hooks):
+        calls, handles = dict.fromkeys(hooks, 0), []
+        for name, hook in hooks.items():
+
+            def first_call(module, args, out, name=name, hook=hook):
+                calls[name] += 1
+                return hook(out) if calls[name] == 1 else None
+
+            handles.append(modules[name].register_forward_hook(first_call))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def call(seed):
+        return pipeline(
+            PROMPT, latents=model.latents([seed]), num_inference_steps=steps, guidance_scale=model.guidance_scale, output_type="np"
+        ).images[0]
+
+    pipeline.set_progress_bar_config(disable=True)
+    images: dict[tuple[str, int], np.ndarray] = {}
+    for seed in range(options.trace_seeds):
+        with hooked({site.name: lambda out, name=site.name: keep(name, out) for site in sites}):
+            images["clean", seed] = call(seed)
+        with hooked({"text_encoder.embedding": corrupt}):
+            images["corrupted", seed] = call(seed)
+        for site in sites:
+            with hooked({"text_encoder.embedding": corrupt, site.name: lambda out, name=site.name: put_back(name, out)}):
+                images[site.name, seed] = call(seed)
+    return np.stack(
+        [images[name, seed] for name in ("clean", "corrupted", *(site.name for site in sites)) for seed in range(options.trace_seeds)]
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SpeedOptions))
