@@ -1,4 +1,4 @@
-"""Random tiny pipelines of every family, built from configs: for laws, not for pictures."""
+"""Pipelines on which the laws must hold: random tiny ones of every family, built from configs, and the menagerie."""
 
 import pytest
 import torch
@@ -70,9 +70,13 @@ def sdxl() -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(**made, text_encoder_2=text_encoder(made["tokenizer"], 24, CLIPTextModelWithProjection))
 
 
-@pytest.fixture(scope="session", params=[sd1, sd2, sdxl], ids=lambda make: make.__name__)
+def menagerie() -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(MENAGERIE)
+
+
+@pytest.fixture(scope="session", params=[sd1, sd2, sdxl, menagerie], ids=lambda make: make.__name__)
 def tiny(request):
-    """A random tiny pipeline of each family in turn."""
+    """A random tiny pipeline of each family in turn, and the trained one: laws hold on all."""
     torch.manual_seed(0)
     pipeline = request.param()
     pipeline.set_progress_bar_config(disable=True)

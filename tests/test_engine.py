@@ -267,6 +267,8 @@ def test_interventions_are_values():
         assert hash(intervention) == hash(Intervention.from_json(intervention.to_json()))
         assert type(intervention.rule).__name__ in repr(intervention)
     assert len(set(made)) == len(made)
+    world = World("w", ZEBRA, made, subject="zebra")
+    assert World.from_json(world.to_json()) == world
 
 
 # What NNsight gets wrong without an error, one test each. The reference is plain PyTorch hooks.

@@ -31,7 +31,7 @@ def run_with_hooks(pipeline, sites):
 
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
-        side = pipeline.unet.config.sample_size * 2
+        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         pipeline("a zebra", num_inference_steps=1, guidance_scale=1, height=side, width=side, output_type="pt")
     finally:
         for handle in handles:

@@ -132,6 +132,16 @@ class World:
     def __post_init__(self):
         object.__setattr__(self, "interventions", tuple(self.interventions))
 
+    def to_json(self) -> str:
+        interventions = [json.loads(intervention.to_json()) for intervention in self.interventions]
+        return json.dumps(dict(name=self.name, prompt=self.prompt, interventions=interventions, subject=self.subject))
+
+    @classmethod
+    def from_json(cls, text: str) -> "World":
+        found = json.loads(text)
+        interventions = [Intervention.from_json(json.dumps(intervention)) for intervention in found.pop("interventions")]
+        return cls(interventions=interventions, **found)
+
 
 def _make(sites: str | Sequence, rule: Rule, tokens=None, steps=None, heads=None, rows=None) -> Intervention:
     names = (sites,) if isinstance(sites, str) else tuple(getattr(site, "name", site) for site in sites)

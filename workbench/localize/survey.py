@@ -62,8 +62,9 @@ def main(options: SurveyOptions):
         figure.savefig(options.out / f"causal_trace_{part}.png", dpi=110)
     for (part, attribute), effect in found.items():
         best = strongest(effect).iloc[0]
+        count = f"{int(effect.significant.sum())} of {effect.sizes['site']} significant"
         print(f"{attribute:9s}{part:5s}total effect {with_interval(effect, 'total_effect')}; strongest {best.site}: "
-              f"{with_interval(best, 'indirect_effect')}; {int(effect.significant.sum())} of {effect.sizes['site']} significant")  # fmt: skip
+              f"{with_interval(best, 'indirect_effect')}; {count}")  # fmt: skip
 
 
 def text_figure(found: dict[str, xr.Dataset]) -> plt.Figure:
