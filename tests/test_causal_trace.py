@@ -248,3 +248,22 @@ def test_the_command_line_traces(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["workbench", "sites", "unet.mid.cross"])
     cli.main()
     assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2" in capsys.readouterr().out
+
+
+def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypatch):
+    from workbench import cli
+
+    monkeypatch.setattr("sys.argv", "workbench trace --corruption zero".split())
+    with pytest.raises(SystemExit, match=r"^workbench: corruption='zero' has nothing random, but draws=3; give draws=1$"):
+        cli.main()
+    monkeypatch.setattr("sys.argv", "workbench sites unet.middle".split())
+    with pytest.raises(SystemExit, match=r"^workbench: no site matches 'unet.middle'; of 276 sites the nearest are "):
+        cli.main()
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_measure", stopped)
+    monkeypatch.setattr("sys.argv", ["workbench", "trace", "--first", "1", "--folder", str(tmp_path / "t")])
+    with pytest.raises(SystemExit, match=r"stopped: finished parts are kept in .*t; the same command goes on"):
+        cli.main()

@@ -1,5 +1,6 @@
 """The training loop's laws, and a smoke run of every training script."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -95,6 +96,9 @@ def test_every_script_makes_its_files_and_the_parts_make_a_pipeline(tmp_path):
     train_clip.main(train_clip.CLIPOptions(**common))
     train_unet.main(train_unet.UNetOptions(**common))
     train_unet.main(train_unet.UNetOptions(**common | {"steps": 3, "resume": True}))
+    train_unet.main(train_unet.UNetOptions(**common | {"seed": 5, "continued": True}))
+    trained = json.loads((out / "menagerie-sd" / "unet" / "training.json").read_text())
+    assert trained["steps"] == 2 and trained["seed"] == 5 and trained["before"].startswith("3 steps of 4 in ")
     train_grader.main(train_grader.GraderOptions(**common))
     assemble.main(assemble.AssembleOptions(out=out, runs=runs, captions=2, guidances=(1.0, 2.0)))
     assert set(path.suffix for path in out.rglob("*") if path.is_file()) == {".json", ".safetensors", ".txt", ".md", ""}
@@ -104,7 +108,7 @@ def test_every_script_makes_its_files_and_the_parts_make_a_pipeline(tmp_path):
 
 
 def test_scripts_explain_themselves():
-    for name in ("train_tokenizer", "train_vae", "train_clip", "train_unet", "train_grader", "assemble", "evaluate", "demo"):
+    for name in ("train_tokenizer", "train_vae", "train_clip", "train_unet", "train_grader", "assemble", "evaluate", "prompts"):
         assert (Path(train_vae.__file__).parent / f"{name}.py").exists()
     run = subprocess.run([sys.executable, "-m", "workbench.menagerie.train_vae", "--help"], capture_output=True, text=True, check=True)
     for option in ("--device", "--minutes", "--steps", "--resume", "--ema"):

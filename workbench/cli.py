@@ -92,7 +92,18 @@ def overview(found: xr.Dataset, title: str) -> plt.Figure:
 
 
 def main():
-    tyro.extras.subcommand_cli_from_dict({"trace": Trace, "sites": ListSites}).run()
+    command = None
+    try:
+        command = tyro.extras.subcommand_cli_from_dict({"trace": Trace, "sites": ListSites}, prog="workbench")
+        command.run()
+    except KeyboardInterrupt:
+        folder = getattr(command, "folder", None)
+        kept = (
+            f"finished parts are kept in {folder}; the same command goes on" if folder else "nothing is kept; give --folder to keep parts"
+        )
+        raise SystemExit(f"\nstopped: {kept}") from None
+    except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as error:
+        raise SystemExit(f"workbench: {error.args[0] if isinstance(error, KeyError) else error}") from None
 
 
 if __name__ == "__main__":
