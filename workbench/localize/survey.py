@@ -31,7 +31,7 @@ class SurveyOptions:
     seeds: int = 2
     draws: int = 1
     noise_multiple: float = 6.0
-    num_inference_steps: int = 15
+    num_inference_steps: int = 12
     batch_size: int = 32
     runs: Path = Path("runs/survey")
     out: Path = Path("figures")
