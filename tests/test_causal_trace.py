@@ -99,7 +99,7 @@ def test_a_token_that_a_prompt_lacks_is_missing_not_zero(model, scorer):
 def test_a_trace_that_was_stopped_goes_on(model, scorer, tmp_path, monkeypatch):
     spec = dict(sites=("text_encoder.0.mlp", "unet.mid.0.resnet"), draws=2)
     whole = trace(model, scorer, **spec)
-    calls, measure = [], module._measure
+    calls, measure = [], module.Tracing.measure
 
     def stopped(*args):
         if len(calls) == 2:
@@ -107,17 +107,17 @@ def test_a_trace_that_was_stopped_goes_on(model, scorer, tmp_path, monkeypatch):
         calls.append(1)
         return measure(*args)
 
-    monkeypatch.setattr(module, "_measure", stopped)
+    monkeypatch.setattr(module.Tracing, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):
         trace(model, scorer, folder=tmp_path / "t", **spec)
     assert len(list((tmp_path / "t").glob("*.parquet"))) == 2
     part = wb.open_results(tmp_path / "t")
     assert part.sizes["prompt"] == 1 and part.sizes["draw"] == 2
-    monkeypatch.setattr(module, "_measure", lambda *args: calls.append(1) or measure(*args))
+    monkeypatch.setattr(module.Tracing, "measure", lambda *args: calls.append(1) or measure(*args))
     resumed = trace(model, scorer, folder=tmp_path / "t", **spec)
     assert len(calls) == 6  # 3 prompts x 2 draws: nothing twice
     xr.testing.assert_allclose(resumed, whole, atol=1e-6)
-    monkeypatch.setattr(module, "_measure", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(module.Tracing, "measure", lambda *args: pytest.fail("computed again"))
     xr.testing.assert_identical(trace(model, scorer, folder=tmp_path / "t", **spec), wb.open_results(tmp_path / "t"))
     asked = json.loads(resumed.attrs["spec"])
     assert asked["scorer"]["model"] == "the menagerie's grader" and len(asked["scorer"]["weights"]) == 64
@@ -153,6 +153,8 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
         (ValueError, 'tokens="each": positions mean different things in different prompts', PROMPTS, dict(tokens=("each",))),
         (ValueError, "corruption='zero' has nothing random, but draws=3; give draws=1", PROMPTS, dict(corruption="zero")),
         (ValueError, 'corruption=\'blur\': may be "noise", "replace" or "zero"', PROMPTS, dict(corruption="blur")),
+        (ValueError, "prompts have the values ['cow'], which the set's labels lack: ['zebra', 'lion', 'flamingo']; add texts",
+         PromptSet("x", (Prompt("a cow", "cow", "cow"),), LABELS), {}),
         (ValueError, "seeds=(): give a tuple of at least one", PROMPTS, dict(seeds=())),
     ],
 )  # fmt: skip
@@ -214,7 +216,7 @@ def test_the_prompt_sets_fit_their_model(menagerie):
         for prompt in found:
             assert tokenize(tokenizer, prompt.prompt).of(prompt.subject) and prompt.value in found.labels
             if prompt.replacement:
-                module._replaced(menagerie, prompt)
+                module.replaced(menagerie, prompt)
         assert [prompt.prompt for prompt in found] == list(prompt_set(name, tokenizer)["prompt"])
         assert sum(map(len, found.labels.values())) == len(labels(name))
 
@@ -263,7 +265,7 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_measure", stopped)
+    monkeypatch.setattr(module.Tracing, "measure", stopped)
     monkeypatch.setattr("sys.argv", ["workbench", "trace", "--first", "1", "--folder", str(tmp_path / "t")])
     with pytest.raises(SystemExit, match=r"stopped: finished parts are kept in .*t; the same command goes on"):
         cli.main()

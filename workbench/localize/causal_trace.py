@@ -73,11 +73,11 @@ class Target:
     sites: tuple[str, ...]
     token: str
     steps: tuple[float, float]
-    where: tuple[tuple[int, ...] | None, tuple[float, float] | None]
+    positions: tuple[int, ...] | None
 
     def restore(self, rows: str | None) -> Intervention:
-        tokens, steps = self.where
-        return restore(self.sites, "clean", tokens=tokens, steps=steps, rows=rows)
+        steps = None if self.steps == (0.0, 1.0) else self.steps
+        return restore(self.sites, "clean", tokens=self.positions, steps=steps, rows=rows)
 
 
 def causal_trace(model: Model, prompts: PromptSet, spec: TraceSpec | None = None, *, scorer: Scorer | None = None, folder=None,
@@ -97,61 +97,100 @@ def causal_trace(model: Model, prompts: PromptSet, spec: TraceSpec | None = None
     Raises, before anything is generated, KeyError for unknown sites and ValueError for words, tokens, steps, rows or
     replacements that do not fit, or a folder of another trace.
     """
-    spec = spec or TraceSpec()
-    scorer = scorer or Scorer()
-    steps = model.num_inference_steps if spec.num_inference_steps is None else spec.num_inference_steps
-    guidance = model.guidance_scale if spec.guidance_scale is None else spec.guidance_scale
-    sigmas = noise_sigmas(model, prompts, spec.noise_multiple)
-    jobs = {}
-    for p, prompt in enumerate(prompts):
-        targets = _targets(model, prompt, spec, single=len(prompts) == 1)
-        for draw in range(spec.draws):
-            worlds = _worlds(model, prompt, spec, sigmas, draw, targets)
-            resolve(model, worlds, steps, guidance > 1)
-            jobs[f"prompt{p:04d}-draw{draw:02d}"] = (p, draw, targets, worlds)
-    asked = {"experiment": "causal_trace", **asdict(spec), "num_inference_steps": steps, "guidance_scale": guidance, "sigmas": sigmas,
-             "model": model.record, "scorer": scorer.record, "prompts": [asdict(prompt) for prompt in prompts], "prompt_set": prompts.name,
-             "labels": {label: list(texts) for label, texts in prompts.labels.items()}}  # fmt: skip
-    shards = Shards(asked, folder)
-    todo = {part: job for part, job in jobs.items() if part not in shards}
-    with tqdm(total=sum(len(job[3]) for job in todo.values()) * len(spec.seeds), desc="causal trace", unit="image", disable=None) as bar:
-        for part, (p, draw, targets, worlds) in todo.items():
-            shards.write(part, _measure(model, prompts, p, draw, targets, worlds, spec, scorer, steps, guidance, batch_size, bar))
+    tracing = Tracing(model, prompts, spec or TraceSpec(), scorer or Scorer(), batch_size)
+    parts = {f"prompt{p:04d}-draw{draw:02d}": (p, draw) for p in range(len(prompts)) for draw in range(tracing.spec.draws)}
+    counts = {part: tracing.check(*job) for part, job in parts.items()}
+    shards = Shards(tracing.asked(), folder)
+    todo = {part: job for part, job in parts.items() if part not in shards}
+    with tqdm(total=sum(counts[part] for part in todo), desc="causal trace", unit="image", disable=None) as bar:
+        for part, job in todo.items():
+            shards.write(part, tracing.measure(*job, bar))
     return shards.dataset()
 
 
-def _measure(model, prompts, p, draw, targets, worlds, spec, scorer, steps, guidance, batch_size, bar) -> list[dict]:
-    """Rows (prompt, draw, seed, world, site, token, steps, metric, value) of one prompt under one draw."""
-    rows, (clean, *rest), per = [], worlds, max(1, batch_size - 1)
-    aims = dict(zip((world.name for world in worlds), (None, None, *targets)))
-    reference = None
-    for at in range(0, len(rest), per):
-        some = rest[at : at + per]
-        run = model.run(
-            [clean, *some], seeds=spec.seeds, num_inference_steps=steps, guidance_scale=guidance, batch_size=batch_size, progress=False
-        )
-        if at == 0:
-            reference = run.images.sel(world="clean")
-        for world in [clean, *some] if at == 0 else some:
-            aim = aims[world.name]
-            for metric, values in _scores(scorer, prompts, prompts[p], run.images.sel(world=world.name), reference).items():
-                for seed, value in zip(spec.seeds, values):
-                    where = dict(site=aim.site, token=aim.token, steps=f"{aim.steps[0]:g}-{aim.steps[1]:g}") if aim else {}
-                    name = "restored" if aim else world.name
-                    rows.append(dict(world=name, metric=metric, prompt=p, draw=None if name == "clean" else draw, seed=seed) | where
-                                | dict(value=float(value)))  # fmt: skip
-            bar.update(len(spec.seeds))
-    return rows
+class Tracing:
+    """One causal trace: what is asked, with everything that answers it."""
 
+    def __init__(self, model: Model, prompts: PromptSet, spec: TraceSpec, scorer: Scorer, batch_size: int):
+        if unknown := sorted({prompt.value for prompt in prompts} - set(prompts.labels)):
+            raise ValueError(f"prompts have the values {unknown}, which the set's labels lack: {list(prompts.labels)}; add texts for them")
+        self.model, self.prompts, self.spec, self.scorer, self.batch_size = model, prompts, spec, scorer, batch_size
+        self.steps = model.num_inference_steps if spec.num_inference_steps is None else spec.num_inference_steps
+        self.guidance = model.guidance_scale if spec.guidance_scale is None else spec.guidance_scale
+        self.sigmas = noise_sigmas(model, prompts, spec.noise_multiple)
 
-def _scores(scorer: Scorer, prompts: PromptSet, prompt: Prompt, images: xr.DataArray, reference: xr.DataArray) -> dict[str, np.ndarray]:
-    pictures, labels = as_pil(images), list(prompts.labels)
-    return {
-        "probability": scorer.class_probabilities(pictures, prompts.labels)[:, labels.index(prompt.value)].numpy(),
-        "similarity": scorer.similarity(pictures, prompt.prompt).numpy(),
-        "pixel_distance": pixel_distance(images, reference),
-        "ssim": ssim(images, reference),
-    }
+    def asked(self) -> dict:
+        """All that the numbers depend on."""
+        return {"experiment": "causal_trace", **asdict(self.spec), "num_inference_steps": self.steps, "guidance_scale": self.guidance,
+                "sigmas": self.sigmas, "model": self.model.record, "scorer": self.scorer.record, "prompt_set": self.prompts.name,
+                "prompts": [asdict(prompt) for prompt in self.prompts],
+                "labels": {label: list(texts) for label, texts in self.prompts.labels.items()}}  # fmt: skip
+
+    def check(self, p: int, draw: int) -> int:
+        """How many images a part takes; raises for what does not fit the model."""
+        worlds = self.worlds(p, draw, self.targets(p))
+        resolve(self.model, worlds, self.steps, self.guidance > 1)
+        return len(worlds) * len(self.spec.seeds)
+
+    def measure(self, p: int, draw: int, bar) -> list[dict]:
+        """Rows (world, metric, prompt, draw, seed, site, token, steps, value) of one prompt under one draw of noise."""
+        targets, per, rows, reference = self.targets(p), max(1, self.batch_size - 1), [], None
+        clean, *rest = self.worlds(p, draw, targets)
+        aims = dict(zip((world.name for world in rest[1:]), targets))
+        for at in range(0, len(rest), per):  # no more images in memory than these
+            some = [clean, *rest[at : at + per]]
+            run = self.model.run(some, seeds=self.spec.seeds, num_inference_steps=self.steps, guidance_scale=self.guidance,
+                                 batch_size=self.batch_size, progress=False)  # fmt: skip
+            reference = run.images.sel(world="clean") if reference is None else reference
+            for world in some if at == 0 else some[1:]:
+                where = dict(world=world.name, prompt=p, draw=None if world is clean else draw)
+                if aim := aims.get(world.name):
+                    where |= dict(world="restored", site=aim.site, token=aim.token, steps=f"{aim.steps[0]:g}-{aim.steps[1]:g}")
+                for metric, values in self.scores(p, run.images.sel(world=world.name), reference).items():
+                    rows += [where | dict(metric=metric, seed=seed, value=float(value)) for seed, value in zip(self.spec.seeds, values)]
+                bar.update(len(self.spec.seeds))
+        return rows
+
+    def scores(self, p: int, images: xr.DataArray, reference: xr.DataArray) -> dict[str, np.ndarray]:
+        pictures, labels = as_pil(images), list(self.prompts.labels)
+        return {
+            "probability": self.scorer.class_probabilities(pictures, self.prompts.labels)[:, labels.index(self.prompts[p].value)].numpy(),
+            "similarity": self.scorer.similarity(pictures, self.prompts[p].prompt).numpy(),
+            "pixel_distance": pixel_distance(images, reference),
+            "ssim": ssim(images, reference),
+        }
+
+    def targets(self, p: int) -> list[Target]:
+        """Everything that is restored in a prompt, in execution order."""
+        prompt, targets = self.prompts[p], []
+        tokens = tokenize(self.model.pipeline.tokenizer, prompt.prompt)
+        if "each" in self.spec.tokens and len(self.prompts) > 1:
+            raise ValueError('tokens="each": positions mean different things in different prompts; trace one prompt (prompts[:1]), or '
+                             'name tokens by their part: "subject_last", "after_subject", "eos", ...')  # fmt: skip
+        named = [(token, tokens.positions(token, prompt.subject)) for token in self.spec.tokens if token != "each"]
+        if "each" in self.spec.tokens:
+            named += [(f"{i}:{tokens.pieces[i].strip('<|>')}", (i,)) for i in range(tokens.end + 1)]
+        for centre, sites in _windows(self.model.sites(*self.spec.sites), self.spec.window):
+            for label, positions in named if "token" in centre.axes else [("all", None)]:
+                if positions == ():  # this prompt has no such token
+                    continue
+                for window in self.spec.steps if centre.name.startswith("unet.") else [(0.0, 1.0)]:
+                    targets.append(Target(centre.name, tuple(site.name for site in sites), label, window, positions))
+        return targets
+
+    def worlds(self, p: int, draw: int, targets: Sequence[Target]) -> list[World]:
+        """Clean, corrupted, and one restored world for each target."""
+        prompt, corruption = self.prompts[p], []
+        text, subject = prompt.prompt, prompt.subject
+        if self.spec.corruption == "noise":
+            corruption = [add_noise(name, sigma, noise_seed(prompt, draw), tokens="subject") for name, sigma in self.sigmas.items()]
+        elif self.spec.corruption == "zero":
+            corruption = [ablate(name, tokens="subject") for name in self.sigmas]
+        else:
+            text, subject = replaced(self.model, prompt)
+        world = lambda name, *more: World(name, text, [*corruption, *more], subject)
+        restored = [world(f"restored {i}", target.restore(self.spec.rows)) for i, target in enumerate(targets)]
+        return [World("clean", prompt.prompt, subject=prompt.subject), world("corrupted"), *restored]
 
 
 def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dict[str, float]:
@@ -173,26 +212,6 @@ def noise_seed(prompt: Prompt, draw: int) -> int:
     return crc32(prompt.prompt.encode()) + draw
 
 
-def _targets(model: Model, prompt: Prompt, spec: TraceSpec, *, single: bool) -> list[Target]:
-    tokens = tokenize(model.pipeline.tokenizer, prompt.prompt)
-    if "each" in spec.tokens and not single:
-        raise ValueError('tokens="each": positions mean different things in different prompts; trace one prompt (prompts[:1]), or name '
-                         'tokens by their part: "subject_last", "after_subject", "eos", ...')  # fmt: skip
-    named = [(token, tokens.positions(token, prompt.subject)) for token in spec.tokens if token != "each"]
-    if "each" in spec.tokens:
-        named += [(f"{i}:{tokens.pieces[i].strip('<|>')}", (i,)) for i in range(tokens.end + 1)]
-    targets = []
-    for centre, sites in _windows(model.sites(*spec.sites), spec.window):
-        places = named if "token" in centre.axes else [("all", None)]
-        for label, positions in places:
-            if positions == ():  # this prompt has no such token
-                continue
-            for window in spec.steps if centre.name.startswith("unet.") else [(0.0, 1.0)]:
-                where = (positions, None if window == (0.0, 1.0) else window)
-                targets.append(Target(centre.name, tuple(site.name for site in sites), label, window, where))
-    return targets
-
-
 def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
     """Each site with the `width` neighbours of its kind around it, in its own encoder or UNet."""
     kind = lambda site: (site.name.split(".")[0], layer_and_kind(site.name)[1])
@@ -202,21 +221,8 @@ def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
         yield site, alike[max(0, start) : start + width]
 
 
-def _worlds(model: Model, prompt: Prompt, spec: TraceSpec, sigmas, draw: int, targets: Sequence[Target]) -> list[World]:
-    text, subject, corruption = prompt.prompt, prompt.subject, []
-    if spec.corruption == "noise":
-        seed = noise_seed(prompt, draw)
-        corruption = [add_noise(name, sigma, seed, tokens="subject") for name, sigma in sigmas.items()]
-    elif spec.corruption == "zero":
-        corruption = [ablate(name, tokens="subject") for name in sigmas]
-    else:
-        text, subject = _replaced(model, prompt)
-    world = lambda name, *more: World(name, text, [*corruption, *more], subject)
-    clean = World("clean", prompt.prompt, subject=prompt.subject)
-    return [clean, world("corrupted"), *(world(f"restored {i}", target.restore(spec.rows)) for i, target in enumerate(targets))]
-
-
-def _replaced(model: Model, prompt: Prompt) -> tuple[str, str]:
+def replaced(model: Model, prompt: Prompt) -> tuple[str, str]:
+    """A prompt with its subject words replaced, and the replacement; positions of all tokens stay."""
     if not prompt.replacement:
         raise ValueError(f'corruption="replace": {prompt.prompt!r} has no replacement for {prompt.subject!r}; give one in the prompt set, '
                          'or take corruption="noise"')  # fmt: skip
