@@ -4,6 +4,7 @@ A folder of results holds `spec.json`, what was asked, and one Parquet shard of 
 killed experiment goes on with the same call: parts that are there are not computed again.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -22,7 +23,7 @@ NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefi
 
 
 class Shards:
-    """The finished parts of one experiment, in a folder or, without one, in memory.
+    """The finished parts of one experiment, in a folder or, without one, in memory; files carry the specification's hash.
 
     Raises ValueError for a folder that holds another experiment, naming what differs.
     """
@@ -30,6 +31,7 @@ class Shards:
     def __init__(self, spec: dict, folder: str | Path | None = None):
         self.spec, self.folder = json.loads(json.dumps(spec)), None if folder is None else Path(folder)
         self.found: dict[str, pd.DataFrame] = {}
+        self.hash = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:12]
         if self.folder is None:
             return
         if (self.folder / SPEC).exists():
@@ -44,7 +46,8 @@ class Shards:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(self.folder / SPEC, lambda path: path.write_text(json.dumps(self.spec, indent=1) + "\n"))
-        self.found = {path.stem: pd.read_parquet(path) for path in sorted(self.folder.glob("*.parquet"))}
+        files = sorted(self.folder.glob(f"{self.hash}-*.parquet"))
+        self.found = {path.stem.removeprefix(f"{self.hash}-"): pd.read_parquet(path) for path in files}
 
     def __contains__(self, part: str) -> bool:
         return part in self.found
@@ -53,7 +56,7 @@ class Shards:
         """Keep a finished part; a process killed at any moment leaves whole shards only."""
         table = pd.DataFrame(rows)
         if self.folder is not None:
-            _replace(self.folder / f"{part}.parquet", lambda path: table.to_parquet(path, index=False))
+            _replace(self.folder / f"{self.hash}-{part}.parquet", lambda path: table.to_parquet(path, index=False))
         self.found[part] = table
 
     def table(self) -> pd.DataFrame:
