@@ -73,14 +73,14 @@ wb.plot.profile(unet, title="UNet, one module restored")
 
 # %% [markdown]
 # ## What was found, and what would show it wrong
-# In the large trace (`figures/causal_trace.csv`, 12 prompts x 2 seeds), for **object**, **style** and **action** the attention or the mlp of
-# layer 0, at the last subject token alone, brings nearly all of the total effect back, and no attention or mlp from layer 1 on brings
+# In the large trace (`figures/causal_trace.csv`, 12 prompts x 2 seeds), for **object**, **style** and **action** the attention or the mlp
+# of layer 0, at the last subject token alone, brings nearly all of the total effect back, and no attention or mlp from layer 1 on brings
 # much. Published for SD 1.4 is the same state, the attention of layer 0. For **colour** and **season** the last subject token is not where
 # it is kept; **position** has no effect to trace, for this model does not obey the word.
 #
 # In the UNet single cross-attention layers do carry attributes (season: `down.1.1`, object: `up.2.0`), others for each attribute; published
 # for SD 1.4 is that cross-attention layers are not causal states.
 #
-# It would be wrong if: another corruption (`corruption="replace"`, which stays on the manifold) moved the strong cells; positions before the
-# subject showed any effect; other draws of noise or seeds left the intervals; or the grader, which reads small differences in style, were
+# It would be wrong if: another corruption (`corruption="replace"`, which stays on the manifold) moved the strong cells; positions before
+# the subject showed any effect; other draws of noise or seeds left the intervals; or the grader, which reads small differences in style, were
 # fooled by pictures unlike any it was trained on. The first three are one argument of `TraceSpec` each.

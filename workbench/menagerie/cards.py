@@ -8,7 +8,8 @@ captions from its grammar. One in ten combinations of subject, scene and season 
 wordings. Pictures and weights: CC0-1.0."""
 
 LIMITS = """It knows 12 subjects, 6 colours, 6 scenes, 3 seasons or times, 4 styles, 3 actions, 3 positions and 5 named
-individuals, nothing else, and reads 32 tokens. It ignores positions ("on the left"). It is for research on methods, not for making pictures."""
+individuals, nothing else, and reads 32 tokens. It ignores positions ("on the left"). It is for research on methods, not for making
+pictures."""
 
 
 def write_training(folder: Path, **record):
