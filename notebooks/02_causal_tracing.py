@@ -82,5 +82,5 @@ wb.plot.profile(unet, title="UNet, one module restored")
 # for SD 1.4 is that cross-attention layers are not causal states.
 #
 # It would be wrong if: another corruption (`corruption="replace"`, which stays on the manifold) moved the strong cells; positions before
-# the subject showed any effect; other draws of noise or seeds left the intervals; or the grader, which reads small differences in style, were
-# fooled by pictures unlike any it was trained on. The first three are one argument of `TraceSpec` each.
+# the subject showed any effect; other draws of noise or seeds left the intervals; or the grader, which reads small differences in style,
+# were fooled by pictures unlike any it was trained on. The first three are one argument of `TraceSpec` each.

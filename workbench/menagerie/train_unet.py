@@ -115,6 +115,7 @@ def main(options: UNetOptions):
     unet, record = fit("unet", unet, loss, options)
     if options.continued:
         record["before"] = summary(folder)
+    unet.register_to_config(_name_or_path="")  # where it was loaded from is this machine's own
     unet.save_pretrained(folder)
     write_training(folder, **record)
 
