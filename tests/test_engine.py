@@ -58,8 +58,10 @@ def test_identity_interventions_change_nothing(model, guidance):
         "replace": replace_prompt("unet.*.cross.context", ZEBRA),
     }
     found = run(model, World("clean", ZEBRA), *[World(name, ZEBRA, [what]) for name, what in identities.items()], guidance_scale=guidance)
+    # row by row against the same batch without them: rows of one batch may round differently among themselves
+    plain = run(model, World("clean", ZEBRA), *[World(name, ZEBRA) for name in identities], guidance_scale=guidance)
     for name in identities:
-        difference = float(np.abs(found.images.sel(world=name) - found.images.sel(world="clean")).max())
+        difference = float(np.abs(found.images.sel(world=name) - plain.images.sel(world=name)).max())
         # the same prompt encoded alone and in a batch sums in another order; all else is exact
         assert difference < 1e-4 if name == "replace" else difference == 0, name
 
