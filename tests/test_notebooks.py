@@ -11,7 +11,8 @@ NOTEBOOKS = sorted((DATA.parent / "notebooks").glob("*.py"))
 
 @pytest.mark.filterwarnings("ignore")  # of the client's own libraries; the notebook's kernel has its own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs(path, tmp_path):
+def test_the_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws inline, as for its reader
     notebook = jupytext.read(path)
     assert notebook.cells[0].cell_type == "markdown" and max(cell.source.count("\n") for cell in notebook.cells) < 20
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
