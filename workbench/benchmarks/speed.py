@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 import tyro
 
+from workbench.engine import quiet
 from workbench.interventions import World, add_noise, restore, transform
 from workbench.models import Model, load
 from workbench.text import tokenize
@@ -127,11 +128,11 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
                 handle.remove()
 
     def call(seed):
-        return pipeline(
-            PROMPT, latents=model.latents([seed]), num_inference_steps=steps, guidance_scale=model.guidance_scale, output_type="np"
-        ).images[0]
+        with quiet(pipeline):
+            return pipeline(
+                PROMPT, latents=model.latents([seed]), num_inference_steps=steps, guidance_scale=model.guidance_scale, output_type="np"
+            ).images[0]
 
-    pipeline.set_progress_bar_config(disable=True)
     images: dict[tuple[str, int], np.ndarray] = {}
     for seed in range(options.trace_seeds):
         with hooked({site.name: lambda out, name=site.name: keep(name, out) for site in sites}):
