@@ -75,7 +75,7 @@ def test_other_corruptions(model, scorer, corruption):
     if corruption == "replace":  # the corrupted world is the other word's
         other = model.run([wb.World("w", "a lion in the savanna")], **QUICK)
         assert np.allclose(found.corrupted.sel(metric="similarity", prompt=0, draw=0),
-                           scorer.similarity(module.as_pil(other.images.sel(world="w")), ZEBRA.prompt), atol=1e-3)  # fmt: skip
+                           scorer.similarity(wb.as_pil(other.images.sel(world="w")), ZEBRA.prompt), atol=1e-3)  # fmt: skip
     assert found.restored.sel(site="text_encoder.2.hidden").notnull().all()
     cross = found.restored.sel(site=[name for name in found.site.values if name.startswith("unet")])
     assert cross.sel(token="all").notnull().all() and cross.sel(token="subject").isnull().all()
@@ -153,8 +153,6 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
         (ValueError, 'tokens="each": positions mean different things in different prompts', PROMPTS, dict(tokens=("each",))),
         (ValueError, "corruption='zero' has nothing random, but draws=3; give draws=1", PROMPTS, dict(corruption="zero")),
         (ValueError, 'corruption=\'blur\': may be "noise", "replace" or "zero"', PROMPTS, dict(corruption="blur")),
-        (ValueError, "prompts have the values ['cow'], which the set's labels lack: ['zebra', 'lion', 'flamingo']; add texts",
-         PromptSet("x", (Prompt("a cow", "cow", "cow"),), LABELS), {}),
         (ValueError, "seeds=(): give a tuple of at least one", PROMPTS, dict(seeds=())),
     ],
 )  # fmt: skip
@@ -208,7 +206,7 @@ def test_the_prompt_sets_fit_their_model(menagerie):
     from workbench.prompts import attributes
     from workbench.text import tokenize
 
-    assert attributes() == sorted(WORDS) == ["action", "colour", "object", "position", "season", "style"]
+    assert attributes() == sorted(WORDS) == ["action", "colour", "fact", "object", "position", "season", "style"]
     tokenizer = menagerie.pipeline.tokenizer
     for name in attributes():
         found = wb.prompt_set(name)
@@ -217,7 +215,8 @@ def test_the_prompt_sets_fit_their_model(menagerie):
             assert tokenize(tokenizer, prompt.prompt).of(prompt.subject) and prompt.value in found.labels
             if prompt.replacement:
                 module.replaced(menagerie, prompt)
-        assert [prompt.prompt for prompt in found] == list(prompt_set(name, tokenizer)["prompt"])
+        assert [(p.prompt, p.target) for p in found] == [tuple(row) for row in prompt_set(name, tokenizer)[["prompt", "target"]].values]
+        assert all(prompt.target and prompt.value != prompt.target_value for prompt in found)
         assert sum(map(len, found.labels.values())) == len(labels(name))
 
 
@@ -227,11 +226,14 @@ def test_own_prompt_sets(tmp_path):
     found = wb.prompt_set(path)
     assert found[0] == Prompt("a red car", "red", "red") and found.labels == {"red": ("a photo of red",), "blue": ("a photo of blue",)}
     assert len(found[:1]) == 1
+    with pytest.raises(ValueError, match=r"prompt set 'x' has the values \['cow'\], which its labels lack: \['zebra', .*; add texts"):
+        PromptSet("x", (Prompt("a cow", "cow", "cow"),), LABELS)
     path.write_text("prompt,subject\na red car,red\n")
     with pytest.raises(ValueError, match=r"mine.csv lacks the columns \['value'\]; found \['prompt', 'subject'\]"):
         wb.prompt_set(path)
     with pytest.raises(
-        FileNotFoundError, match=r"prompt_set\('objects'\): no such file, and no set of that name; the sets are action, colour, object"
+        FileNotFoundError,
+        match=r"prompt_set\('objects'\): no such file, and no set of that name; the sets are action, colour, fact, object",
     ):
         wb.prompt_set("objects")
 

@@ -10,8 +10,8 @@ import tyro
 import xarray as xr
 
 from workbench import plot
-from workbench.localize.causal_trace import METRICS, TraceSpec, causal_trace
-from workbench.metrics import Scorer
+from workbench.localize.causal_trace import TraceSpec, causal_trace
+from workbench.metrics import METRICS, Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
 from workbench.results import effects, strongest, with_interval

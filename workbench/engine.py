@@ -6,18 +6,20 @@ are read along.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import nnsight
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from diffusers import AutoPipelineForImage2Image
 from einops import rearrange, repeat
+from PIL import Image
 from tqdm.auto import tqdm
 
 from workbench.interventions import ReplacePrompt, World, source_world, transform
+from workbench.pipeline import PipelineRoot, explicit_attention, quiet
 from workbench.plan import Action, batches, resolve
 from workbench.sites import IMAGE, Site
 
@@ -27,8 +29,8 @@ class Run:
     """What a run returned.
 
     images: float in [0, 1], (world, seed, y, x, colour). latents: the denoised latents, (world, seed, channel, y, x).
-    values: what was recorded, by site: (world, seed, [step,] ...the site's axes). fired: how often each intervention was
-    carried out, by (world, number in the world).
+    values: what was recorded, by site: (world, seed, [step,] ...the site's axes), or by fold: (world, seed, ...its axes).
+    fired: how often each intervention was carried out, by (world, number in the world).
     """
 
     worlds: tuple[World, ...]
@@ -38,78 +40,45 @@ class Run:
     fired: dict[tuple[str, int], int]
 
 
-class PipelineRoot(torch.nn.Module):
-    """A diffusers pipeline as a module: its components are children, its forward is the pipeline's call."""
+@dataclass(frozen=True)
+class Fold:
+    """Something accumulated over the steps while they pass, so that no step's values need be kept.
 
-    def __init__(self, pipeline):
-        super().__init__()
-        object.__setattr__(self, "pipeline", pipeline)
-        for module in pipeline.unet.modules():  # where attention probabilities pass by when they are in use
-            if type(module).__name__ == "BasicTransformerBlock":
-                for attention in (module.attn1, module.attn2):
-                    attention.probs = torch.nn.Identity()
-        for name, part in pipeline.components.items():
-            if isinstance(part, torch.nn.Module):
-                self.add_module(name, part)
+    name: its key in a run's values. sites: names of the sites of the UNet that it reads, those of one layer. axes: of what it
+    accumulates, behind the rows. update: (accumulated or None, number of the step, world of each row, the sites' values of
+    the conditional half in execution order) -> accumulated, a tensor (row, ...).
+    """
 
-    def forward(self, *args, **kwargs):
-        return type(self.pipeline).__call__(self.pipeline, *args, **kwargs)
+    name: str
+    sites: tuple[str, ...]
+    axes: tuple[str, ...]
+    update: Callable[..., torch.Tensor]
 
 
-class ExplicitAttention:
-    """Attention whose probabilities exist as a tensor, for diffusers' transformer blocks."""
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts that makes one step only: each world's image, noised to this step of the schedule."""
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **ignored):
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        split = lambda x: rearrange(x, "row i (head c) -> row head i c", head=attn.heads)
-        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(context)), split(attn.to_v(context))
-        probs = attn.probs((query @ key.transpose(-1, -2) * attn.scale).softmax(-1))
-        return attn.to_out[1](attn.to_out[0](rearrange(probs @ value, "row head i c -> row i (head c)")))
-
-
-@contextmanager
-def quiet(pipeline):
-    """Without the pipeline's own progress bar, for as long as the block lasts."""
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline.set_progress_bar_config(**(before or {}) | {"disable": True})
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipeline._progress_bar_config
-        else:
-            pipeline._progress_bar_config = before
-
-
-@contextmanager
-def explicit_attention(pipeline, sites: Sequence[Site]):
-    """Give the attentions of these "probs" sites an explicit softmax, for as long as the block lasts."""
-    paths = {site.module.removesuffix(".probs") for site in sites if site.name.endswith(".probs")}
-    attentions = [pipeline.unet.get_submodule(path.removeprefix("unet.")) for path in sorted(paths)]
-    before = [attention.processor for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.processor = ExplicitAttention()
-        yield
-    finally:
-        for attention, processor in zip(attentions, before):
-            attention.processor = processor
+    images: Mapping[str, Image.Image]
+    step: int
 
 
 def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
-        record: Sequence[str] = (), batch_size: int = 16, progress: bool = True) -> Run:  # fmt: skip
+        record: Sequence[str | Fold] = (), batch_size: int = 16, progress: bool = True, start: Start | None = None) -> Run:  # fmt: skip
     """Generate every world from every seed; see `Model.run`."""
     worlds, seeds = tuple(worlds), list(seeds)
-    guided = guidance_scale > 1
-    actions = resolve(model, worlds, num_inference_steps, guided)
-    recorded = list(model.sites(*record)) if record else []
+    guided, steps = guidance_scale > 1, 1 if start else num_inference_steps
+    actions = resolve(model, worlds, steps, guided)
+    folds = [what for what in record if isinstance(what, Fold)]
+    globs = [what for what in record if not isinstance(what, Fold)]
+    recorded = list(model.sites(*globs)) if globs else []
     plan = list(batches(worlds, seeds, batch_size))
     found, fired = {}, Counter()
-    with tqdm(total=len(plan) * num_inference_steps, desc="denoising", disable=None if progress else True) as bar:
+    with tqdm(total=len(plan) * steps, desc="denoising", disable=None if progress else True) as bar:
         for group, some in plan:
             names = {world.name for world in group}
-            batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, guided)
-            images, latents = batch.trace(num_inference_steps, guidance_scale, bar)
+            batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, folds, guided)
+            images, latents = batch.trace(num_inference_steps, guidance_scale, start, bar)
             recordings = batch.values
             for w, world in enumerate(group):
                 for s, seed in enumerate(some):
@@ -120,13 +89,14 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
     labels = {"world": [world.name for world in worlds], "seed": seeds}
 
     def collect(key: str, axes: tuple[str, ...]) -> xr.DataArray:
-        stacked = torch.stack([torch.stack([found[world.name, seed][key] for seed in seeds]) for world in worlds])
+        stacked = torch.stack([torch.stack([found[world.name, seed].pop(key) for seed in seeds]) for world in worlds])
         return xr.DataArray(stacked.numpy(), dims=("world", "seed", *axes), coords=labels)
 
     values = {}
     for site in recorded:
         per_step = () if outside_loop(site) else ("step",)
         values[site.name] = collect(site.name, (*per_step, *site.axes[1:]))
+    values |= {fold.name: collect(fold.name, fold.axes) for fold in folds}
     images = collect("image", ("colour", "y", "x")).transpose("world", "seed", "y", "x", "colour")
     if not torch.isfinite(torch.from_numpy(images.values)).all():
         broken = [name for name in labels["world"] if not torch.isfinite(torch.from_numpy(images.sel(world=name).values)).all()]
@@ -142,7 +112,7 @@ def outside_loop(site: Site) -> bool:
 class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed."""
 
-    def __init__(self, model, worlds, seeds, actions: list[Action], recorded: list[Site], guided: bool):
+    def __init__(self, model, worlds, seeds, actions: list[Action], recorded: list[Site], folds: list[Fold], guided: bool):
         self.model, self.worlds, self.seeds, self.guided = model, worlds, seeds, guided
         self.index = {world.name: i for i, world in enumerate(worlds)}
         self.actions: dict[Site, list[Action]] = {}
@@ -150,9 +120,11 @@ class Batch:
             self.actions.setdefault(action.site, []).append(action)
         self.fired: Counter = Counter()
         self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
+        self.folds = {fold: list(model.sites(*fold.sites)) for fold in folds}
+        self.folded: dict[str, torch.Tensor] = {}
         self.prompts = {a.rule.prompt: _encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
 
-    def trace(self, steps: int, guidance: float, bar) -> tuple[torch.Tensor, torch.Tensor]:
+    def trace(self, steps: int, guidance: float, start: Start | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU."""
         pipeline, wrapped = self.model.pipeline, self.model.nn
         final = {}
@@ -160,22 +132,25 @@ class Batch:
         def after_step(pipeline, step, timestep, tensors):
             bar.update()
             final.update(tensors)
+            pipeline._interrupt = start is not None  # diffusers' own way to end the denoising
             return tensors
 
-        latents = repeat(self.model.latents(self.seeds), "seed c y x -> (world seed) c y x", world=len(self.worlds))
-        call = dict(
-            latents=latents.to(pipeline.device, pipeline.unet.dtype), num_inference_steps=steps, guidance_scale=guidance,
-            output_type="pt", callback_on_step_end=after_step,
-        )  # fmt: skip
+        call = dict(num_inference_steps=steps, guidance_scale=guidance, output_type="pt", callback_on_step_end=after_step)
+        if start is None:
+            latents = repeat(self.model.latents(self.seeds), "seed c y x -> (world seed) c y x", world=len(self.worlds))
+            call |= dict(latents=latents.to(pipeline.device, pipeline.unet.dtype))
+        else:
+            call |= self.image_to_image(start, steps)
         prompts = [world.prompt for world in self.worlds for _ in self.seeds]
-        sites = list(dict.fromkeys([*self.actions, *self.seen]))
-        with self.model.lock, quiet(pipeline), explicit_attention(pipeline, sites), torch.no_grad():
+        groups = self.groups()
+        sites = [site for group in groups for site in group]
+        with self.model.lock, quiet(call.get("pipeline", pipeline)), explicit_attention(pipeline, sites), torch.no_grad():
             with wrapped.trace() as tracer:
                 with tracer.invoke(prompts, **call):
                     pass
-                for site in sites:
+                for group in groups:
                     with tracer.invoke():
-                        self.visit(tracer, wrapped, site, steps)
+                        self.visit(tracer, wrapped, group, 1 if start else steps)
                 with tracer.invoke():
                     output = nnsight.save(tracer.result)
         expected: Counter = Counter()
@@ -189,19 +164,45 @@ class Batch:
     @property
     def values(self) -> dict[str, torch.Tensor]:
         """What was recorded, by site: (row, [step,] ...)."""
-        return {site.name: seen[0] if outside_loop(site) else torch.stack(seen, 1) for site, seen in self.seen.items()}
+        found = {site.name: seen[0] if outside_loop(site) else torch.stack(seen, 1) for site, seen in self.seen.items()}
+        return found | {name: value.float().cpu() for name, value in self.folded.items()}
 
-    def visit(self, tracer, wrapped, site: Site, steps: int):
-        """Read, change and record one site; one mediator of NNsight's per site, whose requests come in execution order."""
-        module = wrapped.get(site.module)
-        if outside_loop(site):
-            self.touch(module, site, 0)
+    def image_to_image(self, start: Start, steps: int) -> dict:
+        """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""
+        model = self.model
+        clean = model.encode([start.images[world.name] for world in self.worlds])
+        return dict(
+            pipeline=AutoPipelineForImage2Image.from_pipe(model.pipeline), strength=min(1.0, (steps - start.step) / steps + 1e-6),
+            image=repeat(clean, "world c y x -> (world seed) c y x", seed=len(self.seeds)),
+            generator=[torch.Generator().manual_seed(seed) for _ in self.worlds for seed in self.seeds],
+        )  # fmt: skip
+
+    def groups(self) -> list[list[Site]]:
+        """Sites in use, in execution order: those that a fold reads together in one group, every other by itself."""
+        together: list[set[Site]] = [{site} for site in (*self.actions, *self.seen)] + [set(sites) for sites in self.folds.values()]
+        groups: list[set[Site]] = []
+        for new in together:
+            touching = [group for group in groups if group & new]
+            groups = [group for group in groups if not group & new] + [new.union(*touching)]
+        return [[site for site in self.model.sites if site in group] for group in groups]
+
+    def visit(self, tracer, wrapped, group: list[Site], steps: int):
+        """Read, change and record sites; one mediator of NNsight's for each group, whose requests come in execution order."""
+        modules = [wrapped.get(site.module) for site in group]
+        if outside_loop(group[0]):
+            self.touch(modules[0], group[0], 0)
             return
-        wanted = range(steps) if site in self.seen else {step for action in self.actions[site] for step in action.steps}
-        for step in tracer.iter[sorted(wanted)]:
-            self.touch(module, site, step)
+        folds = [(fold, sites) for fold, sites in self.folds.items() if sites[0] in group]
+        read = {site for _, sites in folds for site in sites}.union(self.seen)
+        wanted = {site: range(steps) if site in read else {s for a in self.actions[site] for s in a.steps} for site in group}
+        for step in tracer.iter[sorted({step for steps in wanted.values() for step in steps})]:
+            values = {site: self.touch(module, site, step) for site, module in zip(group, modules) if step in wanted[site]}
+            for fold, sites in folds:
+                of = [world for world in self.worlds for _ in self.seeds]
+                parts = [values[site][self.rows(site, "cond")].detach() for site in sites]
+                self.folded[fold.name] = fold.update(self.folded.get(fold.name), step, of, *parts)
 
-    def touch(self, module, site: Site, step: int):
+    def touch(self, module, site: Site, step: int) -> torch.Tensor:
         if site.port == "context":
             args, kwargs = module.inputs
             value = kwargs["encoder_hidden_states"]
@@ -219,6 +220,7 @@ class Batch:
                 module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
         if site in self.seen:
             self.seen[site].append(value[self.rows(site, "cond")].detach().float().cpu())
+        return value
 
     def rows(self, site: Site, half: str, world: str | None = None) -> slice:
         """Rows of a world (or of all) in one half; the UNet's batch is [uncond..., cond...] under guidance."""
@@ -248,9 +250,9 @@ class Batch:
         if (world := source_world(action.rule)) is not None:
             return value[self.rows(site, half, world)]
         if isinstance(action.rule, ReplacePrompt):
-            states = self.prompts[action.rule.prompt].to(value)
-            if site.port == "context":
-                return states
+            states, pooled = (part if part is None else part.to(value) for part in self.prompts[action.rule.prompt])
+            if site.port == "context" or outside_loop(site):
+                return states if site.port == "context" else pooled
             return F.linear(states, self.model.pipeline.unet.get_submodule(site.module.removeprefix("unet.")).weight)
         return None
 
@@ -275,10 +277,11 @@ def _mask(action: Action, value: torch.Tensor) -> torch.Tensor | None:
     return mask
 
 
-def _encode(pipeline, prompt: str) -> torch.Tensor:
-    """A prompt's states as cross-attention is given them: (1, token, channel)."""
+def _encode(pipeline, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A prompt as the UNet is given it: states (1, token, channel) and, in SDXL, the pooled vector (1, channel)."""
     with torch.no_grad():
-        return pipeline.encode_prompt(prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+        found = pipeline.encode_prompt(prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    return found[0], found[2] if len(found) > 2 else None
 
 
 def wrap(pipeline) -> nnsight.NNsight:

@@ -171,7 +171,7 @@ def add_noise(sites, sigma: float, seed: int = 0, **where) -> Intervention:
 
 
 def replace_prompt(sites, prompt: str, **where) -> Intervention:
-    """Give "context", "k" or "v" sites of cross-attention what they would be for another prompt."""
+    """Give "context", "k" or "v" sites of cross-attention, or a "pooled" vector, what they would be for another prompt."""
     return _make(sites, ReplacePrompt(prompt), **where)
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from workbench.models import GRADER, MANIFEST, fingerprint, verify_files
+from workbench.prompts import Prompt
+
+METRICS = ("probability", "similarity", "pixel_distance", "ssim")
 
 
 class Scorer:
@@ -82,6 +85,21 @@ def as_pil(images) -> list[Image.Image]:
     """Images of an array (..., y, x, colour) in [0, 1], the leading axes in order."""
     array = np.asarray(images)
     return [Image.fromarray(image) for image in (array.reshape(-1, *array.shape[-3:]) * 255).round().astype(np.uint8)]
+
+
+def measured(scorer: Scorer, images, reference, prompt: Prompt, labels: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """The metrics of images (image, y, x, colour) of a prompt, each (image,).
+
+    `probability` of the prompt's value among the labels and `similarity` to the prompt; the same of its target, where it has
+    one, as `target_probability` and `target_similarity`; `pixel_distance` and `ssim` to the reference images.
+    """
+    pictures, names = as_pil(images), list(labels)
+    probabilities = scorer.class_probabilities(pictures, labels).numpy()
+    found = {"probability": probabilities[:, names.index(prompt.value)], "similarity": scorer.similarity(pictures, prompt.prompt).numpy()}
+    if prompt.target:
+        found["target_probability"] = probabilities[:, names.index(prompt.target_value)]
+        found["target_similarity"] = scorer.similarity(pictures, prompt.target).numpy()
+    return found | {"pixel_distance": pixel_distance(images, reference), "ssim": ssim(images, reference)}
 
 
 def pixel_distance(a, b) -> np.ndarray:

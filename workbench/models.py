@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
-from workbench.engine import Run, quiet, run, wrap
+from workbench.engine import Fold, Run, Start, run, wrap
 from workbench.interventions import World
+from workbench.pipeline import quiet
 from workbench.sites import Sites, find_sites
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -66,13 +67,13 @@ class Model:
         return threading.Lock()
 
     def run(self, worlds: Sequence[World], *, seeds: Sequence[int] = (0,), num_inference_steps: int | None = None,
-            guidance_scale: float | None = None, record: Sequence[str] = (), batch_size: int = 16,
+            guidance_scale: float | None = None, record: Sequence[str | Fold] = (), batch_size: int = 16,
             progress: bool = True) -> Run:  # fmt: skip
         """Generate every world from every seed, with its interventions.
 
         Worlds of one run share the starting noise of each seed, and read one another's values in the same forward pass.
-        record: globs of sites whose values (of the conditional half, behind all interventions) are kept. batch_size:
-        largest number of images per pipeline call. progress: whether a bar counts the denoising steps.
+        record: globs of sites whose values (of the conditional half, behind all interventions) are kept, or folds, which
+        accumulate them. batch_size: largest number of images per pipeline call. progress: whether a bar counts the denoising steps.
 
         Raises KeyError for a site, ValueError for a token, step, head or world that does not exist, all before anything is
         computed; RuntimeError when an intervention did not fire as often as planned; FloatingPointError for images that
@@ -83,6 +84,36 @@ class Model:
             num_inference_steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
         )  # fmt: skip
+
+    def run_once(self, worlds: Sequence[World], images: Mapping[str, Image.Image], *, step: int, seeds: Sequence[int] = (0,),
+                 num_inference_steps: int | None = None, guidance_scale: float = 1.0, record: Sequence[str | Fold] = (),
+                 batch_size: int = 16) -> Run:  # fmt: skip
+        """One call of the UNet on each world's image, noised to a step of the run: what the model sees in a given picture.
+
+        images: by the worlds' names, of the model's own size. seeds: of the noise. The run's images and latents are those behind
+        that step. Raises ValueError for an image that is missing or of another size, and for a step outside the run.
+        """
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if missing := [world.name for world in worlds if world.name not in images]:
+            raise ValueError(f"run_once: no image for the worlds {missing}; images has {list(images)}")
+        if not 0 <= step < steps:
+            raise ValueError(f"run_once: step={step}, but the run has steps 0 to {steps - 1}; raise num_inference_steps or name another")
+        self._check_sizes(images.values())
+        return run(self, worlds, seeds=seeds, num_inference_steps=steps, guidance_scale=guidance_scale, record=record,
+                   batch_size=batch_size, progress=False, start=Start(images, step))  # fmt: skip
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Images of the model's own size as latents, the mean of the VAE's posterior: (image, channel, y, x)."""
+        self._check_sizes(images)
+        vae = self.pipeline.vae
+        pixels = self.pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
+        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+    def _check_sizes(self, images):
+        side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        if wrong := sorted({image.size for image in images} - {(side, side)}):
+            raise ValueError(f"images of {wrong[0][0]} x {wrong[0][1]} pixels: the model draws {side} x {side}; resize them")
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
         """Starting noise, one row per seed: (row, channel, y, x), float32 on the CPU whatever the model's device."""

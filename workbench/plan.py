@@ -80,8 +80,8 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
         raise ValueError(f"{what}: steps={intervention.steps}, but the text encoder runs once, before the steps; leave steps out")
     if isinstance(intervention.rule, MixAttention) and not site.name.endswith(".probs"):
         raise ValueError(f"{what}: mix_attention works at probs sites")
-    if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith((".cross.context", ".cross.k", ".cross.v")):
-        raise ValueError(f"{what}: replace_prompt works at cross-attention's context, k and v sites")
+    if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith((".cross.context", ".cross.k", ".cross.v", ".pooled")):
+        raise ValueError(f"{what}: replace_prompt works at cross-attention's context, k and v sites, and at a pooled vector")
     if isinstance(intervention.rule, (Steer, MapInput)):
         given = len(intervention.rule.direction if isinstance(intervention.rule, Steer) else intervention.rule.matrix)
         if given != (channels := site.sizes[site.axes.index("channel") - 1]):

@@ -1,11 +1,11 @@
-"""Prompt sets: prompts with the words that name an attribute, as `data/prompts/` holds them for six attributes.
+"""Prompt sets: prompts with the words that name an attribute, as `data/prompts/` holds them for seven attributes.
 
-wb.prompt_set("style")                 # object, style, colour, season, action or position
-wb.prompt_set("my_prompts.csv")        # own ones, with the columns prompt, subject, value and, if wanted, replacement
+wb.prompt_set("style")                 # object, style, colour, season, action, position or fact
+wb.prompt_set("my_prompts.csv")        # own ones, with the columns prompt, subject, value and, if wanted, replacement, target, target_value
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -13,18 +13,21 @@ import pandas as pd
 from workbench.models import DATA
 
 FOLDER = DATA / "prompts"
-COLUMNS = ("prompt", "subject", "value")
+COLUMNS = ("prompt", "subject", "value")  # that a file must have
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One prompt. subject: the words in it that name the attribute; value: what they say; replacement: other words of as
-    many tokens, "" where there are none."""
+    many tokens; target: the whole prompt without the attribute, or with another value of it; target_value: its value there.
+    The last three are "" where there are none."""
 
     prompt: str
     subject: str
     value: str = ""
     replacement: str = ""
+    target: str = ""
+    target_value: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class PromptSet(Sequence[Prompt]):
     name: str
     prompts: tuple[Prompt, ...]
     labels: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self):
+        values = {prompt.value for prompt in self.prompts} | {prompt.target_value for prompt in self.prompts if prompt.target}
+        if unknown := sorted(values - set(self.labels)):
+            raise ValueError(f"prompt set {self.name!r} has the values {unknown}, which its labels lack: {list(self.labels)}; add texts "
+                             "for them")  # fmt: skip
 
     def __getitem__(self, index):
         """One prompt, or with a slice a smaller set."""
@@ -49,7 +58,7 @@ def attributes() -> list[str]:
 
 
 def prompt_set(source: str | Path) -> PromptSet:
-    """A prompt set by name or from a CSV file (columns prompt, subject, value, optionally replacement).
+    """A prompt set by name or from a CSV file (columns prompt, subject, value, optionally those others of `Prompt`).
 
     Labels are read from SOURCE_labels.csv beside it (columns label, text); without that file each value is its own label,
     as "a photo of VALUE". Raises FileNotFoundError for no such set, ValueError for a column or label that is missing.
@@ -62,15 +71,13 @@ def prompt_set(source: str | Path) -> PromptSet:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := [column for column in COLUMNS if column not in table]:
         raise ValueError(f"{path.name} lacks the columns {missing}; found {list(table)}")
-    prompts = tuple(Prompt(row.prompt, row.subject, row.value, getattr(row, "replacement", "")) for row in table.itertuples())
+    given = table[[field.name for field in fields(Prompt) if field.name in table]]
+    prompts = tuple(Prompt(**row) for row in given.to_dict("records"))
     beside = path.with_name(f"{path.stem}_labels.csv")
     if beside.exists():
         texts = pd.read_csv(beside, dtype=str, keep_default_na=False)
         labels = {label: tuple(group) for label, group in texts.groupby("label", sort=False)["text"]}
     else:
-        labels = {prompt.value: (f"a photo of {prompt.value}",) for prompt in prompts}
-    if unknown := {prompt.value for prompt in prompts} - set(labels):
-        raise ValueError(
-            f"{path.name} has the values {sorted(unknown)}, which {beside.name} has no texts for; its labels are {list(labels)}"
-        )
+        values = [value for prompt in prompts for value in (prompt.value, prompt.target_value) if value]
+        labels = {value: (f"a photo of {value}",) for value in values}
     return PromptSet(path.stem, prompts, labels)

@@ -67,11 +67,13 @@ class Shards:
         """The rows as labelled arrays, one for each kind of world, over the columns that it has."""
         table = self.table()
         places = [column for column in table if column not in ("world", "value")]
+        whole = {column: "Int64" for column in places if table[column].dtype.kind == "f"}  # floats only for the missing ones
+        table = table.astype(whole)
         order = {column: list(dict.fromkeys(table[column].dropna())) for column in places}
         arrays = {}
         for world, rows in table.groupby("world", sort=False):
             axes = [column for column in places if rows[column].notna().all()]
-            rows = rows.drop_duplicates(axes).astype({axis: int for axis in axes if rows[axis].dtype.kind == "f"})
+            rows = rows.drop_duplicates(axes).astype({axis: int for axis in axes if axis in whole})
             found = rows.set_index(axes)["value"].to_xarray()
             arrays[world] = found.reindex({axis: order[axis] for axis in axes})
         data = xr.Dataset(arrays).assign_attrs(spec=json.dumps(self.spec), versions=json.dumps(_versions()))
@@ -124,19 +126,25 @@ def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt"
 
     Raises KeyError for a metric that the trace lacks.
     """
-    if metric not in trace.metric.values:
-        raise KeyError(f"metric={metric!r} was not measured; the trace has {', '.join(map(str, trace.metric.values))}")
-    chosen = trace.sel(metric=metric, drop=True)
+    chosen = measured_by(trace, metric)
+    contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
+    return averages(contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=trace.attrs | {"metric": metric})
+
+
+def averages(contrasts: dict[str, xr.DataArray], ratio: str, *, over: tuple[str, ...] = ("prompt", "draw", "seed"), level: float = 0.95,
+             resamples: int = 2000, attrs: dict) -> xr.Dataset:  # fmt: skip
+    """Means of two contrasts, the total and that of single sites, with the ratio of the two; intervals as `effects` says."""
+    total, single = contrasts
+    over = tuple(axis for axis in over if axis in contrasts[single].dims)
     rng = np.random.default_rng(0)
-    sizes = {axis: trace.sizes[axis] for axis in ("prompt", "draw", "seed")}
+    sizes = {axis: contrasts[single].sizes[axis] for axis in ("prompt", "draw", "seed") if axis in contrasts[single].dims}
     weight = lambda axis, *outer: xr.DataArray(
         rng.multinomial(sizes[axis], [1 / sizes[axis]] * sizes[axis], size=(resamples, *(sizes[o] for o in outer))),
         dims=("resample", *outer, axis),
     )
     weights = weight("prompt") if "prompt" in over else xr.DataArray(1)
     weights = weights * (weight("seed") if "seed" in over else 1) * (weight("draw", "prompt") if "draw" in over else 1)
-    parts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
-    parts["comparable"] = parts["total_effect"].where(parts["indirect_effect"].notnull())  # of the prompts that have the target
+    parts = contrasts | {"comparable": contrasts[total].where(contrasts[single].notnull())}  # of the prompts that have the target
     found, drawn = {}, {}
     for name, cells in parts.items():
         found[name] = cells.mean(over)
@@ -144,24 +152,33 @@ def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt"
         count = xr.dot(defined.astype(float), weights, dim=over)
         drawn[name] = xr.dot(cells.fillna(0), weights, dim=over) / count.where(count > 0)
     for values in (found, drawn):
-        total = values.pop("comparable")
-        values["recovery"] = values["indirect_effect"] / total.where(abs(total) > NEAR_ZERO)
+        whole = values.pop("comparable")
+        values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
     tail = (1 - level) / 2
     for name, values in drawn.items():
         values = values.transpose("resample", ...)
         found[f"{name}_low"], found[f"{name}_high"] = (_quantile(values, q) for q in (tail, 1 - tail))
-    found["significant"] = (found["indirect_effect_low"] > 0) | (found["indirect_effect_high"] < 0)
-    found["prompts"] = parts["indirect_effect"].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
-    attrs = trace.attrs | {"metric": metric, "level": level, "resamples": resamples, "over": list(over)}
-    return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
+    found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
+    found["prompts"] = contrasts[single].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
+    attrs = attrs | {"level": level, "resamples": resamples, "over": list(over), "effect": single, "ratio": ratio}
+    return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(attrs["metric"], attrs["metric"]))
+
+
+def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:
+    """The scores by one metric; raises KeyError for one that was not measured."""
+    if metric not in data.metric.values:
+        raise KeyError(f"metric={metric!r} was not measured; the trace has {', '.join(map(str, data.metric.values))}")
+    return data.sel(metric=metric, drop=True)
 
 
 def strongest(found: xr.Dataset) -> pd.DataFrame:
-    """Effects as a table, one row for each thing restored, the largest indirect effects first."""
-    names = [f"{name}{end}" for name in ("indirect_effect", "recovery") for end in ("", "_low", "_high")]
-    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=["indirect_effect"])
-    order = np.argsort(-table["indirect_effect"].abs(), kind="stable")
-    return table.iloc[order][["site", "token", "steps", *names, "significant", "prompts"]].reset_index(drop=True)
+    """Effects as a table, one row for each thing restored or patched, the largest effects first."""
+    effect, ratio = found.attrs["effect"], found.attrs["ratio"]
+    names = [f"{name}{end}" for name in (effect, ratio) for end in ("", "_low", "_high")]
+    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=[effect])
+    order = np.argsort(-table[effect].abs(), kind="stable")
+    places = [axis for axis in PLACES if axis in table]
+    return table.iloc[order][[*places, *names, "significant", "prompts"]].reset_index(drop=True)
 
 
 def with_interval(values, name: str) -> str:
@@ -176,4 +193,5 @@ def _quantile(values: xr.DataArray, q: float) -> xr.DataArray:
         return values[0].copy(data=np.nanquantile(values.values, q, axis=0))
 
 
+PLACES = ("site", "token", "width", "inputs", "heads", "steps")  # what an effect is an effect of
 UNITS = {"probability": "probability", "similarity": "cosine", "pixel_distance": "mean absolute difference", "ssim": "SSIM"}

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 import tyro
 
-from workbench.engine import quiet
 from workbench.interventions import World, add_noise, restore, transform
 from workbench.models import Model, load
+from workbench.pipeline import quiet
 from workbench.text import tokenize
 
 PROMPT, SUBJECT = "a photo of a zebra in the savanna", "zebra"

@@ -4,24 +4,19 @@ After Meng et al. 2022 (arXiv 2202.05262, section 2.1), for diffusion models Bas
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
-import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from workbench.interventions import Intervention, World, ablate, add_noise, restore
-from workbench.metrics import Scorer, as_pil, pixel_distance, ssim
+from workbench.localize.experiment import Experiment, check_spec, share
+from workbench.metrics import Scorer
 from workbench.models import Model
-from workbench.plan import resolve
 from workbench.prompts import Prompt, PromptSet
-from workbench.results import Shards
 from workbench.sites import Site, Sites, layer_and_kind
 from workbench.text import tokenize
-
-METRICS = ("probability", "similarity", "pixel_distance", "ssim")
 
 
 @dataclass(frozen=True)
@@ -57,10 +52,7 @@ class TraceSpec:
             raise ValueError(f'corruption={self.corruption!r}: may be "noise", "replace" or "zero"')
         if self.corruption != "noise" and self.draws != 1:
             raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
-        for name in ("sites", "tokens", "steps", "seeds"):
-            if isinstance(getattr(self, name), str) or not len(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r}: give a tuple of at least one")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_spec(self, "sites", "tokens", "steps", "seeds")
         if self.draws < 1 or self.window < 1:
             raise ValueError(f"draws={self.draws}, window={self.window}: both are at least 1")
 
@@ -97,68 +89,34 @@ def causal_trace(model: Model, prompts: PromptSet, spec: TraceSpec | None = None
     Raises, before anything is generated, KeyError for unknown sites and ValueError for words, tokens, steps, rows or
     replacements that do not fit, or a folder of another trace.
     """
-    tracing = Tracing(model, prompts, spec or TraceSpec(), scorer or Scorer(), batch_size)
-    parts = {f"prompt{p:04d}-draw{draw:02d}": (p, draw) for p in range(len(prompts)) for draw in range(tracing.spec.draws)}
-    counts = {part: tracing.check(*job) for part, job in parts.items()}
-    shards = Shards(tracing.asked(), folder)
-    todo = {part: job for part, job in parts.items() if part not in shards}
-    with tqdm(total=sum(counts[part] for part in todo), desc="causal trace", unit="image", disable=None) as bar:
-        for part, job in todo.items():
-            shards.write(part, tracing.measure(*job, bar))
-    return shards.dataset()
+    return Tracing(model, prompts, spec or TraceSpec(), scorer or Scorer(), batch_size).dataset(folder)
 
 
-class Tracing:
-    """One causal trace: what is asked, with everything that answers it."""
+class Tracing(Experiment):
+    """One causal trace: what is asked, with everything that answers it. A part is a prompt under one draw of noise."""
+
+    name = "causal trace"
 
     def __init__(self, model: Model, prompts: PromptSet, spec: TraceSpec, scorer: Scorer, batch_size: int):
-        if unknown := sorted({prompt.value for prompt in prompts} - set(prompts.labels)):
-            raise ValueError(f"prompts have the values {unknown}, which the set's labels lack: {list(prompts.labels)}; add texts for them")
-        self.model, self.prompts, self.spec, self.scorer, self.batch_size = model, prompts, spec, scorer, batch_size
-        self.steps = model.num_inference_steps if spec.num_inference_steps is None else spec.num_inference_steps
-        self.guidance = model.guidance_scale if spec.guidance_scale is None else spec.guidance_scale
+        super().__init__(model, prompts, spec, scorer, batch_size)
         self.sigmas = noise_sigmas(model, prompts, spec.noise_multiple)
 
     def asked(self) -> dict:
-        """All that the numbers depend on."""
-        return {"experiment": "causal_trace", **asdict(self.spec), "num_inference_steps": self.steps, "guidance_scale": self.guidance,
-                "sigmas": self.sigmas, "model": self.model.record, "scorer": self.scorer.record, "prompt_set": self.prompts.name,
-                "prompts": [asdict(prompt) for prompt in self.prompts],
-                "labels": {label: list(texts) for label, texts in self.prompts.labels.items()}}  # fmt: skip
+        return super().asked() | {"sigmas": self.sigmas}
+
+    def parts(self) -> dict[str, tuple[int, int]]:
+        return {f"prompt{p:04d}-draw{draw:02d}": (p, draw) for p in range(len(self.prompts)) for draw in range(self.spec.draws)}
 
     def check(self, p: int, draw: int) -> int:
-        """How many images a part takes; raises for what does not fit the model."""
-        worlds = self.worlds(p, draw, self.targets(p))
-        resolve(self.model, worlds, self.steps, self.guidance > 1)
-        return len(worlds) * len(self.spec.seeds)
+        return self.plan(self.worlds(p, draw, self.targets(p)))
 
     def measure(self, p: int, draw: int, bar) -> list[dict]:
-        """Rows (world, metric, prompt, draw, seed, site, token, steps, value) of one prompt under one draw of noise."""
-        targets, per, rows, reference = self.targets(p), max(1, self.batch_size - 1), [], None
-        clean, *rest = self.worlds(p, draw, targets)
-        aims = dict(zip((world.name for world in rest[1:]), targets))
-        for at in range(0, len(rest), per):  # no more images in memory than these
-            some = [clean, *rest[at : at + per]]
-            run = self.model.run(some, seeds=self.spec.seeds, num_inference_steps=self.steps, guidance_scale=self.guidance,
-                                 batch_size=self.batch_size, progress=False)  # fmt: skip
-            reference = run.images.sel(world="clean") if reference is None else reference
-            for world in some if at == 0 else some[1:]:
-                where = dict(world=world.name, prompt=p, draw=None if world is clean else draw)
-                if aim := aims.get(world.name):
-                    where |= dict(world="restored", site=aim.site, token=aim.token, steps=f"{aim.steps[0]:g}-{aim.steps[1]:g}")
-                for metric, values in self.scores(p, run.images.sel(world=world.name), reference).items():
-                    rows += [where | dict(metric=metric, seed=seed, value=float(value)) for seed, value in zip(self.spec.seeds, values)]
-                bar.update(len(self.spec.seeds))
-        return rows
-
-    def scores(self, p: int, images: xr.DataArray, reference: xr.DataArray) -> dict[str, np.ndarray]:
-        pictures, labels = as_pil(images), list(self.prompts.labels)
-        return {
-            "probability": self.scorer.class_probabilities(pictures, self.prompts.labels)[:, labels.index(self.prompts[p].value)].numpy(),
-            "similarity": self.scorer.similarity(pictures, self.prompts[p].prompt).numpy(),
-            "pixel_distance": pixel_distance(images, reference),
-            "ssim": ssim(images, reference),
-        }
+        """Rows (world, metric, prompt, draw, seed, site, token, steps, value)."""
+        targets = self.targets(p)
+        worlds = self.worlds(p, draw, targets)
+        places = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
+        places += [dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=share(aim.steps)) for aim in targets]
+        return self.score(p, worlds, places, bar)
 
     def targets(self, p: int) -> list[Target]:
         """Everything that is restored in a prompt, in execution order."""
