@@ -7,18 +7,19 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
-NAMES = {"indirect_effect": "indirect effect", "total_effect": "total effect", "recovery": "recovery",
-         "layer": "layer", "kind": "component", "steps": "denoising steps (share of the run)"}  # fmt: skip
+NAMES = {"indirect_effect": "indirect effect", "direct_effect": "direct effect", "total_effect": "total effect", "kind": "component",
+         "steps": "denoising steps (share of the run)", "window": "cross-attention layers given the target prompt"}  # fmt: skip
 
 
-def heatmap(effects: xr.Dataset, x: str, y: str, value: str = "indirect_effect", *, ax: Axes | None = None, title: str | None = None,
+def heatmap(effects: xr.Dataset, x: str, y: str, value: str | None = None, *, ax: Axes | None = None, title: str | None = None,
             limit: float | None = None) -> Axes:  # fmt: skip
-    """Effects over two of their axes: "token", "steps", "site", or a site's "layer" and "kind".
+    """Effects over two of their axes: "token", "steps", "site", a site's "layer" and "kind", or LocoGen's "window".
 
-    effects: what `workbench.effects` returns, one number for each cell (select the rest: `effects.sel(token="eos")`).
-    Colours diverge from zero, up to `limit` when given; a dot marks cells whose interval leaves out zero. Raises
-    ValueError for several numbers in one cell.
+    effects: what `workbench.effects` or `LocoGen.effects` returns, one number for each cell (select the rest:
+    `effects.sel(token="eos")`). value: the indirect or direct effect when left out. Colours diverge from zero, up to `limit` when
+    given; a dot marks cells whose interval leaves out zero. Raises ValueError for several numbers in one cell.
     """
+    value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
     if table.duplicated([x, y]).any():
         apart = [axis for axis in effects[value].dims if axis not in (x, y) and table.groupby([x, y])[axis].nunique().max() > 1]
@@ -39,11 +40,13 @@ def heatmap(effects: xr.Dataset, x: str, y: str, value: str = "indirect_effect",
     return ax
 
 
-def profile(effects: xr.Dataset, value: str = "indirect_effect", *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Effects of sites in execution order, with their intervals, one colour for each kind; the dashed line is the total.
 
-    effects: one number for each site (select the rest). Raises ValueError for several.
+    effects: one number for each site (select the rest); value: the indirect or direct effect when left out. Raises ValueError for
+    several.
     """
+    value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
     if table.duplicated(["site"]).any():
         apart = [axis for axis in effects[value].dims if axis != "site" and table[axis].nunique() > 1]
@@ -55,31 +58,76 @@ def profile(effects: xr.Dataset, value: str = "indirect_effect", *, ax: Axes | N
         spread = np.abs(rows[[f"{value}_low", f"{value}_high"]].to_numpy().T - rows[value].to_numpy())
         ax.errorbar(at[rows["site"]], rows[value], spread, fmt="o", ms=4, capsize=2, color=colour, label=kind)
     ax.axhline(0, color="black", lw=0.8)
-    if value == "indirect_effect":
+    if value.endswith("direct_effect"):
         ax.axhline(float(effects.total_effect), color="grey", ls="--", lw=1, label="total effect")
-    prefix, short = _shorten(table["layer"])
+    windows = "window" in table
+    prefix, short = ("", list(table["window"])) if windows else _shorten(table["layer"])
     ax.set_xticks(range(len(table)), short, rotation=90, fontsize=7)
-    ax.set(xlabel=f"{prefix} layer, in execution order".strip(), ylabel=f"{_label(effects, value)}, {effects.attrs['level']:.0%} interval",
-           title=title or "")  # fmt: skip
+    ax.set(xlabel=NAMES["window"] if windows else f"{prefix} layer, in execution order".strip(),
+           ylabel=f"{_label(effects, value)}, {effects.attrs['level']:.0%} interval", title=title or "")  # fmt: skip
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
 def image_grid(images: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Images (world, seed, y, x, colour) in [0, 1], such as a run's: one row a world, one column a seed."""
-    worlds, seeds = images.sizes["world"], images.sizes["seed"]
-    height, width = images.sizes["y"], images.sizes["x"]
-    ax = ax or plt.subplots(figsize=(1.5 + 1.2 * seeds, 0.6 + 1.2 * worlds), layout="constrained")[1]
-    sheet = np.ones((worlds * (height + 2), seeds * (width + 2), 3), np.float32)
-    for w in range(worlds):
-        for s in range(seeds):
-            sheet[w * (height + 2) : w * (height + 2) + height, s * (width + 2) : s * (width + 2) + width] = images[w, s]
+    """Images (ROW, COLUMN, y, x, colour) in [0, 1], such as a run's (world, seed, ...); transpose them to lay them otherwise."""
+    rows, columns, height, width = images.shape[:4]
+    ax = ax or plt.subplots(figsize=(1.5 + 1.2 * columns, 0.6 + 1.2 * rows), layout="constrained")[1]
+    sheet = np.ones((rows * (height + 2), columns * (width + 2), 3), np.float32)
+    for r in range(rows):
+        for c in range(columns):
+            sheet[r * (height + 2) : r * (height + 2) + height, c * (width + 2) : c * (width + 2) + width] = images[r, c]
     ax.imshow(sheet)
-    ax.set_xticks(np.arange(seeds) * (width + 2) + width / 2, [str(seed) for seed in images.seed.values])
-    ax.set_yticks(np.arange(worlds) * (height + 2) + height / 2, [str(world) for world in images.world.values])
+    names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
+    ax.set_xticks(np.arange(columns) * (width + 2) + width / 2, names[1], rotation=90 if max(map(len, names[1])) > 10 else 0)
+    ax.set_yticks(np.arange(rows) * (height + 2) + height / 2, names[0])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set(xlabel="seed", title=title or "")
+    ax.set(xlabel=images.dims[1], title=title or "")
+    if images.dims[0] != "world":
+        ax.set_ylabel(images.dims[0])
+    return ax
+
+
+def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """A word's attention map (y, x) over its image (y, x, colour) in [0, 1] or a PIL one."""
+    image = np.asarray(image)
+    ax = ax or plt.subplots(figsize=(3.6, 3), layout="constrained")[1]
+    place = (0, image.shape[1], image.shape[0], 0)
+    ax.imshow(image, extent=place)
+    shown = ax.imshow(word_map.transpose("y", "x"), extent=place, cmap="inferno", alpha=0.55, interpolation="bilinear", vmin=0)
+    ax.figure.colorbar(shown, ax=ax, label="attention probability")
+    ax.set_axis_off()
+    ax.set_title(title or "")
+    return ax
+
+
+def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest."""
+    table = comparison.table(resamples=2).pivot(index="layer", columns="localizer", values="rank")
+    table = table.reindex(index=comparison.scores.layer.values, columns=comparison.scores.localizer.values)
+    ax = ax or plt.subplots(figsize=(5, 5.5), layout="constrained")[1]
+    prefix, short = _shorten([name.removesuffix(".cross") for name in table.index])
+    sns.heatmap(table, ax=ax, cmap="viridis_r", annot=True, cbar_kws={"label": "rank (1 = strongest layer)"},
+                yticklabels=[f"{name} ({i})" for i, name in enumerate(short)], xticklabels=True)  # fmt: skip
+    ax.set(xlabel="localizer", ylabel=f"{prefix} cross-attention layer (number)", title=title or "")
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=30, ha="right")
+    return ax
+
+
+def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Spearman correlations between a `Comparison`'s localizers with their intervals; on the diagonal, between halves of the prompts."""
+    names = list(comparison.scores.localizer.values)
+    cells, notes = np.full((len(names),) * 2, np.nan), np.full((len(names),) * 2, "", dtype=object)
+    for row in comparison.agreement().itertuples():
+        for i, j in {(names.index(row.a), names.index(row.b)), (names.index(row.b), names.index(row.a))}:
+            cells[i, j], notes[i, j] = row.spearman, f"{row.spearman:.2f}\n({row.low:.2f} to {row.high:.2f})"
+    ax = ax or plt.subplots(figsize=(6, 4.6), layout="constrained")[1]
+    sns.heatmap(cells, ax=ax, cmap="RdBu_r", vmin=-1, vmax=1, annot=notes, fmt="", annot_kws={"fontsize": 8},
+                cbar_kws={"label": "Spearman correlation over layers"})  # fmt: skip
+    ax.set_xticklabels(names, rotation=30, ha="right")
+    ax.set_yticklabels(names, rotation=0)
+    ax.set_title(title or "")
     return ax
 
 
@@ -89,7 +137,7 @@ def _table(effects: xr.Dataset, value: str) -> pd.DataFrame:
 
 
 def _label(effects: xr.Dataset, value: str) -> str:
-    return f"{NAMES[value]} ({'share of the total' if value == 'recovery' else effects.attrs['unit']})"
+    return f"{NAMES.get(value, value)} ({'of the total effect' if value in ('recovery', 'share') else effects.attrs['unit']})"
 
 
 def _shorten(labels) -> tuple[str, list[str]]:

@@ -161,7 +161,8 @@ def averages(contrasts: dict[str, xr.DataArray], ratio: str, *, over: tuple[str,
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     found["prompts"] = contrasts[single].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
     attrs = attrs | {"level": level, "resamples": resamples, "over": list(over), "effect": single, "ratio": ratio}
-    return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(attrs["metric"], attrs["metric"]))
+    metric = attrs["metric"].removeprefix("target_")
+    return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
 
 
 def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:

@@ -8,16 +8,23 @@ interval. Finished parts are kept in `runs/agreement`: what was stopped goes on 
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import tyro
+import xarray as xr
 
+from workbench import plot
 from workbench.localize.causal_trace import TraceSpec
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.locogen import LocoGenSpec
+from workbench.localize.locogen import LocoGenSpec, locogen_images
 from workbench.metrics import Scorer
-from workbench.models import load
+from workbench.models import Model, load
 from workbench.prompts import prompt_set
+from workbench.results import strongest, with_interval
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
+DIRECTION = {"fact": "max"}  # facts by how far the other individual's look rises, the rest by how far their own value falls
+WIDTH = 2
 
 
 @dataclass
@@ -42,6 +49,70 @@ def main(options: AgreementOptions):
         prompts = prompt_set(attribute)[: options.prompts]
         found[attribute] = compare_localizers(model, prompts, trace=trace, generate=LocoGenSpec(widths=options.widths), scorer=scorer,
                                               folder=options.runs / attribute, batch_size=options.batch_size)  # fmt: skip
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    measured = lambda name, width=None: found[name].locogen.effects(direction=DIRECTION.get(name, "min"), width=width)
+    effects = {name: measured(name) for name in found}
+    join = lambda tables: pd.concat([table.assign(attribute=name) for name, table in tables.items()]).round(4)
+    join({name: strongest(effect).assign(total_effect=float(effect.total_effect)) for name, effect in effects.items()}).to_csv(
+        options.out / "locogen.csv", index=False
+    )
+    join({name: each.table() for name, each in found.items()}).to_csv(options.out / "localizers.csv", index=False)
+    join({name: each.agreement() for name, each in found.items()}).to_csv(options.out / "agreement.csv", index=False)
+    count = f"{options.prompts} prompts x {options.seeds} seeds"
+    windows_figure({width: {name: measured(name, width) for name in found} for width in (WIDTH, 1)}, count).savefig(
+        options.out / "locogen.png", dpi=110
+    )
+    agreement_figure(found, count).savefig(options.out / "localizers.png", dpi=70)
+    images_figure(model, options).savefig(options.out / "locogen_images.png", dpi=130)
+    for name, each in found.items():
+        direction = DIRECTION.get(name, "min")
+        best, effect = each.locogen.best(WIDTH, direction=direction), measured(name, WIDTH)
+        print(f"{name:8s}full replacement {with_interval(effect, 'total_effect')}; best window {' + '.join(best)}: "
+              f"{with_interval(effect.sel(site=best[0]).squeeze(), 'direct_effect')}, p = "
+              f"{each.locogen.chance(WIDTH, direction=direction):.4f} against shuffled windows")  # fmt: skip
+
+
+def windows_figure(effects: dict[int, dict[str, xr.Dataset]], count: str) -> plt.Figure:
+    """Attributes x windows, and attributes x single layers."""
+    figure, axes = plt.subplots(2, 1, figsize=(11, 7.5), layout="constrained")
+    for ax, (width, by_name) in zip(axes, effects.items()):
+        rows = [effect.expand_dims(attribute=[name]) for name, effect in by_name.items()]
+        joined = xr.concat(rows, dim="attribute", coords="minimal", compat="override", combine_attrs="drop_conflicts")
+        plot.heatmap(joined, "window", "attribute", ax=ax, limit=1.0, title=f"windows of {width}" if width > 1 else "single layers")
+    figure.suptitle(f"LocoGen: the target prompt at one window of layers, every step; effect on the grader's probability.\n{count}; a dot: "
+                    "the 95 % interval leaves out 0")  # fmt: skip
+    return figure
+
+
+def agreement_figure(found: dict[str, Comparison], count: str) -> plt.Figure:
+    """Ranks of the layers and correlations of the localizers, two attributes a row."""
+    rows = -(-len(found) // 2)
+    figure, axes = plt.subplots(rows, 4, figsize=(23, 5.4 * rows), layout="constrained", squeeze=False)
+    for ax in axes.flat[2 * len(found) :]:
+        ax.remove()
+    for i, (name, each) in enumerate(found.items()):
+        plot.ranks(each, ax=axes.flat[2 * i], title=f"{name}: rank of each layer")
+        plot.agreement(each, ax=axes.flat[2 * i + 1], title=f"{name}: agreement; on the diagonal, of halves of the prompts")
+    figure.suptitle(f"Four localizers on the same prompts and seeds ({count})")
+    return figure
+
+
+def images_figure(model: Model, options: AgreementOptions) -> plt.Figure:
+    """One image for each window, one row an attribute."""
+    strips = []
+    for attribute in options.attributes:
+        prompt = prompt_set(attribute)[0]
+        spec = LocoGenSpec(widths=(WIDTH,), seeds=(0,), num_inference_steps=options.num_inference_steps)
+        strips.append(locogen_images(model, prompt, spec, batch_size=options.batch_size).sel(seed=0, drop=True))
+    names = [f"{prompt_set(name)[0].prompt}\n-> {prompt_set(name)[0].target}" for name in options.attributes]
+    images = xr.concat(strips, dim=pd.Index(names, name="prompt -> target"))
+    figure, ax = plt.subplots(figsize=(4 + 0.9 * images.sizes["world"], 1.2 + 0.95 * len(names)), layout="constrained")
+    plot.image_grid(
+        images.rename(world="window"), ax=ax, title="LocoGen: the target prompt at two neighbouring cross-attention layers, seed 0"
+    )
+    ax.set(xlabel="layers given the target prompt", ylabel="")
+    return figure
 
 
 if __name__ == "__main__":

@@ -79,22 +79,26 @@ class LocoGen:
         """The model's cross-attention layers in execution order, numbered from 0 as papers do."""
         return json.loads(self.data.attrs["spec"])["layers"]
 
-    def effects(self, metric: str = "probability", direction: Literal["min", "max"] = "min", **options) -> xr.Dataset:
+    def effects(self, metric: str = "probability", direction: Literal["min", "max"] = "min", *, width: int | None = None,
+                **options) -> xr.Dataset:  # fmt: skip
         """Direct effect of each window, with bootstrap intervals over prompts and seeds.
 
-        direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (METHODS: style and
-        objects by the first, facts by the second). `direct_effect` is that drop or rise against the unaltered run,
-        `total_effect` that of the full replacement, `share` the ratio; `window` names the layers, ends included. options:
-        see `workbench.effects`. Raises KeyError for a metric that was not measured.
+        direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (the paper takes the first
+        for style and objects, the second for facts). `direct_effect` is that fall or rise against the unaltered run, `total_effect`
+        that of the full replacement, `share` the ratio. width: only windows of this many layers, whose numbers, ends included,
+        are then the coordinate `window`. options: see `workbench.effects`. Raises KeyError for a metric, ValueError for a width that
+        was not measured.
         """
+        widths = self.data.width.values.tolist()
+        width = widths[0] if width is None and len(widths) == 1 else width
         name, contrasts = self._contrasts(metric, direction)
+        if width is not None:
+            contrasts["direct_effect"] = _only(contrasts["direct_effect"], width=width)
         found = averages(contrasts, "share", attrs=self.data.attrs | {"metric": name, "direction": direction}, **options)
-        widths = found.width.values.tolist()
-        if len(widths) == 1:
-            starts = [self.layers.index(site) for site in found.site.values]
-            names = [str(start) if widths[0] == 1 else f"{start}-{start + widths[0] - 1}" for start in starts]
-            found = found.assign_coords(window=("site", names))
-        return found
+        if width is None:
+            return found
+        starts = [self.layers.index(site) for site in found.site.values]
+        return found.assign_coords(window=("site", [_numbers(start, width) for start in starts]))
 
     def best(self, width: int = 2, metric: str = "probability", direction: Literal["min", "max"] = "min", **where) -> tuple[str, ...]:
         """Names of the layers of the window with the largest direct effect.
@@ -127,15 +131,25 @@ class LocoGen:
 
     def direct(self, metric: str = "probability", direction: Literal["min", "max"] = "min", *, width: int = 2, **where) -> xr.DataArray:
         """Direct effects of single images, (prompt, seed, site), of the windows of one width; see `effects` and `best`."""
-        effect = self._contrasts(metric, direction)[1]["direct_effect"]
-        for axis, value in ({"width": width} | where).items():
-            if value not in effect[axis].values:
-                raise ValueError(f"{axis}={value!r} was not measured; found {effect[axis].values.tolist()}; ask for it in LocoGenSpec")
-            effect = effect.sel({axis: value})
+        effect = _only(self._contrasts(metric, direction)[1]["direct_effect"], width=width, **where)
         if several := {axis: effect[axis].values.tolist() for axis in ("inputs", "heads", "steps") if effect[axis].size > 1}:
             axis = next(iter(several))
             raise ValueError(f"several {axis} were measured: {several[axis]}; name one, as in best({width}, {axis}={several[axis][0]!r})")
-        return effect.isel(inputs=0, heads=0, steps=0, missing_dims="ignore", drop=True).dropna("site", how="all")
+        return effect.isel(inputs=0, heads=0, steps=0, missing_dims="ignore", drop=True)
+
+
+def _only(effect: xr.DataArray, **where) -> xr.DataArray:
+    """The windows of one width (and of one of several inputs, heads or steps)."""
+    for axis, value in where.items():
+        if value not in effect[axis].values:
+            raise ValueError(f"{axis}={value!r} was not measured; found {effect[axis].values.tolist()}; ask for it in LocoGenSpec")
+        effect = effect.sel({axis: value})
+    return effect.dropna("site", how="all")
+
+
+def _numbers(start: int, width: int) -> str:
+    """A window by the numbers of its first and last layer."""
+    return str(start) if width == 1 else f"{start}-{start + width - 1}"
 
 
 def locogen(model: Model, prompts: PromptSet, spec: LocoGenSpec | None = None, *, scorer: Scorer | None = None,
@@ -240,9 +254,10 @@ class Generating(Experiment):
                         yield Patch(start, width, inputs, head, steps)
 
     def label(self, patch: Patch) -> str:
-        layers = str(patch.start) if patch.width == 1 else f"{patch.start}-{patch.start + patch.width - 1}"
         several = {"inputs": patch.inputs, "heads": f"head {patch.head}", "steps": share(patch.steps)}
-        return " ".join([layers, *(text for name, text in several.items() if len(getattr(self.spec, name) or ()) > 1)])
+        return " ".join(
+            [_numbers(patch.start, patch.width), *(text for name, text in several.items() if len(getattr(self.spec, name) or ()) > 1)]
+        )
 
     def worlds(self, p: int) -> list[World]:
         """Unaltered, the target prompt at all layers, and at each window."""

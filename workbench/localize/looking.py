@@ -1,0 +1,149 @@
+"""Which layers look where the word is? `python -m workbench.localize.looking` holds word maps against the truth.
+
+Rendered pictures, whose masks are known, are noised to a step of the run and shown to the UNet once. The map of the subject's
+word is compared with the subject's true mask: `attention_iou.png`, `attention_iou.csv`.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tyro
+import xarray as xr
+from einops import reduce
+from scipy.stats import bootstrap
+from tqdm.auto import tqdm
+
+from workbench import plot
+from workbench.interventions import World
+from workbench.localize.attention import AttentionMaps, attention_maps, mask_iou
+from workbench.menagerie.captions import caption
+from workbench.menagerie.world import INDIVIDUALS, SUBJECTS, render, sample_scene
+from workbench.models import Model, load
+
+CHANCE, CENTRE = "chance", "mean mask of the other pictures"
+
+
+@dataclass
+class LookingOptions:
+    pictures: int = 96
+    steps: tuple[int, ...] = (5, 12, 19)
+    """Of the run's 25: the earlier, the more noise."""
+    seed: int = 7
+    batch_size: int = 32
+    out: Path = Path("figures")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered subject, its caption and its mask."""
+
+    world: World
+    image: object
+    mask: np.ndarray
+
+
+def main(options: LookingOptions):
+    model, pictures = load(), draw_pictures(options)
+    rows, examples = [], None
+    for step in tqdm(options.steps, desc="noise levels", disable=None):
+        for at in range(0, len(pictures), options.batch_size):
+            some = pictures[at : at + options.batch_size]
+            maps = attention_maps(model, [each.world for each in some], images={each.world.name: each.image for each in some}, step=step,
+                                  seeds=(options.seed,), batch_size=options.batch_size)  # fmt: skip
+            for each in some:
+                found = mask_iou(word_map(maps, each), each.mask)
+                rows += [
+                    dict(step=step, site=site, picture=each.world.name, iou=float(found.sel(site=site)),
+                         ceiling=ceiling(each.mask, values.sizes["y"]))
+                    for site, values in maps.maps.items()
+                ]  # fmt: skip
+            if examples is None and step == options.steps[len(options.steps) // 2]:
+                examples = [(each, word_map(maps, each)) for each in some[:4]]
+    rows += [dict(step=step, site=name, picture=picture, iou=iou) for step in options.steps for name, picture, iou in baselines(pictures)]
+    table = summary(pd.DataFrame(rows))
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(options.out / "attention_iou.csv", index=False)
+    figure(table, examples, options, model).savefig(options.out / "attention_iou.png", dpi=100)
+    print(table.sort_values("iou", ascending=False).round(3).head(12).to_string(index=False))
+    print(table[table.site.isin([CHANCE, CENTRE])].round(3).to_string(index=False))
+
+
+def draw_pictures(options: LookingOptions) -> list[Picture]:
+    """Single subjects that their caption names."""
+    rng, found = random.Random(options.seed), []
+    while len(found) < options.pictures:
+        scene = sample_scene(rng)
+        if scene.subject not in SUBJECTS or scene.beside or scene.count == 2 or scene.individual in INDIVIDUALS:
+            continue
+        text = caption(scene, rng, paraphrase=0)
+        image, masks = render(scene)
+        found.append(Picture(World(f"picture {len(found)}", text, subject=scene.subject), image, masks[scene.subject]))
+    return found
+
+
+def word_map(maps: AttentionMaps, picture: Picture) -> xr.DataArray:
+    """The subject's maps of one picture, heads averaged: (site, y, x)."""
+    name = picture.world.name
+    own = AttentionMaps({site: values.sel(world=[name]) for site, values in maps.maps.items()}, maps.images, {name: maps.tokens[name]})
+    return own.word(picture.world.subject).mean("head").isel(world=0, seed=0, steps=0, drop=True)
+
+
+def ceiling(mask: np.ndarray, side: int) -> float:
+    """What the true mask itself reaches at a layer's resolution."""
+    coarse = reduce(mask.astype(np.float32), "(y a) (x b) -> y x", "mean", y=side, x=side)
+    return float(mask_iou(xr.DataArray(coarse[None], dims=("site", "y", "x")), mask)[0])
+
+
+def baselines(pictures: list[Picture]) -> list[tuple[str, str, float]]:
+    """What a map reaches that knows nothing of its picture."""
+    masks, found = np.stack([each.mask for each in pictures]).astype(np.float32), []
+    for i, each in enumerate(pictures):
+        share, others = each.mask.mean(), (masks.sum(0) - masks[i]) / (len(masks) - 1)
+        found.append((CHANCE, each.world.name, share / (2 - share)))
+        found.append((CENTRE, each.world.name, float(mask_iou(xr.DataArray(others[None], dims=("site", "y", "x")), each.mask)[0])))
+    return found
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over pictures with their 95 % bootstrap intervals."""
+    rows = []
+    for (step, site), group in table.groupby(["step", "site"], sort=False):
+        interval = bootstrap((group.iou.to_numpy(),), np.mean, rng=np.random.default_rng(0), method="percentile").confidence_interval
+        rows.append(dict(step=step, site=site, iou=group.iou.mean(), low=interval.low, high=interval.high, ceiling=group.ceiling.mean(),
+                         pictures=len(group)))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def figure(table: pd.DataFrame, examples: list, options: LookingOptions, model: Model) -> plt.Figure:
+    """Overlap by layer and noise, and the best layer's map over four pictures."""
+    figure = plt.figure(figsize=(13, 8), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    ax, layers = top.subplots(), table[~table.site.isin([CHANCE, CENTRE])]
+    names = [name.removeprefix("unet.").removesuffix(".cross") for name in layers.site.unique()]
+    for offset, step in enumerate(options.steps):
+        rows = layers[layers.step == step]
+        share = step / model.num_inference_steps
+        at, spread = np.arange(len(rows)) + 0.15 * (offset - 1), [rows.iou - rows.low, rows.high - rows.iou]
+        ax.errorbar(at, rows.iou, spread, fmt="o", ms=4, capsize=2, label=f"after {share:.0%} of the denoising")
+    highest = layers.groupby("site", sort=False).ceiling.first()
+    ax.scatter(np.arange(len(highest)), highest, marker="_", s=300, color="black", label="the true mask at the layer's resolution")
+    for name, style in ((CHANCE, ":"), (CENTRE, "--")):
+        ax.axhline(table[table.site == name].iou.mean(), color="grey", ls=style, label=name)
+    ax.set_xticks(range(len(names)), [f"{name} ({i})" for i, name in enumerate(names)], rotation=45, ha="right")
+    ax.set(ylabel="IoU with the true mask, 95 % interval", xlabel="cross-attention layer (number)", ylim=(0, 1),
+           title=f"Do word maps cover their subject? {options.pictures} rendered pictures, noised and seen once")  # fmt: skip
+    ax.legend(fontsize=8)
+    middle = layers[layers.step == options.steps[len(options.steps) // 2]]
+    best = middle.loc[middle.iou.idxmax(), "site"]
+    for panel, (picture, maps) in zip(bottom.subplots(1, len(examples)), examples):
+        plot.overlay(picture.image, maps.sel(site=best), ax=panel, title=f'"{picture.world.subject}" at {best.removeprefix("unet.")}')
+        panel.contour(np.arange(64) + 0.5, np.arange(64) + 0.5, picture.mask, levels=[0.5], colors="cyan", linewidths=0.8)
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LookingOptions))
