@@ -2,7 +2,8 @@
 
 `locogen.png`: direct effect of each window, for six attributes; `locogen_images.png`: one image for each window;
 `localizers.png`: where the localizers agree; `locogen.csv`, `localizers.csv` and `agreement.csv`: every number with its
-interval. Finished parts are kept in `runs/agreement`: what was stopped goes on with the same command.
+interval; `locogen_search.csv`: whether the search from coarse to fine finds the same window, in how many runs.
+Finished parts are kept in `runs/agreement`: what was stopped goes on with the same command.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import xarray as xr
 from workbench import plot
 from workbench.localize.causal_trace import TraceSpec
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.locogen import LocoGenSpec, locogen_images
+from workbench.localize.locogen import LocoGenSpec, locogen_images, locogen_search
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
@@ -43,12 +44,20 @@ class AgreementOptions:
 def main(options: AgreementOptions):
     model, scorer = load(), Scorer()
     found: dict[str, Comparison] = {}
+    searches = []
     for attribute in options.attributes:
         trace = TraceSpec(noise_multiple=options.noise_multiple, draws=1, seeds=tuple(range(options.seeds)),
                           num_inference_steps=options.num_inference_steps)  # fmt: skip
         prompts = prompt_set(attribute)[: options.prompts]
         found[attribute] = compare_localizers(model, prompts, trace=trace, generate=LocoGenSpec(widths=options.widths), scorer=scorer,
                                               folder=options.runs / attribute, batch_size=options.batch_size)  # fmt: skip
+        direction = DIRECTION.get(attribute, "min")
+        spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps)
+        search = locogen_search(model, prompts, spec, width=WIDTH, direction=direction, scorer=scorer,
+                                folder=options.runs / attribute / "search", batch_size=options.batch_size)  # fmt: skip
+        best = found[attribute].locogen.best(WIDTH, direction=direction)
+        searches.append(dict(attribute=attribute, best=" + ".join(best), searched=" + ".join(search.best(WIDTH, direction=direction)),
+                             windows=search.windows, exhaustive=search.exhaustive))  # fmt: skip
 
     options.out.mkdir(parents=True, exist_ok=True)
     measured = lambda name, width=None: found[name].locogen.effects(direction=DIRECTION.get(name, "min"), width=width)
@@ -59,6 +68,8 @@ def main(options: AgreementOptions):
     )
     join({name: each.table() for name, each in found.items()}).to_csv(options.out / "localizers.csv", index=False)
     join({name: each.agreement() for name, each in found.items()}).to_csv(options.out / "agreement.csv", index=False)
+    pd.DataFrame(searches).to_csv(options.out / "locogen_search.csv", index=False)
+    print(pd.DataFrame(searches).to_string(index=False))
     count = f"{options.prompts} prompts x {options.seeds} seeds"
     windows_figure({width: {name: measured(name, width) for name in found} for width in (WIDTH, 1)}, count).savefig(
         options.out / "locogen.png", dpi=110
