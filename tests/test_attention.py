@@ -1,6 +1,5 @@
 """Attention maps, contribution, the lens and the comparison of localizers: laws on random pipelines, truth on the menagerie."""
 
-import subprocess
 import sys
 
 import matplotlib.pyplot as plt
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 
 import workbench as wb
 from workbench import AttentionSpec, PromptSet, TraceSpec, World, attention_contribution, attention_maps, diffusion_lens, mask_iou, plot
+from workbench.benchmarks import memory
 from workbench.engine import Fold
 from workbench.localize import looking
 from workbench.menagerie.world import Scene, render
@@ -243,7 +243,5 @@ def test_a_fold_sees_every_step_behind_the_interventions(model):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc; run it on Linux")
 def test_the_memory_of_maps_does_not_grow_with_the_steps():
-    script = "from workbench.benchmarks import memory; memory.one_run('menagerie', {}, True)"
-    peaks = [int(subprocess.run([sys.executable, "-c", script.format(steps)], check=True, capture_output=True, text=True).stdout.split()[-1])
-             for steps in (5, 50)]  # fmt: skip
+    peaks = [memory.peak("menagerie", steps, maps=True) for steps in (5, 50)]
     assert abs(peaks[1] - peaks[0]) < 15  # MB; the raw probabilities of 50 steps take 190 more than those of 5

@@ -2,8 +2,9 @@
 
 `locogen.png`: direct effect of each window, for six attributes; `locogen_images.png`: one image for each window;
 `localizers.png`: where the localizers agree; `locogen.csv`, `localizers.csv` and `agreement.csv`: every number with its
-interval; `locogen_search.csv`: whether the search from coarse to fine finds the same window, in how many runs.
-Finished parts are kept in `runs/agreement`: what was stopped goes on with the same command.
+interval; `locogen_best.csv`: each attribute's best window; `locogen_search.csv`: whether the search from coarse to fine
+finds the same one, in how many runs. Finished parts are kept in `runs/agreement`: what was stopped goes on with the same
+command.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import xarray as xr
 from workbench import plot
 from workbench.localize.causal_trace import TraceSpec
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.locogen import LocoGenSpec, locogen_images, locogen_search
+from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen_images, locogen_search
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
@@ -76,12 +77,20 @@ def main(options: AgreementOptions):
     )
     agreement_figure(found, count).savefig(options.out / "localizers.png", dpi=70)
     images_figure(model, options).savefig(options.out / "locogen_images.png", dpi=130)
-    for name, each in found.items():
-        direction = DIRECTION.get(name, "min")
-        best, effect = each.locogen.best(WIDTH, direction=direction), measured(name, WIDTH)
-        print(f"{name:8s}full replacement {with_interval(effect, 'total_effect')}; best window {' + '.join(best)}: "
-              f"{with_interval(effect.sel(site=best[0]).squeeze(), 'direct_effect')}, p = "
-              f"{each.locogen.chance(WIDTH, direction=direction):.4f} against shuffled windows")  # fmt: skip
+    best = pd.DataFrame([verdict(name, each.locogen) for name, each in found.items()])
+    best.to_csv(options.out / "locogen_best.csv", index=False)
+    print(best.to_string(index=False))
+
+
+def verdict(name: str, found: LocoGen) -> dict:
+    """The best window of an attribute, what it does, and whether shuffled windows do as much."""
+    direction = DIRECTION.get(name, "min")
+    layers, effect = found.best(WIDTH, direction=direction), found.effects(direction=direction, width=WIDTH)
+    first, last = (found.layers.index(layer) for layer in (layers[0], layers[-1]))
+    return {"attribute": name, "direction": direction, "full replacement": with_interval(effect, "total_effect"),
+            "best window": f"{first}-{last}", "layers": " + ".join(layers),
+            "direct effect": with_interval(effect.sel(site=layers[0]).squeeze(), "direct_effect"),
+            "p against shuffled windows": round(found.chance(WIDTH, direction=direction), 4)}  # fmt: skip
 
 
 def windows_figure(effects: dict[int, dict[str, xr.Dataset]], count: str) -> plt.Figure:
@@ -99,7 +108,7 @@ def windows_figure(effects: dict[int, dict[str, xr.Dataset]], count: str) -> plt
 def agreement_figure(found: dict[str, Comparison], count: str) -> plt.Figure:
     """Ranks of the layers and correlations of the localizers, two attributes a row."""
     rows = -(-len(found) // 2)
-    figure, axes = plt.subplots(rows, 4, figsize=(23, 5.4 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, 4, figsize=(27, 5.4 * rows), layout="constrained", squeeze=False)
     for ax in axes.flat[2 * len(found) :]:
         ax.remove()
     for i, (name, each) in enumerate(found.items()):
