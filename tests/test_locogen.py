@@ -172,3 +172,18 @@ def test_directions_and_metrics_have_their_names(menagerie, scorer):
         found.effects(direction="up")
     with pytest.raises(KeyError, match="metric='clip' was not measured; the trace has probability, similarity, target_probability"):
         found.effects("clip")
+
+
+def test_the_command_line_locates(tmp_path, monkeypatch, capsys):
+    from workbench import cli
+
+    arguments = "workbench locate --prompts season --first 2 --seeds 0 --num-inference-steps 2 --batch-size 32"
+    monkeypatch.setattr("sys.argv", [*arguments.split(), "--widths", "1", "2", "--out", str(tmp_path / "locate")])
+    cli.main()
+    said = capsys.readouterr().out
+    assert "width 1: full replacement" in said and "against shuffled windows" in said and (tmp_path / "locate.png").exists()
+    assert len((tmp_path / "locate.csv").read_text().splitlines()) == 1 + 16 + 15
+    monkeypatch.setattr("sys.argv", [*arguments.split(), "--compare", "--folder", str(tmp_path / "c"), "--out", str(tmp_path / "compare")])
+    cli.main()
+    assert "causal tracing" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
+    assert wb.open_results(tmp_path / "c" / "trace").sizes["prompt"] == 2
