@@ -40,10 +40,10 @@ print("full replacement:", wb.with_interval(found, "total_effect"))
 wb.strongest(found)[["site", "direct_effect", "direct_effect_low", "direct_effect_high", "share"]].head(4).round(2)
 
 # %%
-wb.plot.profile(found, title="season: two layers read the prompt without it")
+_ = wb.plot.profile(found, title="season: two layers read the prompt without it")
 # %% [markdown]
-# The layers to edit, by name, and how often windows shuffled within each prompt would reach a best one as good. Three prompts allow no
-# small p-value; the large run below has twelve.
+# The layers to edit, by name, and how often windows shuffled within each prompt would reach a best one as good. Three prompts say
+# little; the large run below has twelve.
 
 # %%
 season.best(2), season.chance(2)
@@ -75,7 +75,7 @@ rows = [strip(attribute) for attribute in best.attribute]
 images = np.stack([row.values for row in rows])
 sheet = rows[0].copy().expand_dims(attribute=best.attribute.tolist()).copy(data=images)
 figure, ax = plt.subplots(figsize=(16, 6.5), layout="constrained")
-wb.plot.image_grid(sheet, ax=ax, title="the target prompt at two layers, seed 0").set_xlabel("layers given the target")
+_ = wb.plot.image_grid(sheet, ax=ax, title="the target prompt at two layers, seed 0").set_xlabel("layers given the target")
 # %% [markdown]
 # ## Keys or values? Early or late?
 # Keys say where the image looks, values what it gets. The same window, given keys only or values only, in the first or second half of
@@ -86,7 +86,7 @@ window = (season.layers.index(season.best(2)[0]), 2)
 halves = ((0.0, 0.5), (0.5, 1.0))
 asked = wb.LocoGenSpec(windows=(window,), inputs=("k", "v", "kv"), steps=halves, seeds=(0,), num_inference_steps=12)
 parts = wb.locogen(model, prompts, asked, scorer=grader).effects()
-wb.plot.heatmap(parts.squeeze(["site", "width", "heads"]), "steps", "inputs", title="season: what its best window needs")
+_ = wb.plot.heatmap(parts.squeeze(["site", "heads"]), "steps", "inputs", title="season: what its best window needs")
 # %% [markdown]
 # ## Where does the image look?
 # Attention maps are summed while the steps pass. A word's map is the mean over its tokens; entropy says how sharp it is.
@@ -139,4 +139,4 @@ ranked[ranked["rank"] == 1].pivot(index="localizer", columns="attribute", values
 # %%
 lens = wb.diffusion_lens(model, "a watercolor of a zebra on the beach", seeds=(1,), num_inference_steps=12)
 lens = lens.assign_coords(layer=[name.split(".")[1] for name in lens.layer.values])
-wb.plot.image_grid(lens.transpose("seed", "layer", ...), title="the picture after each layer of the text encoder")
+_ = wb.plot.image_grid(lens.transpose("seed", "layer", ...), title="the picture after each layer of the text encoder")

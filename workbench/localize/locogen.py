@@ -119,7 +119,7 @@ class LocoGen:
         scores = self.direct(metric, direction, width=width, **where).mean("seed").transpose("prompt", "site").values
         rng = np.random.default_rng(0)
         largest = [rng.permuted(scores, axis=1).mean(0).max() for _ in range(permutations)]
-        return (1 + sum(value >= scores.mean(0).max() - 1e-12 for value in largest)) / (1 + permutations)
+        return float((1 + sum(value >= scores.mean(0).max() - 1e-12 for value in largest)) / (1 + permutations))
 
     def _contrasts(self, metric: str, direction: str) -> tuple[str, dict[str, xr.DataArray]]:
         """The metric's name for a direction, and by it the total and the single effects: falls of the prompt's, rises of the target's."""
