@@ -29,7 +29,7 @@ def heatmap(effects: xr.Dataset, x: str, y: str, value: str | None = None, *, ax
     grid = lambda column: table.pivot(index=y, columns=x, values=column).reindex(index=table[y].unique(), columns=table[x].unique())
     cells, marks = grid(value), grid("significant").map(lambda mark: "•" if mark is True else "")
     bound = limit or float(np.nanmax(np.abs(cells.to_numpy(float)))) or 1.0
-    ax = ax or plt.subplots(figsize=(1.6 + 0.42 * cells.shape[1], 1.6 + 0.3 * cells.shape[0]), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(max(4.2, 1.6 + 0.42 * cells.shape[1]), max(2.8, 1.6 + 0.3 * cells.shape[0])), layout="constrained")[1]
     sns.heatmap(cells.astype(float), ax=ax, cmap="RdBu_r", vmin=-bound, vmax=bound, annot=marks, fmt="", annot_kws={"color": "black"},
                 xticklabels=True, yticklabels=True, cbar_kws={"label": _label(effects, value)})  # fmt: skip
     for axis, name, labels in (("x", x, cells.columns), ("y", y, cells.index)):
