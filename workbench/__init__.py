@@ -1,6 +1,7 @@
 """A mechanistic-interpretability workbench for text-to-image diffusion models: `import workbench as wb`."""
 
-from workbench import plot
+from workbench import edit, plot
+from workbench.edit.low_rank import Edit
 from workbench.engine import Run
 from workbench.interventions import (
     Intervention,
@@ -21,6 +22,7 @@ from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.results import effects, open_results, strongest
 
 __all__ = [
+    "Edit",
     "Intervention",
     "Model",
     "Prompt",
@@ -33,6 +35,7 @@ __all__ = [
     "add_noise",
     "as_pil",
     "causal_trace",
+    "edit",
     "effects",
     "load",
     "map_input",
