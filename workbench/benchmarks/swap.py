@@ -1,0 +1,259 @@
+"""The zebra / giraffe benchmark of edits: `python -m workbench.benchmarks.swap` (or `workbench benchmark swap`).
+
+After IOAI 2024: swap two concepts by changing weights. Every editor is measured on the same prompts, seeds and starting
+noise as the unedited model: swap accuracy (share of held-out prompts whose picture shows the other animal), collateral (share
+of control prompts whose top class changed), leakage (paraphrases, plurals, both animals, homonyms), and distance between
+images. Classes are the grader's zero-shot ones over all subjects. Edits are made, and their settings chosen (`--tune`), from
+`train` and `preserve` prompts alone. Finished cells are kept in `runs/`: a stopped benchmark goes on with the same command.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from PIL import Image
+from scipy import stats
+from tqdm.auto import tqdm
+
+from workbench import edit as edits
+from workbench.benchmarks import swap_figures
+from workbench.edit.low_rank import Edit
+from workbench.metrics import Scorer, pixel_distance
+from workbench.models import Model, load
+from workbench.prompts import Prompt, PromptSet, prompt_set
+from workbench.results import Shards
+
+OTHER = {"zebra": "giraffe", "giraffe": "zebra"}
+SETS = ("held_out", "control", "paraphrase", "plural", "two_animal", "homonym")
+ALL, EVERY = "unet.*.cross", ("unet.down.*.cross", "unet.mid.cross", "unet.up.*.cross")
+WINDOW = ("unet.up.2.0.cross", "unet.up.2.1.cross")  # the best of the windows on training prompts, see benchmarks/windows.py
+UNEDITED = "unedited"
+TEXT_ENCODER = ("diff_quickfix", "embedding_swap", "textual_inversion")  # outside the rules: not UNet or VAE
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What edits may be made from: prompts of both animals with their replacement, and prompts of all else."""
+
+    train: tuple[Prompt, ...]
+    preserve: tuple[Prompt, ...]
+
+    @property
+    def kept(self) -> list[Prompt]:
+        """Preserved prompts, and the empty one that guidance pushes away from; no subject, for all their tokens count."""
+        return [Prompt("", ""), *(Prompt(prompt.prompt, "") for prompt in self.preserve)]
+
+    @property
+    def corpus(self) -> list[str]:
+        return [prompt.prompt for prompt in (*self.train, *self.preserve)]
+
+
+@dataclass
+class SwapOptions:
+    editors: tuple[str, ...] = ()
+    """Which of them; all when left out."""
+    tune: bool = False
+    """Choose settings on training prompts instead: fitted on every second one, measured on the others."""
+    images: int | None = None
+    """At most so many of each set."""
+    num_inference_steps: int = 12
+    batch_size: int = 25
+    runs: Path = Path("runs/swap")
+    out: Path = Path("figures")
+
+
+PAIRS = {"a zebra": "a giraffe", "a giraffe": "a zebra"}
+BEST = dict(sites=ALL, tokens="all", lam=0.1, preserve_tokens="all")
+
+
+def neuron_swap(model: Model, count: int = 30) -> Edit:
+    """Each animal's strongest channels set to the other's mean."""
+    first, second = (edits.neurons(model, {a: b}, sites=WINDOW, count=count) for a, b in PAIRS.items())
+    return first + second
+
+
+def inverted(model: Model, fit: Fit) -> Edit:
+    """Each animal's word learned from pictures that the model draws of the other."""
+    parts = []
+    for word, other in OTHER.items():
+        templates = sorted({p.prompt.replace(p.subject, "{}") for p in fit.train if p.subject == other})[:16]
+        pictures = model.generate([template.format(other) for template in templates], seed=range(5000, 5000 + len(templates)))
+        parts.append(edits.textual_inversion(model, word, pictures, templates=templates, updates=150))
+    return parts[0] + parts[1]
+
+
+EDITORS: dict[str, Callable[[Model, Fit], Edit]] = {
+    "swap": lambda model, fit: edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST),
+    "swap, null space": lambda model, fit: edits.from_concepts(
+        model, fit.train, preserve=fit.kept, editor="swap", preservation="nullspace", retain=0.003, **BEST
+    ),
+    "swap, nothing preserved": lambda model, fit: edits.from_concepts(model, fit.train, editor="swap", **BEST),
+    "swap, two layers": lambda model, fit: edits.from_concepts(
+        model, fit.train, preserve=fit.kept, editor="swap", **BEST | dict(sites=WINDOW)
+    ),
+    "swap, last subject token": lambda model, fit: edits.from_concepts(
+        model, fit.train, preserve=fit.kept, editor="swap", **BEST | dict(tokens="subject_last")
+    ),
+    "locoedit, two layers": lambda model, fit: edits.locoedit(model, PAIRS, sites=WINDOW),
+    "locoedit, all layers": lambda model, fit: edits.locoedit(model, PAIRS, sites=ALL),
+    "time": lambda model, fit: edits.time_edit(model, PAIRS),
+    "uce": lambda model, fit: edits.uce(model, PAIRS, preserve=sorted({f"a {p.subject}" for p in fit.preserve if p.value == p.subject})),
+    "rome": lambda model, fit: edits.rome(model, PAIRS, sites=ALL, corpus=fit.corpus),
+    "neurons, two layers": lambda model, fit: neuron_swap(model),
+    "diff_quickfix": lambda model, fit: edits.diff_quickfix(model, PAIRS),
+    "embedding_swap": lambda model, fit: edits.embedding_swap(model, *OTHER),
+    "textual_inversion": inverted,
+}
+
+
+def _variant(**settings) -> Callable[[Model, Fit], Edit]:
+    chosen = BEST | settings
+
+    def make(model: Model, fit: Fit) -> Edit:
+        return edits.from_concepts(model, fit.train, preserve=fit.kept if chosen.get("preserve_weight", 1) else (), **chosen)
+
+    return make
+
+
+AFTER = ("subject", "after_subject", "eos", "padding")
+TUNED: dict[str, Callable[[Model, Fit], Edit]] = {
+    **{f"lam {lam:g}": _variant(lam=lam) for lam in (0.001, 0.01, 0.1, 1.0, 10.0)},
+    **{f"preserve_weight {weight:g}": _variant(preserve_weight=weight) for weight in (0.0, 0.1, 10.0)},
+    **{f"tokens {name}": _variant(tokens=tokens) for name, tokens in {
+        "subject_last": "subject_last", "eos": "eos", "padding": "padding", "subject and after": AFTER[:2], "subject on": AFTER,
+        "eos and padding": AFTER[2:]}.items()},
+    **{f"null space {retain:g}": _variant(preservation="nullspace", retain=retain) for retain in (0.001, 0.003, 0.01, 0.03)},
+    "k only": _variant(sites="unet.*.cross.k"),
+    "v only": _variant(sites="unet.*.cross.v"),
+    "down layers": _variant(sites="unet.down.*.cross"),
+    "up layers": _variant(sites="unet.up.*.cross"),
+    "up.2 and up.3": _variant(sites="unet.up.{2,3}.*.cross"),
+}  # fmt: skip
+
+
+class Cells:
+    """One benchmark: every editor on every set, each cell kept as it is finished."""
+
+    def __init__(self, model: Model, scorer: Scorer, sets: dict[str, PromptSet], options: SwapOptions, folder: Path):
+        self.model, self.scorer, self.sets, self.options = model, scorer, sets, options
+        asked = {"experiment": "swap", "num_inference_steps": options.num_inference_steps, "batch_size": options.batch_size,
+                 "model": model.record, "scorer": scorer.record,
+                 "prompts": {name: [prompt.prompt for prompt in some] for name, some in sets.items()}}  # fmt: skip
+        self.shards = Shards(asked, folder)
+        self.bar = tqdm(desc="images", unit="image", disable=None)
+        self.unedited: dict[str, tuple[np.ndarray, list[str]]] = {}
+
+    def pictures(self, name: str) -> tuple[list[Image.Image], list[str]]:
+        """Images of a set as the model now is, one prompt and one seed each, and the grader's top class of each."""
+        prompts = self.sets[name]
+        images = self.model.generate([p.prompt for p in prompts], seed=range(len(prompts)), batch_size=self.options.batch_size,
+                                     num_inference_steps=self.options.num_inference_steps)  # fmt: skip
+        self.bar.update(len(images))
+        labels = list(prompts.labels)
+        return images, [labels[i] for i in self.scorer.class_probabilities(images, prompts.labels).argmax(-1)]
+
+    def before(self, name: str) -> tuple[np.ndarray, list[str]]:
+        if name not in self.unedited:
+            images, found = self.pictures(name)
+            self.unedited[name] = np.stack([np.asarray(image) for image in images]) / 255, found
+        return self.unedited[name]
+
+    def measure(self, editor: str, make: Callable[[], Edit | None], rules: str = "UNet"):
+        """Rows of one editor on all sets: what each picture shows, edited and not, and how far they are apart."""
+        todo = [name for name in self.sets if f"{editor}-{name}" not in self.shards]
+        if not todo:
+            return
+        references = {name: self.before(name) for name in todo}
+        edit = make()
+        for name in todo:
+            pixels, unedited = references[name]
+            if edit is None:
+                edited, found = pixels, unedited
+            else:
+                with self.model.applied(edit):
+                    images, found = self.pictures(name)
+                edited = np.stack([np.asarray(image) for image in images]) / 255
+            distances = pixel_distance(edited, pixels)
+            about = dict(editor=editor, set=name, rules=rules, rank=0 if edit is None else max(update.rank for update in edit.updates))
+            rows = [about | dict(prompt=i, value=p.value, target=OTHER.get(p.value), edited=a, unedited=b, distance=float(d))
+                    for i, (p, a, b, d) in enumerate(zip(self.sets[name], found, unedited, distances))]  # fmt: skip
+            self.shards.write(f"{editor}-{name}", rows)
+
+
+def share(hits: Sequence[bool]) -> tuple[float, float, float]:
+    """A share with its 95 % Wilson interval."""
+    interval = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(method="wilson")
+    return float(np.mean(hits)), interval.low, interval.high
+
+
+def mean(values: Sequence[float]) -> tuple[float, float, float]:
+    """A mean with its 95 % bootstrap interval over images, each of its own prompt and seed."""
+    values = np.asarray(values, float)
+    if np.ptp(values) == 0:
+        return values[0], values[0], values[0]
+    interval = stats.bootstrap((values,), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
+    return float(values.mean()), interval.low, interval.high
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each editor and measure: value, 95 % interval, number of images."""
+    found = []
+    for _, cell in rows.groupby(["editor", "set"], sort=False):
+        swapped, changed = cell.edited == cell.target, cell.edited != cell.unedited
+        measures = {"changed": share(changed), "image distance": mean(cell.distance)}
+        if cell.target.notna().all():
+            measures["swapped"] = share(swapped)
+            for animal, part in cell.assign(swapped=swapped).groupby("value"):
+                found.append(_row(cell, f"swapped, {animal}", share(part.swapped)) | {"n": len(part)})
+        found += [_row(cell, measure, values) for measure, values in measures.items()]
+    return pd.DataFrame(found)
+
+
+def _row(cell: pd.DataFrame, measure: str, values: tuple[float, float, float]) -> dict:
+    first = cell.iloc[0]
+    return dict(editor=first.editor, rules=first.rules, rank=first["rank"], set=first.set, measure=measure, value=round(values[0], 4),
+                low=round(values[1], 4), high=round(values[2], 4), n=len(cell))  # fmt: skip
+
+
+def score(table: pd.DataFrame, efficacy: str = "held_out", control: str = "control") -> pd.DataFrame:
+    """The benchmark's one number, 100 (swap accuracy - collateral), with both, the best editors first."""
+    pick = lambda name, measure: table[(table.set == name) & (table.measure == measure)].set_index("editor")["value"]
+    found = pd.DataFrame({"swap_accuracy": pick(efficacy, "swapped"), "collateral": pick(control, "changed")})
+    found["score"] = 100 * (found.swap_accuracy - found.collateral)
+    return found.join(table.drop_duplicates("editor").set_index("editor")[["rules", "rank"]]).sort_values("score", ascending=False)
+
+
+def main(options: SwapOptions):
+    model, scorer = load(), Scorer()
+    makers = TUNED if options.tune else EDITORS
+    if unknown := set(options.editors) - set(makers):
+        raise ValueError(f"editors={sorted(unknown)}: unknown; there are {', '.join(makers)}")
+    train, preserve = prompt_set("swap/train"), prompt_set("swap/preserve")
+    if options.tune:
+        fit = Fit(tuple(train)[::2], tuple(preserve)[::2])
+        sets = {"train": train[1::2], "preserve": preserve[1::2]}
+    else:
+        fit, sets = Fit(tuple(train), tuple(preserve)), {name: prompt_set(f"swap/{name}") for name in SETS}
+    sets = {name: some[:: max(1, len(some) // options.images)] if options.images else some for name, some in sets.items()}
+    cells = Cells(model, scorer, sets, options, options.runs / ("tune" if options.tune else "benchmark"))
+    cells.measure(UNEDITED, lambda: None)
+    for name in options.editors or makers:
+        cells.measure(name, lambda name=name: makers[name](model, fit), "text encoder" if name in TEXT_ENCODER else "UNet")
+    table = summary(cells.shards.table())
+    ranked = score(table, *sets) if options.tune else score(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = "swap_tuning" if options.tune else "swap"
+    table.to_csv(options.out / f"{stem}.csv", index=False)
+    print(ranked.round(3).to_string())
+    if not options.tune:
+        swap_figures.frontier(table, options.out / "swap.png")
+        best = ranked[ranked.rules == "UNet"].index[0]
+        shown = {name: EDITORS[name](model, fit) for name in dict.fromkeys((best, "uce", "locoedit, all layers"))}
+        swap_figures.before_and_after(model, shown, sets, options.out / "swap_images.png", options.num_inference_steps)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SwapOptions))
