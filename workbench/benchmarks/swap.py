@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from PIL import Image
 from scipy import stats
 from tqdm.auto import tqdm
 
@@ -28,7 +27,7 @@ from workbench.results import Shards
 
 OTHER = {"zebra": "giraffe", "giraffe": "zebra"}
 SETS = ("held_out", "control", "paraphrase", "plural", "two_animal", "homonym")
-ALL, EVERY = "unet.*.cross", ("unet.down.*.cross", "unet.mid.cross", "unet.up.*.cross")
+ALL = "unet.*.cross"
 WINDOW = ("unet.up.2.0.cross", "unet.up.2.1.cross")  # the best of the windows on training prompts, see benchmarks/windows.py
 UNEDITED = "unedited"
 TEXT_ENCODER = ("diff_quickfix", "embedding_swap", "textual_inversion")  # outside the rules: not UNet or VAE
@@ -66,7 +65,7 @@ class SwapOptions:
 
 
 PAIRS = {"a zebra": "a giraffe", "a giraffe": "a zebra"}
-BEST = dict(sites=ALL, tokens="all", lam=0.1, preserve_tokens="all")
+BEST = dict(sites=ALL, tokens="all", lam=10.0, preserve_tokens="all")
 
 
 def neuron_swap(model: Model, count: int = 30) -> Edit:
@@ -88,7 +87,7 @@ def inverted(model: Model, fit: Fit) -> Edit:
 EDITORS: dict[str, Callable[[Model, Fit], Edit]] = {
     "swap": lambda model, fit: edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST),
     "swap, null space": lambda model, fit: edits.from_concepts(
-        model, fit.train, preserve=fit.kept, editor="swap", preservation="nullspace", retain=0.003, **BEST
+        model, fit.train, preserve=fit.kept, editor="swap", preservation="nullspace", retain=0.03, **BEST
     ),
     "swap, nothing preserved": lambda model, fit: edits.from_concepts(model, fit.train, editor="swap", **BEST),
     "swap, two layers": lambda model, fit: edits.from_concepts(
@@ -118,47 +117,47 @@ def _variant(**settings) -> Callable[[Model, Fit], Edit]:
     return make
 
 
-AFTER = ("subject", "after_subject", "eos", "padding")
 TUNED: dict[str, Callable[[Model, Fit], Edit]] = {
-    **{f"lam {lam:g}": _variant(lam=lam) for lam in (0.001, 0.01, 0.1, 1.0, 10.0)},
-    **{f"preserve_weight {weight:g}": _variant(preserve_weight=weight) for weight in (0.0, 0.1, 10.0)},
-    **{f"tokens {name}": _variant(tokens=tokens) for name, tokens in {
-        "subject_last": "subject_last", "eos": "eos", "padding": "padding", "subject and after": AFTER[:2], "subject on": AFTER,
-        "eos and padding": AFTER[2:]}.items()},
-    **{f"null space {retain:g}": _variant(preservation="nullspace", retain=retain) for retain in (0.001, 0.003, 0.01, 0.03)},
+    "chosen": _variant(),
+    **{f"lam {lam:g}": _variant(lam=lam) for lam in (0.1, 1.0, 100.0)},
+    **{f"preserve_weight {weight:g}": _variant(preserve_weight=weight) for weight in (0.0, 0.1, 4.0)},
+    "tokens: last of the subject": _variant(tokens="subject_last"),
+    "tokens: subject and after": _variant(tokens=("subject", "after_subject")),
+    "tokens: end and padding": _variant(tokens=("eos", "padding")),
+    **{f"null space, retain {retain:g}": _variant(preservation="nullspace", retain=retain) for retain in (0.01, 0.03)},
+    "a fifth of the prompts": lambda model, fit: _variant()(model, Fit(fit.train[::5], fit.preserve[::5])),
     "k only": _variant(sites="unet.*.cross.k"),
     "v only": _variant(sites="unet.*.cross.v"),
-    "down layers": _variant(sites="unet.down.*.cross"),
+    "down and mid layers": _variant(sites=("unet.down.*.cross", "unet.mid*.cross")),
     "up layers": _variant(sites="unet.up.*.cross"),
-    "up.2 and up.3": _variant(sites="unet.up.{2,3}.*.cross"),
 }  # fmt: skip
 
 
 class Cells:
-    """One benchmark: every editor on every set, each cell kept as it is finished."""
+    """One benchmark: every editor on every set, each cell kept as it is finished. targets: what a value's picture is to show."""
 
-    def __init__(self, model: Model, scorer: Scorer, sets: dict[str, PromptSet], options: SwapOptions, folder: Path):
-        self.model, self.scorer, self.sets, self.options = model, scorer, sets, options
-        asked = {"experiment": "swap", "num_inference_steps": options.num_inference_steps, "batch_size": options.batch_size,
+    def __init__(self, model: Model, scorer: Scorer, sets: dict[str, PromptSet], options, folder: Path, targets: dict[str, str]):
+        self.model, self.scorer, self.sets, self.options, self.targets = model, scorer, sets, options, targets
+        asked = {"experiment": "swap", "targets": targets, "num_inference_steps": options.num_inference_steps,
+                 "batch_size": options.batch_size,
                  "model": model.record, "scorer": scorer.record,
                  "prompts": {name: [prompt.prompt for prompt in some] for name, some in sets.items()}}  # fmt: skip
         self.shards = Shards(asked, folder)
         self.bar = tqdm(desc="images", unit="image", disable=None)
-        self.unedited: dict[str, tuple[np.ndarray, list[str]]] = {}
+        self.unedited: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def pictures(self, name: str) -> tuple[list[Image.Image], list[str]]:
-        """Images of a set as the model now is, one prompt and one seed each, and the grader's top class of each."""
+    def pictures(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images of a set as the model now is, one prompt and one seed each: (image, y, x, colour), and the grader's probabilities
+        (image, label)."""
         prompts = self.sets[name]
         images = self.model.generate([p.prompt for p in prompts], seed=range(len(prompts)), batch_size=self.options.batch_size,
                                      num_inference_steps=self.options.num_inference_steps)  # fmt: skip
         self.bar.update(len(images))
-        labels = list(prompts.labels)
-        return images, [labels[i] for i in self.scorer.class_probabilities(images, prompts.labels).argmax(-1)]
+        return np.stack([np.asarray(image) for image in images]) / 255, self.scorer.class_probabilities(images, prompts.labels).numpy()
 
-    def before(self, name: str) -> tuple[np.ndarray, list[str]]:
+    def before(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if name not in self.unedited:
-            images, found = self.pictures(name)
-            self.unedited[name] = np.stack([np.asarray(image) for image in images]) / 255, found
+            self.unedited[name] = self.pictures(name)
         return self.unedited[name]
 
     def measure(self, editor: str, make: Callable[[], Edit | None], rules: str = "UNet"):
@@ -169,18 +168,23 @@ class Cells:
         references = {name: self.before(name) for name in todo}
         edit = make()
         for name in todo:
-            pixels, unedited = references[name]
-            if edit is None:
-                edited, found = pixels, unedited
-            else:
+            before = after = references[name]
+            if edit is not None:
                 with self.model.applied(edit):
-                    images, found = self.pictures(name)
-                edited = np.stack([np.asarray(image) for image in images]) / 255
-            distances = pixel_distance(edited, pixels)
+                    after = self.pictures(name)
             about = dict(editor=editor, set=name, rules=rules, rank=0 if edit is None else max(update.rank for update in edit.updates))
-            rows = [about | dict(prompt=i, value=p.value, target=OTHER.get(p.value), edited=a, unedited=b, distance=float(d))
-                    for i, (p, a, b, d) in enumerate(zip(self.sets[name], found, unedited, distances))]  # fmt: skip
-            self.shards.write(f"{editor}-{name}", rows)
+            self.shards.write(f"{editor}-{name}", [about | row for row in self.rows(name, before, after)])
+
+    def rows(self, name: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> list[dict]:
+        prompts, labels = self.sets[name], list(self.sets[name].labels)
+        unedited, edited = ([labels[i] for i in probabilities.argmax(1)] for _, probabilities in (before, after))
+        distances, found = pixel_distance(after[0], before[0]), []
+        for i, prompt in enumerate(prompts):
+            target = self.targets.get(prompt.value)
+            probability = None if target is None else float(after[1][i, labels.index(target)])
+            found.append(dict(prompt=i, value=prompt.value, target=target, edited=edited[i], unedited=unedited[i],
+                              probability=probability, distance=float(distances[i])))  # fmt: skip
+        return found
 
 
 def share(hits: Sequence[bool]) -> tuple[float, float, float]:
@@ -205,7 +209,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         swapped, changed = cell.edited == cell.target, cell.edited != cell.unedited
         measures = {"changed": share(changed), "image distance": mean(cell.distance)}
         if cell.target.notna().all():
-            measures["swapped"] = share(swapped)
+            measures |= {"swapped": share(swapped), "probability of the target": mean(cell.probability)}
             for animal, part in cell.assign(swapped=swapped).groupby("value"):
                 found.append(_row(cell, f"swapped, {animal}", share(part.swapped)) | {"n": len(part)})
         found += [_row(cell, measure, values) for measure, values in measures.items()]
@@ -234,11 +238,11 @@ def main(options: SwapOptions):
     train, preserve = prompt_set("swap/train"), prompt_set("swap/preserve")
     if options.tune:
         fit = Fit(tuple(train)[::2], tuple(preserve)[::2])
-        sets = {"train": train[1::2], "preserve": preserve[1::2]}
+        sets = {"train": train[1::2][::3], "preserve": preserve[1::2][::5]}
     else:
         fit, sets = Fit(tuple(train), tuple(preserve)), {name: prompt_set(f"swap/{name}") for name in SETS}
     sets = {name: some[:: max(1, len(some) // options.images)] if options.images else some for name, some in sets.items()}
-    cells = Cells(model, scorer, sets, options, options.runs / ("tune" if options.tune else "benchmark"))
+    cells = Cells(model, scorer, sets, options, options.runs / ("tune" if options.tune else "benchmark"), OTHER)
     cells.measure(UNEDITED, lambda: None)
     for name in options.editors or makers:
         cells.measure(name, lambda name=name: makers[name](model, fit), "text encoder" if name in TEXT_ENCODER else "UNet")

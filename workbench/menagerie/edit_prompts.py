@@ -102,14 +102,14 @@ def tables() -> dict[str, pd.DataFrame]:
     taken: set[str] = set()
     both = (PAIR, PAIR[::-1])
     made = {
-        "train": [row for a, b in both for row in rows(f"train {a}", 40, subject(a, b, holdout=False), taken)],
-        "preserve": [row for a in OTHERS for row in rows(f"preserve {a}", 12, subject(a, holdout=False), taken)],
-        "held_out": [row for a, b in both for row in rows(f"held out {a}", 100, subject(a, b, holdout=True), taken)],
+        "train": [row for a, b in both for row in rows(f"train {a}", 150, subject(a, b, holdout=False), taken)],
+        "preserve": [row for a in OTHERS for row in rows(f"preserve {a}", 60, subject(a, holdout=False), taken)],
+        "held_out": [row for a, b in both for row in rows(f"held out {a}", 60, subject(a, b, holdout=True), taken)],
         "paraphrase": [row for a, b in both for row in rows(f"paraphrase {a}", 50, paraphrase(a, b), taken)],
         "plural": [row for a, b in both for row in rows(f"plural {a}", 50, plural(a, b), taken)],
         "two_animal": [row for a, b in both for row in rows(f"two {a}", 50, two_animals(a, b), taken)],
         "homonym": rows("homonym", 100, homonym, taken),
-        "control": [row for a in OTHERS for row in rows(f"control {a}", 10, subject(a, holdout=True), taken)],
+        "control": [row for a in OTHERS for row in rows(f"control {a}", 8, subject(a, holdout=True), taken)],
         "erase_train": rows("erase train", 40, subject(*ERASED, holdout=False), taken),
         "erase_held_out": rows("erase", 100, subject(*ERASED, holdout=True), taken),
         "style_train": rows("style train", 40, style(*STYLE, holdout=False), taken),
@@ -118,7 +118,7 @@ def tables() -> dict[str, pd.DataFrame]:
         "fact_held_out": rows("fact", 100, individual(*FACT, holdout=True), taken),
     }
     others = [name for name in INDIVIDUALS if name != FACT[0]]
-    made["preserve"] += [row for name in others for row in rows(f"preserve {name}", 3, individual(name, holdout=False), taken)]
+    made["preserve"] += [row for name in others for row in rows(f"preserve {name}", 40, individual(name, holdout=False), taken)]
     made["control"] += [row for name in others for row in rows(f"control {name}", 5, individual(name, holdout=True), taken)]
     return {name: pd.DataFrame(found) for name, found in made.items()}
 
