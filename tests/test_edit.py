@@ -90,7 +90,7 @@ def test_the_solver_is_the_dense_solution(problem, lam, s_e, s_p, covariance):
     b, a = solution.factors(values - keys @ weight.T)
     expected = dense(keys, values, preserved, weight, base, s_e, s_p)
     assert torch.allclose(weight + b @ a, expected, rtol=1e-7, atol=1e-7)
-    assert b.shape[1] == a.shape[0] <= min(len(keys), keys.shape[1])
+    assert b.shape[1] == a.shape[0] <= min(len(keys), *weight.shape)
 
 
 @settings(max_examples=50, deadline=None)

@@ -92,13 +92,19 @@ class Solution:
     preserved: torch.Tensor
 
     def factors(self, residuals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """B (out, rank) and A (rank, in) of one layer, for residuals v_i - W c_i (pair, out); rank is at most the number of pairs."""
+        """B (out, rank) and A (rank, in) of one layer, for residuals v_i - W c_i (pair, out).
+
+        The rank is at most the number of pairs, and of channels on either side.
+        """
         used = residuals.abs().sum(1) > 0  # a key whose value stays is preserved, and needs no term
         a, residuals = self.a[used], residuals[used].double()
-        if len(a) > a.shape[1]:  # more pairs than channels: the same product in as few terms as there are channels
-            left, strength, right = torch.linalg.svd(a, full_matrices=False)
-            kept = strength > strength[0] * 1e-12
-            a, residuals = strength[kept, None] * right[kept], left[:, kept].T @ residuals
+        if len(a) > min(a.shape[1], residuals.shape[1]):  # the same product in fewer terms, without forming it
+            if a.shape[1] <= residuals.shape[1]:
+                basis, a = torch.linalg.qr(a)
+                residuals = basis.T @ residuals
+            else:
+                basis, residuals = torch.linalg.qr(residuals)
+                a = basis.T @ a
         return residuals.T.contiguous(), a
 
 
@@ -158,18 +164,15 @@ def _gain(keys: torch.Tensor, lam: float, base: torch.Tensor | None) -> tuple[to
 
 
 def _solved(system: torch.Tensor, right: torch.Tensor, fix: str) -> tuple[torch.Tensor, float]:
-    factor, pivots, info = torch.linalg.lu_factor_ex(system)
-    inverse = (
-        torch.linalg.lu_solve(factor, pivots, torch.eye(len(system), dtype=system.dtype))
-        if info == 0
-        else system.new_full((1, 1), math.inf)
-    )
-    condition = (torch.linalg.matrix_norm(system, 1) * torch.linalg.matrix_norm(inverse, 1)).item()
+    """system^-1 @ right for a symmetric positive system, and its condition number in the 1-norm."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    norm = lambda matrix: torch.linalg.matrix_norm(matrix, 1).item()
+    condition = norm(system) * (math.inf if failed else norm(torch.cholesky_inverse(factor)))
     if not condition < TOO_SINGULAR:
         raise ValueError(
             f"the system of {len(system)} equations is singular: condition number {condition:.1e}, float64 bears {TOO_SINGULAR:.0e}; {fix}"
         )
-    return torch.linalg.lu_solve(factor, pivots, right), condition
+    return torch.cholesky_solve(right, factor), condition
 
 
 def _subspace(kept: torch.Tensor, moments: Moments | None, retain: float) -> torch.Tensor:

@@ -180,7 +180,7 @@ def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
 def gather(model, source: str | Site, pairs: Sequence[Prompt], scope: Scope) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and their guides, each (key, in); a pair without replacement is its own guide."""
     guides = [replaced(pair) if pair.replacement else pair.prompt for pair in pairs]
-    old, new = states(model, source, [pair.prompt for pair in pairs]), states(model, source, guides)
+    old, new = states(model, source, [*(pair.prompt for pair in pairs), *guides]).split(len(pairs))
     keys: dict[object, list[torch.Tensor]] = {}
     for p, (pair, guide) in enumerate(zip(pairs, guides)):
         before, after = (tokenize(model.pipeline.tokenizer, text) for text in (pair.prompt, guide))

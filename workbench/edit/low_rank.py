@@ -115,7 +115,7 @@ class Edit:
     def __repr__(self):
         made = self.provenance.get("editor", "edit")
         values = sum(update.b.numel() + update.a.numel() for update in self.updates)
-        with pd.option_context("display.max_rows", 12, "display.width", 160, "display.precision", 3):
+        with pd.option_context("display.max_rows", 12, "display.max_columns", None, "display.width", 200, "display.precision", 3):
             return (
                 f"{made}: {len(self.updates)} weights, rank at most {max(u.rank for u in self.updates)}, {values} numbers\n{self.table()}"
             )
