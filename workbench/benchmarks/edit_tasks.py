@@ -25,7 +25,7 @@ TASKS = {"erase": None, "style": "none", "fact": "lion"}  # what pictures are to
 class TasksOptions:
     images: int | None = None
     """At most so many of each set."""
-    num_inference_steps: int = 12
+    num_inference_steps: int = 8
     batch_size: int = 25
     runs: Path = Path("runs/edit_tasks")
     out: Path = Path("figures")

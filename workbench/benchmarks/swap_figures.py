@@ -31,6 +31,9 @@ def frontier(table: pd.DataFrame, path: Path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(16, 6.5), layout="constrained", width_ratios=(1.25, 1))
     colours = dict(zip(accuracy.index, sns.color_palette("husl", len(accuracy))))
     for editor, y in accuracy.iterrows():
+        if editor not in collateral.index:  # no edit: what the model draws of the other animal when it is told
+            left.axhline(y.value, color=colours[editor], ls="--", label=editor)
+            continue
         x = collateral.loc[editor]
         left.errorbar(x.value, y.value, [[y.value - y.low], [y.high - y.value]], [[x.value - x.low], [x.high - x.value]], capsize=2, ms=8,
                       fmt="o" if y.rules == "UNet" else "s", color=colours[editor], mfc=colours[editor] if y.rules == "UNet" else "white",

@@ -34,7 +34,7 @@ class WindowsOptions:
     """A table with the columns layer, localizer, score; left out where there is none."""
     trace: Path = Path("figures/causal_trace.csv")
     images: int | None = None
-    num_inference_steps: int = 12
+    num_inference_steps: int = 8
     batch_size: int = 25
     runs: Path = Path("runs/windows")
     out: Path = Path("figures")
@@ -99,7 +99,7 @@ def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: 
 
 def main(options: WindowsOptions):
     model, train, preserve = load(), prompt_set("swap/train"), prompt_set("swap/preserve")
-    fit, test = Fit(tuple(train)[::2], tuple(preserve)[::2]), train[1::2][::4]
+    fit, test = Fit(tuple(train)[::2], tuple(preserve)[::2]), train[1::2][::6]
     test = test[:: max(1, len(test) // options.images)] if options.images else test
     cells = Cells(model, Scorer(), {"train": test}, options, options.runs, OTHER)
     sets = layer_sets(model, options.width, options.random_sets)
