@@ -107,7 +107,8 @@ def main(options: WindowsOptions):
     for name, layers in sets.items():
         cells.measure(name, lambda layers=layers: edits.from_concepts(model, fit.train, preserve=fit.kept, **BEST | dict(sites=layers)))
     rows = cells.shards.table()
-    table = summary(rows[rows.editor.isin([UNEDITED, *sets])])
+    order = [UNEDITED, *sorted(sets, key=lambda name: (name.split()[0], list(sets).index(name)))]
+    table = pd.concat([summary(rows[rows.editor == name]) for name in order], ignore_index=True)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "windows.csv", index=False)
     table = table[table.measure == MEASURE]
