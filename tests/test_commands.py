@@ -40,10 +40,12 @@ def test_the_benchmark_stops_when_the_sides_draw_different_images(tmp_path, monk
 
 
 def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path):
-    options = swap.SwapOptions(editors=("uce", "embedding_swap"), images=2, num_inference_steps=1, runs=tmp_path / "runs", out=tmp_path)
+    options = swap.SwapOptions(
+        editors=("uce", "embedding_swap"), every=20, images=2, num_inference_steps=1, runs=tmp_path / "runs", out=tmp_path
+    )
     swap.main(options)
     table = pd.read_csv(tmp_path / "swap.csv")
-    assert set(table.editor) == {"unedited", "uce", "embedding_swap"} and set(table.set) == set(swap.SETS)
+    assert set(table.editor) == {"unedited", "told the other", "uce", "embedding_swap"} and set(table.set) == set(swap.SETS)
     assert (table[(table.editor == "unedited") & (table.measure == "changed")].value == 0).all()
     assert (table[(table.editor == "uce") & (table.measure == "image distance")].value > 0).all()
     assert set(table[table.rules == "text encoder"].editor) == {"embedding_swap"}
@@ -51,7 +53,7 @@ def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path
     assert all((tmp_path / name).stat().st_size > 20_000 for name in ("swap.png", "swap_images.png"))
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
     swap.main(options)
-    assert len(finished) == 3 * 6 and finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    assert len(finished) == 3 * 6 + 1 and finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
     with pytest.raises(ValueError, match=r"editors=\['magic'\]: unknown; there are swap, "):
         swap.main(swap.SwapOptions(editors=("magic",)))
 
@@ -62,7 +64,7 @@ def test_edited_windows_are_correlated_with_localizers(tmp_path):
     pd.DataFrame(dict(layer=layers, localizer="depth", score=range(16))).to_csv(tmp_path / "localizers.csv", index=False)
     windows.main(
         windows.WindowsOptions(
-            width=8,
+            width=14,
             random_sets=1,
             images=2,
             num_inference_steps=1,
@@ -73,7 +75,8 @@ def test_edited_windows_are_correlated_with_localizers(tmp_path):
     )
     table = pd.read_csv(tmp_path / "windows.csv")
     assert (
-        set(table.editor) >= {"unedited", "all layers", "window 0-7", "window 8-15", "all but 8-15"} and (tmp_path / "windows.png").exists()
+        set(table.editor) >= {"unedited", "all layers", "window 0-13", "window 2-15", "all but 2-15"}
+        and (tmp_path / "windows.png").exists()
     )
     found = pd.read_csv(tmp_path / "windows_correlation.csv")
     assert set(found.localizer) >= {"depth"} and found.spearman.abs().max() <= 1
@@ -87,7 +90,7 @@ def test_edited_windows_are_correlated_with_localizers(tmp_path):
 
 
 def test_erasing_style_and_fact_are_measured(tmp_path):
-    edit_tasks.main(edit_tasks.TasksOptions(images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path))
+    edit_tasks.main(edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path))
     table = pd.read_csv(tmp_path / "edit_tasks.csv")
     assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 3
 

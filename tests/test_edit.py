@@ -268,6 +268,15 @@ def test_edits_add_and_scale(model):
     assert (a + b.scaled(2.0)).provenance["sum"][1]["scaled"] == 2.0
 
 
+def test_a_part_of_an_edit_is_the_edit_of_that_part(model):
+    layers = [site.name for site in model.sites("unet.*.cross")][1:3]
+    whole, part = (wb.edit.swap(model, "a zebra", "a giraffe", sites=sites) for sites in ("unet.*.cross", layers))
+    for some in (whole.at(*layers), whole.at(*(f"{layer}.[kv]" for layer in layers))):
+        assert some.sites == part.sites and all(torch.equal(a.b, b.b) for a, b in zip(some.updates, part.updates))
+    with pytest.raises(KeyError, match=r"the edit changes nothing at \['text_encoder.0.out'\]; its sites are unet"):
+        whole.at("unet.*", "text_encoder.0.out")
+
+
 def test_the_rank_is_at_most_the_number_of_pairs(model):
     for templates in (["{}"], ["{}", "a photo of {}"]):
         for edit, pairs in ((wb.edit.locoedit(model, PAIR, sites=WINDOW, templates=templates), 1),

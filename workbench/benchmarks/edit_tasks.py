@@ -23,6 +23,8 @@ TASKS = {"erase": None, "style": "none", "fact": "lion"}  # what pictures are to
 
 @dataclass
 class TasksOptions:
+    every: int = 1
+    """Make edits from every so many-th training prompt only."""
     images: int | None = None
     """At most so many of each set."""
     num_inference_steps: int = 8
@@ -67,7 +69,7 @@ def main(options: TasksOptions):
         targets = {} if target is None else {prompt.value: target for prompt in sets[task]}
         cells = Cells(model, scorer, sets, options, options.runs / task, targets)
         cells.measure(UNEDITED, lambda: None)
-        for name, edit in editors(model, material(task)).items():
+        for name, edit in editors(model, material(task).thinned(options.every)).items():
             cells.measure(name, lambda edit=edit: edit)
         tables.append(summary(cells.shards.table()).assign(task=task))
     table = pd.concat(tables).round(4)

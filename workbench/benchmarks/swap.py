@@ -45,6 +45,9 @@ class Fit:
     train: tuple[Prompt, ...]
     preserve: tuple[Prompt, ...]
 
+    def thinned(self, every: int) -> "Fit":
+        return Fit(self.train[::every], self.preserve[::every])
+
     @property
     def kept(self) -> list[Prompt]:
         """Preserved prompts, and the empty one that guidance pushes away from; no subject, for all their tokens count."""
@@ -61,6 +64,8 @@ class SwapOptions:
     """Which of them; all when left out."""
     tune: bool = False
     """Choose settings on training prompts instead: fitted on every second one, measured on the others."""
+    every: int = 1
+    """Make edits from every so many-th training prompt only."""
     images: int | None = None
     """At most so many of each set."""
     num_inference_steps: int = 8
@@ -135,7 +140,7 @@ TUNED: dict[str, Callable[[Model, Fit], Edit]] = {
     "tokens: subject and after": _variant(tokens=("subject", "after_subject")),
     "tokens: end and padding": _variant(tokens=("eos", "padding")),
     **{f"null space, retain {retain:g}": _variant(preservation="nullspace", retain=retain) for retain in (0.01, 0.03)},
-    "a fifth of the prompts": lambda model, fit: _variant()(model, Fit(fit.train[::5], fit.preserve[::5])),
+    "a fifth of the prompts": lambda model, fit: _variant()(model, fit.thinned(5)),
     "k only": _variant(sites="unet.*.cross.k"),
     "v only": _variant(sites="unet.*.cross.v"),
     "down and mid layers": _variant(sites=("unet.down.*.cross", "unet.mid*.cross")),
@@ -150,7 +155,7 @@ class Cells:
         self.model, self.scorer, self.sets, self.options, self.targets = model, scorer, sets, options, targets
         asked = {"experiment": "swap", "targets": targets, "num_inference_steps": options.num_inference_steps,
                  "batch_size": options.batch_size,
-                 "model": model.record, "scorer": scorer.record,
+                 "model": model.record, "scorer": scorer.record, "edits": [BEST, OVERSHOOT, WINDOW, SIX, options.every],
                  "prompts": {name: [prompt.prompt for prompt in some] for name, some in sets.items()}}  # fmt: skip
         self.shards = Shards(asked, folder)
         self.bar = tqdm(desc="images", unit="image", disable=None)
@@ -262,7 +267,7 @@ def main(options: SwapOptions):
     cells = Cells(model, scorer, sets, options, options.runs / ("tune" if options.tune else "benchmark"), OTHER)
     cells.measure(UNEDITED, lambda: None)
     cells.ceiling("train" if options.tune else "held_out")
-    made = cache(lambda name: makers[name](model, fit))
+    made = cache(lambda name: makers[name](model, fit.thinned(options.every)))
     for some in filter(None, (list(sets)[:2], list(sets)[2:])):  # efficacy and collateral of all, before any leakage
         for name in options.editors or makers:
             cells.measure(name, lambda name=name: made(name), "text encoder" if name in TEXT_ENCODER else "UNet", some)

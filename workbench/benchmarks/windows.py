@@ -33,6 +33,8 @@ class WindowsOptions:
     localizers: Path | None = Path("figures/localizers.csv")
     """A table with the columns layer, localizer, score; left out where there is none."""
     trace: Path = Path("figures/causal_trace.csv")
+    every: int = 1
+    """Make edits from every so many-th training prompt only."""
     images: int | None = None
     num_inference_steps: int = 8
     batch_size: int = 25
@@ -104,8 +106,10 @@ def main(options: WindowsOptions):
     cells = Cells(model, Scorer(), {"train": test}, options, options.runs, OTHER)
     sets = layer_sets(model, options.width, options.random_sets)
     cells.measure(UNEDITED, lambda: None)
+    fit = fit.thinned(options.every)
+    whole = edits.from_concepts(model, fit.train, preserve=fit.kept, **BEST)  # solved once, whatever layers it is used at
     for name, layers in sets.items():
-        cells.measure(name, lambda layers=layers: edits.from_concepts(model, fit.train, preserve=fit.kept, **BEST | dict(sites=layers)))
+        cells.measure(name, lambda layers=layers: whole.at(*layers))
     rows = cells.shards.table()
     order = [UNEDITED, *sorted(sets, key=lambda name: (name.split()[0], list(sets).index(name)))]
     table = pd.concat([summary(rows[rows.editor == name]) for name in order], ignore_index=True)

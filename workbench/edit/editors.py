@@ -14,7 +14,6 @@ at `preserve_tokens`, shall give what they gave.
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -32,19 +31,14 @@ ROUNDING = 1e-5  # relative difference of float32 states that are equal
 Concepts = Mapping[str, str] | Sequence[Prompt]
 
 
-@dataclass(frozen=True)
-class Scope:
-    """Which positions are keys, and whether the templates of one concept count as one mean key."""
-
-    tokens: str | tuple[str, ...] = "subject_last"
-    average: bool = False
+Where = str | Sequence[str]
 
 
 def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float | None = None, templates: Sequence[str] = TEMPLATES,
-                tokens: str | Sequence[str] = "subject_last", average: bool = False, weight: float = 1.0,
-                preserve: Sequence[str | Prompt] = (), preserve_tokens: str | Sequence[str] | None = None, preserve_weight: float = 1.0,
-                preservation: Preservation = "ridge", corpus: Sequence[str] | Moments | None = None, retain: float = 0.01,
-                editor: str = "from_concepts") -> Edit:  # fmt: skip
+                  tokens: Where = "subject_last", average: bool = False, weight: float = 1.0,
+                  preserve: Sequence[str | Prompt] = (), preserve_tokens: Where | None = None, preserve_weight: float = 1.0,
+                  preservation: Preservation = "ridge", corpus: Sequence[str] | Moments | None = None, retain: float = 0.01,
+                  editor: str = "from_concepts") -> Edit:  # fmt: skip
     """The edit that makes some words' states at linear layers act as others', by `workbench.edit.closed_form.solve`.
 
     lam_v: another lam for value projections. average: one key and guide per concept, the mean over templates. corpus: prompts
@@ -57,18 +51,15 @@ def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float 
     pairs = as_pairs(concepts, templates)
     kept = [one if isinstance(one, Prompt) else Prompt(template.format(one), one) for one in preserve
             for template in (templates if not isinstance(one, Prompt) else ("",))]  # fmt: skip
-    scope = Scope(tokens if isinstance(tokens, str) else tuple(tokens), average)
-    kept_scope = Scope(
-        scope.tokens if preserve_tokens is None else preserve_tokens if isinstance(preserve_tokens, str) else tuple(preserve_tokens)
-    )
+    preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
     found, diagnostics, solutions = [], {}, {}
     for source, members in by_input(editable(model, sites)).items():
-        old, new = gather(model, source, pairs, scope)
+        old, new = gather(model, source, pairs, tokens, average)
         if torch.equal(old, new):
             raise ValueError(
                 f"concepts=: the words' states at {source} are those of their guides; name other words, or tokens= beyond them"
             )
-        preserved = gather(model, source, kept, kept_scope)[0] if kept else None
+        preserved = gather(model, source, kept, preserve_tokens)[0] if kept else None
         moments = corpus if corpus is None or isinstance(corpus, Moments) else moments_of(model, corpus, source)
         for site in members:
             strength = lam_v if lam_v is not None and site.name.endswith(".v") else lam
@@ -78,8 +69,8 @@ def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float 
             solution, w = solutions[source, strength], weight_of(model.pipeline, site).detach().cpu().double()
             found.append(update := update_of(model, site.name, *solution.factors((new - old) @ w.T)))
             diagnostics[site.name] = diagnose(update, w, solution)
-    settings = {"lam": lam, "lam_v": lam_v, "tokens": scope.tokens, "average": average, "weight": weight, "preservation": preservation,
-                "preserve_weight": preserve_weight, "preserve_tokens": kept_scope.tokens, "retain": retain,
+    settings = {"lam": lam, "lam_v": lam_v, "tokens": tokens, "average": average, "weight": weight, "preservation": preservation,
+                "preserve_weight": preserve_weight, "preserve_tokens": preserve_tokens, "retain": retain,
                 "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs], "preserve": [p.prompt for p in kept]}  # fmt: skip
     return Edit(found, provenance(editor, model, diagnostics, **settings))
 
@@ -177,20 +168,20 @@ def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
     return found[[order.index(prompt) for prompt in prompts]]
 
 
-def gather(model, source: str | Site, pairs: Sequence[Prompt], scope: Scope) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and their guides, each (key, in); a pair without replacement is its own guide."""
+def gather(model, source: str | Site, pairs: Sequence[Prompt], tokens: Where, average: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and their guides, each (key, in); a pair without replacement is its own guide.
+
+    average: one key for each concept and position, counted from its last token: the mean over its prompts.
+    """
     guides = [replaced(pair) if pair.replacement else pair.prompt for pair in pairs]
     old, new = states(model, source, [*(pair.prompt for pair in pairs), *guides]).split(len(pairs))
     keys: dict[object, list[torch.Tensor]] = {}
     for p, (pair, guide) in enumerate(zip(pairs, guides)):
         before, after = (tokenize(model.pipeline.tokenizer, text) for text in (pair.prompt, guide))
-        for i, j in aligned(before, pair.subject, after, pair.replacement or pair.subject, scope.tokens):
-            group = (
-                (pair.subject, pair.replacement, i - before.end)
-                if scope.average and scope.tokens != "subject_last"
-                else (pair.subject, pair.replacement)
-            )
-            keys.setdefault(group if scope.average else (p, i), []).append(torch.stack([old[p, i], new[p, j]]))
+        last = before.of(pair.subject)[-1] if pair.subject else 0
+        for i, j in aligned(before, pair.subject, after, pair.replacement or pair.subject, tokens):
+            group = (pair.subject, pair.replacement, i - last) if average else (p, i)
+            keys.setdefault(group, []).append(torch.stack([old[p, i], new[p, j]]))
     both = torch.stack([torch.stack(found).mean(0) for found in keys.values()])
     old, new = both[:, 0], both[:, 1]
     same = (new - old).norm(dim=1) <= ROUNDING * old.norm(dim=1)  # words before the subject: equal but for the batch's rounding
@@ -202,9 +193,9 @@ def replaced(pair: Prompt) -> str:
     return re.sub(rf"(?<!\w){re.escape(pair.subject)}(?!\w)", lambda _: pair.replacement, pair.prompt, flags=re.IGNORECASE)
 
 
-def aligned(old: Tokens, subject: str, new: Tokens, replacement: str, scope: str | tuple[str, ...]) -> Iterator[tuple[int, int]]:
+def aligned(old: Tokens, subject: str, new: Tokens, replacement: str, tokens: Where) -> Iterator[tuple[int, int]]:
     """Positions in one prompt and in another that differs in the subject's words alone: these are aligned at their ends."""
-    wanted = sorted({i for where in ([scope] if isinstance(scope, str) else scope) for i in old.positions(where, subject or None)})
+    wanted = sorted({i for where in ([tokens] if isinstance(tokens, str) else tokens) for i in old.positions(where, subject or None)})
     if not subject:
         yield from ((i, i) for i in wanted)
         return

@@ -1,5 +1,6 @@
 """`Edit`: a low-rank change of weights as data, to be previewed, committed, undone, added, scaled, saved and exported."""
 
+import fnmatch
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +81,11 @@ class Edit:
         """Names of the sites whose weights change."""
         return tuple(update.site for update in self.updates)
 
+    @property
+    def editor(self) -> str:
+        """What made it, in words."""
+        return self.provenance.get("editor", "edit")
+
     def preview(self) -> tuple[Intervention, ...]:
         """The same edit as interventions, for a `World`: its images are the committed model's, up to rounding.
 
@@ -87,9 +93,21 @@ class Edit:
         """
         return tuple(map_input(update.site, update.b.tolist(), update.a.tolist(), rows="both") for update in self.updates)
 
+    def at(self, *sites: str) -> "Edit":
+        """The part of the edit at some layers: globs of sites, or of the layers whose k and v they are.
+
+        What is solved for one input is the same for every layer that is given it. Raises KeyError for a glob that matches none.
+        """
+        layers = {site: (site, site.rsplit(".", 1)[0]) for site in self.sites}
+        if lost := [glob for glob in sites if not any(fnmatch.filter(names, glob) for names in layers.values())]:
+            raise KeyError(f"the edit changes nothing at {lost}; its sites are {', '.join(self.sites)}")
+        kept = [update for update in self.updates if any(fnmatch.filter(layers[update.site], glob) for glob in sites)]
+        return Edit(kept, self.provenance | {"at": list(sites)})
+
     def scaled(self, factor: float) -> "Edit":
         """The edit times a factor; 0 changes nothing, -1 is the opposite."""
-        return Edit([replace(update, b=update.b * factor) for update in self.updates], {"scaled": factor, "of": self.provenance})
+        about = {"editor": f"{factor:g} x {self.editor}", "scaled": factor, "of": self.provenance}
+        return Edit([replace(update, b=update.b * factor) for update in self.updates], about)
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both edits as one, of the ranks' sum; raises ValueError where they were made for different weights."""
@@ -101,7 +119,7 @@ class Edit:
                                  f"{b.shape} of {b.base[:12]}; make both from the same model, or commit them in turn")  # fmt: skip
             both = [torch.cat([a.b, b.b], 1), torch.cat([a.a, b.a], 0)]
             mine[site] = replace(a, b=both[0], a=both[1])
-        return Edit((theirs | mine).values(), {"sum": [self.provenance, other.provenance]})
+        return Edit((theirs | mine).values(), {"editor": f"{self.editor} + {other.editor}", "sum": [self.provenance, other.provenance]})
 
     def table(self) -> pd.DataFrame:
         """One row for each site: shape, rank and diagnostics."""
@@ -113,12 +131,10 @@ class Edit:
         return pd.DataFrame(rows)
 
     def __repr__(self):
-        made = self.provenance.get("editor", "edit")
         values = sum(update.b.numel() + update.a.numel() for update in self.updates)
+        rank = max(update.rank for update in self.updates)
         with pd.option_context("display.max_rows", 12, "display.max_columns", None, "display.width", 200, "display.precision", 3):
-            return (
-                f"{made}: {len(self.updates)} weights, rank at most {max(u.rank for u in self.updates)}, {values} numbers\n{self.table()}"
-            )
+            return f"{self.editor}: {len(self.updates)} weights, rank at most {rank}, {values} numbers\n{self.table()}"
 
     def check(self, model, *, base: bool = True):
         """Raise ValueError unless every site exists in a model, with a weight of that shape and (`base`) of that content."""

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from workbench.edit.closed_form import solve
-from workbench.edit.editors import TEMPLATES, Concepts, Scope, as_pairs, by_input, diagnose, editable, gather, provenance
+from workbench.edit.editors import TEMPLATES, Concepts, Where, as_pairs, by_input, diagnose, editable, gather, provenance
 from workbench.edit.low_rank import Edit, update_of
 from workbench.sites import weight_of
 
 
 def neurons(model, concepts: Concepts, *, sites, count: int = 30, lam: float = 0.01, templates: Sequence[str] = TEMPLATES,
-            tokens: str | Sequence[str] = "subject_last") -> Edit:  # fmt: skip
+            tokens: Where = "subject_last") -> Edit:  # fmt: skip
     """Set the `count` channels with the largest Welch z between a concept and neutral words to the neutral mean.
 
     After the neuron edits of LocoGen (Basu et al. 2024, arXiv 2405.01008, section 6), here as a change of weights: where the
@@ -24,7 +24,7 @@ def neurons(model, concepts: Concepts, *, sites, count: int = 30, lam: float = 0
     pairs = as_pairs(concepts, templates)
     found, diagnostics = [], {}
     for source, members in by_input(editable(model, sites)).items():
-        old, new = gather(model, source, pairs, Scope(tokens if isinstance(tokens, str) else tuple(tokens)))
+        old, new = gather(model, source, pairs, tokens)
         if len(old) < 2:
             raise ValueError(f"concepts=, templates=: {len(old)} key at {source}, a variance needs two; give more templates or prompts")
         solution = solve(old, lam=lam)
