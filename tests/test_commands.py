@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from workbench import demo
-from workbench.benchmarks import speed
+import workbench as wb
+from workbench import cli, demo
+from workbench.benchmarks import edit_speed, edit_tasks, speed, swap, windows
 from workbench.localize import agreement, looking, survey
 
 
@@ -57,3 +58,76 @@ def test_the_benchmark_stops_when_the_sides_draw_different_images(tmp_path, monk
     monkeypatch.setattr(speed, "by_engine", lambda *arguments: 1 - by_engine(*arguments))
     with pytest.raises(RuntimeError, match="text-encoder trace: the loop and the engine draw different images"):
         speed.main(speed.SpeedOptions(out=tmp_path / "speed.csv", repeats=1, trace_seeds=1, num_inference_steps=1))
+
+
+def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path):
+    options = swap.SwapOptions(
+        editors=("uce", "embedding_swap"), every=20, images=2, num_inference_steps=1, runs=tmp_path / "runs", out=tmp_path
+    )
+    swap.main(options)
+    table = pd.read_csv(tmp_path / "swap.csv")
+    assert set(table.editor) == {"unedited", "told the other", "uce", "embedding_swap"} and set(table.set) == set(swap.SETS)
+    assert (table[(table.editor == "unedited") & (table.measure == "changed")].value == 0).all()
+    assert (table[(table.editor == "uce") & (table.measure == "image distance")].value > 0).all()
+    assert set(table[table.rules == "text encoder"].editor) == {"embedding_swap"}
+    assert ((table.low <= table.value + 1e-9) & (table.value <= table.high + 1e-9)).all()
+    assert all((tmp_path / name).stat().st_size > 20_000 for name in ("swap.png", "swap_images.png"))
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    swap.main(options)
+    assert len(finished) == 3 * 6 + 1 and finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    with pytest.raises(ValueError, match=r"editors=\['magic'\]: unknown; there are swap, "):
+        swap.main(swap.SwapOptions(editors=("magic",)))
+
+
+def test_edited_windows_are_correlated_with_localizers(tmp_path):
+    layers = [f"unet.{place}.cross" for place in ("down.0.0", "down.0.1", "down.1.0", "down.1.1", "down.2.0", "down.2.1", "mid")]
+    layers += [f"unet.up.{i}.{j}.cross" for i in (1, 2, 3) for j in range(3)]
+    pd.DataFrame(dict(layer=layers, localizer="depth", score=range(16))).to_csv(tmp_path / "localizers.csv", index=False)
+    windows.main(
+        windows.WindowsOptions(
+            width=14,
+            random_sets=1,
+            images=2,
+            num_inference_steps=1,
+            localizers=tmp_path / "localizers.csv",
+            runs=tmp_path / "r",
+            out=tmp_path,
+        )
+    )
+    table = pd.read_csv(tmp_path / "windows.csv")
+    assert (
+        set(table.editor) >= {"unedited", "all layers", "window 0-13", "window 2-15", "all but 2-15"}
+        and (tmp_path / "windows.png").exists()
+    )
+    found = pd.read_csv(tmp_path / "windows_correlation.csv")
+    assert set(found.localizer) >= {"depth"} and found.spearman.abs().max() <= 1
+    scores = pd.DataFrame(dict(editor=["window 0-0", "window 1-1", "window 2-2"], value=[0.1, 0.2, 0.9]))
+    sets = {f"window {i}-{i}": (f"layer {i}",) for i in range(3)} | {f"all but {i}-{i}": () for i in range(3)}
+    scores = pd.concat([scores, pd.DataFrame(dict(editor=[f"all but {i}-{i}" for i in range(3)], value=[0.9, 0.5, 0.2]))])
+    said = pd.DataFrame(dict(localizer="x", layer=[f"layer {i}" for i in range(3)], score=[1.0, 2.0, 3.0]))
+    assert windows.correlations(scores, sets, said).set_index("edit").spearman.to_dict() == {"window": 1.0, "all but": 1.0}
+    with pytest.raises(ValueError, match=r"localizer 'x' has no score for some layers"):
+        windows.correlations(scores, sets, said[:2])
+
+
+def test_erasing_style_and_fact_are_measured(tmp_path):
+    edit_tasks.main(edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path))
+    table = pd.read_csv(tmp_path / "edit_tasks.csv")
+    assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 3
+
+
+def test_the_edit_is_timed(tmp_path):
+    edit_speed.main(edit_speed.EditSpeedOptions(out=tmp_path / "s.csv", repeats=1, corpus=2100))
+    table = pd.read_csv(tmp_path / "s.csv")
+    assert len(table) == 6 and (table.total_ms > 0).all() and table.solve_share.between(0, 1).all()
+
+
+def test_the_edit_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["workbench", "edit", "--editor", "uce", "--seeds", "1", "--out", str(tmp_path / "edit")])
+    cli.main()
+    assert "uce: 32 weights" in capsys.readouterr().out
+    assert wb.Edit.load(tmp_path / "edit.safetensors", wb.load()).provenance["editor"] == "uce"
+    assert (tmp_path / "edit.png").exists() and (tmp_path / "edit_lora" / "pytorch_lora_weights.safetensors").exists()
+    monkeypatch.setattr("sys.argv", ["workbench", "edit", "--sites", "unet.nowhere", "--out", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match=r"no site matches 'unet\.nowhere'"):
+        cli.main()

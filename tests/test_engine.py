@@ -47,14 +47,14 @@ def test_without_interventions_it_is_the_plain_pipeline(model):
 def test_identity_interventions_change_nothing(model, guidance):
     width = model.sites("text_encoder.1.mlp")[0].sizes[-1]
     channels = model.sites("unet.mid.0.resnet")[0].sizes[0]
-    context = model.sites("unet.mid*.context")[0].sizes[-1]
+    out, context = model.sites("unet.mid*.cross.k")[0].sizes[-1], model.sites("unet.mid*.context")[0].sizes[-1]
     identities = {
         "restore": restore(["text_encoder.*", "unet.*.resnet", "unet.*.ff"], "clean"),
         "steer": steer("text_encoder.1.mlp", np.ones(width), 0.0),
         "steer image": steer("unet.mid.0.resnet", np.ones(channels), 0.0),
         "scale": scale(["text_encoder.0.attention", "unet.*.cross", "unet.noise", "vae.latents"], 1.0),
         "noise": add_noise("text_encoder.embedding", 0.0, tokens="zebra"),
-        "map": map_input("unet.mid*.context", np.eye(context)),
+        "map": map_input("unet.mid*.cross.{k,v}", np.ones((out, 1)), np.zeros((1, context)), rows="both"),
         "replace": replace_prompt("unet.*.cross.context", ZEBRA),
     }
     found = run(model, World("clean", ZEBRA), *[World(name, ZEBRA, [what]) for name, what in identities.items()], guidance_scale=guidance)
@@ -217,7 +217,9 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         (ValueError, "reads world 'clear', which the run lacks; its worlds are ['a']", lambda: restore("unet.noise", "clear")),
         (ValueError, "the site's axes are ('row', 'channel', 'y', 'x'); leave tokens out", lambda: scale("unet.noise", 2.0, tokens="eos")),
         (ValueError, "the text encoder runs once, before the steps; leave steps out", lambda: scale("text_encoder.0.mlp", 2.0, steps=[0])),
-        (ValueError, "only the prompt's own call of the text encoder", lambda: scale("text_encoder.0.mlp", 2.0, rows="uncond")),
+        (ValueError, "the negative prompt alone is not the world's", lambda: scale("text_encoder.0.mlp", 2.0, rows="uncond")),
+        (ValueError, "b is 5 x 1 and a 1 x 2, the site's weight ", lambda: map_input("text_encoder.0.fc1", [[1.0]] * 5, [[1.0, 2.0]])),
+        (ValueError, "unet.noise has no weight of its own, Conv2d gives it", lambda: map_input("unet.noise", [[1.0]], [[1.0]])),
         (ValueError, "heads are apart only at q, k, v and probs sites", lambda: scale("unet.mid.0.resnet", 2.0, heads=0)),
         (ValueError, "it was made for 5 channels, the site has ", lambda: steer("text_encoder.0.mlp", [1.0] * 5)),
         (ValueError, "mix_attention works at probs sites", lambda: mix_attention("unet.noise", "a")),
@@ -264,7 +266,7 @@ def test_interventions_are_values():
         ablate("unet.mid.cross", "resample", "other"),
         scale("unet.mid.cross.v", 0.0, heads=(0, 1), rows="uncond"),
         mix_attention("unet.*.probs", "source", [1.0, 0.5], [[1.0, 0.0], [0.0, 1.0]]),
-        map_input("unet.*.context", [[1.0, 0.0], [0.0, 1.0]]),
+        map_input("unet.*.cross.k", [[1.0], [0.5]], [[1.0, 0.0]], rows="both"),
     ]
     for intervention in made:
         assert Intervention.from_json(intervention.to_json()) == intervention

@@ -1,6 +1,7 @@
 """A mechanistic-interpretability workbench for text-to-image diffusion models: `import workbench as wb`."""
 
-from workbench import plot
+from workbench import edit, plot
+from workbench.edit.low_rank import Edit
 from workbench.engine import Fold, Run
 from workbench.interventions import (
     Intervention,
@@ -28,6 +29,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionSpec",
     "Comparison",
+    "Edit",
     "Fold",
     "Intervention",
     "LocoGen",
@@ -47,6 +49,7 @@ __all__ = [
     "causal_trace",
     "compare_localizers",
     "diffusion_lens",
+    "edit",
     "effects",
     "load",
     "locogen",

@@ -1,7 +1,4 @@
-"""The command line: `workbench trace --prompts object`, `workbench locate --prompts style`, `workbench sites "unet.*.cross"`.
-
-`--help` shows every option.
-"""
+"""The command line: `workbench trace`, `locate`, `edit`, `benchmark swap`, `sites "unet.*.cross"`. `--help` shows every option."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +10,15 @@ import pandas as pd
 import tyro
 import xarray as xr
 
+from workbench import edit as edits
 from workbench import plot
+from workbench.benchmarks import edit_speed, edit_tasks, swap, windows
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.compare import compare_localizers
 from workbench.localize.locogen import LocoGenSpec, locogen
 from workbench.metrics import METRICS, Scorer
 from workbench.models import Model, load
-from workbench.prompts import prompt_set
+from workbench.prompts import Prompt, prompt_set
 from workbench.results import effects, strongest, with_interval
 
 
@@ -130,6 +129,72 @@ class ListSites(Common):
         print(self.load().sites(*self.globs))
 
 
+@dataclass
+class EditConcept(Common):
+    """Make words act as others by changing weights; write the edit, its LoRA where it can be one, and pictures before and after."""
+
+    old: str = "a zebra"
+    """Words whose meaning is changed."""
+    new: str = "a giraffe"
+    """Words that they shall act as."""
+    editor: Literal["locoedit", "diff_quickfix", "time_edit", "uce", "swap"] = "locoedit"
+    sites: tuple[str, ...] = ()
+    """Globs or layers that a localizer chose; the editor's own when left out (locoedit: all cross-attention layers)."""
+    tokens: tuple[str, ...] = ()
+    """Which positions are keys; the editor's own when left out."""
+    lam: float | None = None
+    """The editor's own when left out."""
+    preserve: str | None = None
+    """A prompt set whose prompts keep their meaning, as swap/preserve."""
+    prompts: tuple[str, ...] = ()
+    """For the pictures; old and new when left out."""
+    seeds: int = 4
+    out: Path = Path("figures/edit")
+    """OUT.safetensors, OUT.png and OUT_lora/."""
+
+    def run(self):
+        model, settings = self.load(), {}
+        if self.sites or self.editor == "locoedit":
+            settings["sites"] = self.sites or ("unet.*.cross",)
+        settings |= ({"tokens": self.tokens} if self.tokens else {}) | ({} if self.lam is None else {"lam": self.lam})
+        if self.preserve:
+            settings |= dict(preserve=[Prompt("", ""), *(Prompt(p.prompt, "") for p in prompt_set(self.preserve))], preserve_tokens="all")
+        concepts = (self.old, self.new) if self.editor == "swap" else ({self.old: self.new},)
+        edit = getattr(edits, self.editor)(model, *concepts, **settings)
+        print(edit)
+        edit.save(self.out.with_suffix(".safetensors"))
+        edit.to_lora(self.out.with_name(f"{self.out.name}_lora"))
+        prompts = self.prompts or (self.old, self.new)
+        draw = lambda: model.generate([p for p in prompts for _ in range(self.seeds)], seed=[*range(self.seeds)] * len(prompts))
+        before = draw()
+        with model.applied(edit):
+            after = draw()
+        rows = {f"{prompt}\n{when}": np.stack(some[i * self.seeds : (i + 1) * self.seeds]) / 255
+                for i, prompt in enumerate(prompts) for when, some in (("before", before), ("after", after))}  # fmt: skip
+        images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
+                              coords={"world": list(rows), "seed": range(self.seeds)})  # fmt: skip
+        plot.image_grid(images, title=f"{self.editor}: {self.old} -> {self.new}").figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
+
+
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+@dataclass
+class Benchmark:
+    """Run a benchmark on the embedded model."""
+
+    which: (
+        Annotated[swap.SwapOptions, tyro.conf.subcommand("swap")]
+        | Annotated[windows.WindowsOptions, tyro.conf.subcommand("windows")]
+        | Annotated[edit_tasks.TasksOptions, tyro.conf.subcommand("tasks")]
+        | Annotated[edit_speed.EditSpeedOptions, tyro.conf.subcommand("edit-speed")]
+    )
+
+    def run(self):
+        mains = {swap.SwapOptions: swap.main, windows.WindowsOptions: windows.main, edit_tasks.TasksOptions: edit_tasks.main,
+                 edit_speed.EditSpeedOptions: edit_speed.main}  # fmt: skip
+        mains[type(self.which)](self.which)
+
+
 def overview(found: xr.Dataset, title: str) -> plt.Figure:
     """The picture that fits a trace: layer x token and module x steps as heat-maps, else layer x component or a profile."""
     kinds = list(dict.fromkeys(found.kind.values))
@@ -152,7 +217,8 @@ def overview(found: xr.Dataset, title: str) -> plt.Figure:
 def main():
     command = None
     try:
-        command = tyro.extras.subcommand_cli_from_dict({"trace": Trace, "locate": Locate, "sites": ListSites}, prog="workbench")
+        commands = {"trace": Trace, "locate": Locate, "edit": EditConcept, "benchmark": Benchmark, "sites": ListSites}
+        command = tyro.extras.subcommand_cli_from_dict(commands, prog="workbench")
         command.run()
     except KeyboardInterrupt:
         folder = getattr(command, "folder", None)

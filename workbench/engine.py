@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from tqdm.auto import tqdm
 
-from workbench.interventions import ReplacePrompt, World, source_world, transform
+from workbench.interventions import MapInput, ReplacePrompt, World, source_world, transform
 from workbench.pipeline import PipelineRoot, explicit_attention, quiet
 from workbench.plan import Action, batches, resolve
 from workbench.sites import IMAGE, Site
@@ -122,7 +122,7 @@ class Batch:
         self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
         self.folds = {fold: list(model.sites(*fold.sites)) for fold in folds}
         self.folded: dict[str, torch.Tensor] = {}
-        self.prompts = {a.rule.prompt: _encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
+        self.prompts = {a.rule.prompt: encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
 
     def trace(self, steps: int, guidance: float, start: Start | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU."""
@@ -189,13 +189,15 @@ class Batch:
     def visit(self, tracer, wrapped, group: list[Site], steps: int):
         """Read, change and record sites; one mediator of NNsight's for each group, whose requests come in execution order."""
         modules = [wrapped.get(site.module) for site in group]
-        if outside_loop(group[0]):
-            self.touch(modules[0], group[0], 0)
-            return
         folds = [(fold, sites) for fold, sites in self.folds.items() if sites[0] in group]
         read = {site for _, sites in folds for site in sites}.union(self.seen)
-        wanted = {site: range(steps) if site in read else {s for a in self.actions[site] for s in a.steps} for site in group}
-        for step in tracer.iter[sorted({step for steps in wanted.values() for step in steps})]:
+        wanted = {site: {step for action in self.actions.get(site, ()) for step in action.steps} for site in group}
+        for site in read.intersection(group):
+            wanted[site] |= {0} if outside_loop(site) else set(range(steps))
+        if outside_loop(group[0]) and wanted[group[0]] == {0}:
+            self.touch(modules[0], group[0], 0)
+            return
+        for step in tracer.iter[sorted(set().union(*wanted.values()))]:  # of the text encoder: its calls
             values = {site: self.touch(module, site, step) for site, module in zip(group, modules) if step in wanted[site]}
             for fold, sites in folds:
                 of = [world for world in self.worlds for _ in self.seeds]
@@ -203,22 +205,23 @@ class Batch:
                 self.folded[fold.name] = fold.update(self.folded.get(fold.name), step, of, *parts)
 
     def touch(self, module, site: Site, step: int) -> torch.Tensor:
+        actions = [action for action in self.actions.get(site, ()) if step in action.steps]
+        given = module.input if any(isinstance(action.rule, MapInput) for action in actions) else None  # asked for before the output
         if site.port == "context":
             args, kwargs = module.inputs
             value = kwargs["encoder_hidden_states"]
         else:
             whole = module.output if site.port == "output" else module.input
             value = whole[0] if isinstance(whole, tuple) else whole
-        actions = [action for action in self.actions.get(site, ()) if step in action.steps]
         if actions:
-            value = self.change(value, site, actions)  # a new tensor, assigned: edits in place are lost
+            value = self.change(value, site, actions, given)  # a new tensor, assigned: edits in place are lost
             if site.port == "context":
                 module.inputs = (args, {**kwargs, "encoder_hidden_states": value})
             elif site.port == "input":
                 module.input = value
             else:
                 module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
-        if site in self.seen:
+        if site in self.seen and not (outside_loop(site) and step):
             self.seen[site].append(value[self.rows(site, "cond")].detach().float().cpu())
         return value
 
@@ -231,13 +234,14 @@ class Batch:
         start += self.index[world] * len(self.seeds)
         return slice(start, start + len(self.seeds))
 
-    def change(self, value: torch.Tensor, site: Site, actions: list[Action]) -> torch.Tensor:
+    def change(self, value: torch.Tensor, site: Site, actions: list[Action], given: torch.Tensor | None) -> torch.Tensor:
         image = site.axes == IMAGE
         out = (rearrange(value, "row c y x -> row (y x) c") if image else value).clone()
         for action in actions:
             for half in ("uncond", "cond") if action.rows == "both" else (action.rows,):
                 own = out[self.rows(site, half, action.world)]
-                changed = transform(action.rule, own, site.name, source=self.source(out, site, half, action))
+                source = self.source(out, given, site, half, action)
+                changed = transform(action.rule, own, site.name, source=source)
                 if (mask := _mask(action, own)) is not None:
                     changed = torch.where(mask, changed, own)
                 out[self.rows(site, half, action.world)] = changed
@@ -246,7 +250,9 @@ class Batch:
             return torch.empty_like(value).copy_(rearrange(out, "row (y x) c -> row c y x", y=value.shape[2]))
         return out
 
-    def source(self, value: torch.Tensor, site: Site, half: str, action: Action) -> torch.Tensor | None:
+    def source(self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action) -> torch.Tensor | None:
+        if isinstance(action.rule, MapInput):
+            return given[self.rows(site, half, action.world)]
         if (world := source_world(action.rule)) is not None:
             return value[self.rows(site, half, world)]
         if isinstance(action.rule, ReplacePrompt):
@@ -277,10 +283,27 @@ def _mask(action: Action, value: torch.Tensor) -> torch.Tensor | None:
     return mask
 
 
-def _encode(pipeline, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A prompt as the UNet is given it: states (1, token, channel) and, in SDXL, the pooled vector (1, channel)."""
+def text_inputs(model, prompts: Sequence[str], sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
+    """What the linear layers at text-encoder sites are given for each prompt: (prompt, token, channel), on the CPU.
+
+    The denoiser does not run.
+    """
+    found = {}
+    with model.lock, quiet(model.pipeline), torch.no_grad():
+        with model.nn.trace() as tracer:
+            with tracer.invoke(list(prompts), num_inference_steps=1, guidance_scale=1.0):
+                pass
+            with tracer.invoke():
+                for site in sites:
+                    found[site] = nnsight.save(model.nn.get(site.module).input)
+                tracer.stop()
+    return {site: value.detach().cpu() for site, value in found.items()}
+
+
+def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Prompts as the UNet is given them: states (prompt, token, channel) and, in SDXL, pooled vectors (prompt, channel)."""
     with torch.no_grad():
-        found = pipeline.encode_prompt(prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        found = pipeline.encode_prompt(prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
     return found[0], found[2] if len(found) > 2 else None
 
 

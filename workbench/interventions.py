@@ -6,7 +6,8 @@
 An intervention is data: printable, comparable, and `to_json` / `from_json` bring it back equal. The engine alone carries
 it out. `tokens`: see `workbench.text.Tokens.positions`. `steps`: denoising steps, as a list, a slice, or a pair of
 fractions of the run (0.2, 0.6). `heads`: numbers of attention heads. `rows`: "cond", "uncond" or "both" halves of the
-guided batch; left out, the conditional half for what comes from the text and both for the UNet's own states.
+guided batch (in the text encoder: its calls for the prompt and for the negative prompt); left out, the conditional half
+for what comes from the text and both for the UNet's own states.
 """
 
 import json
@@ -83,9 +84,13 @@ class MixAttention:
 
 @dataclass(frozen=True)
 class MapInput:
-    """matrix @ x: the preview of a closed-form edit at the input of keys and values."""
+    """y + b @ a @ x: what a linear layer with weight W gives x when its weight is W + b @ a, the preview of an edit.
 
-    matrix: Matrix
+    b: (out, rank). a: (rank, in). For an embedding, x is the token's number as one-hot vector.
+    """
+
+    b: Matrix
+    a: Matrix
 
 
 RULES = {rule.__name__: rule for rule in (Restore, AddNoise, ReplacePrompt, Steer, Ablate, Scale, MixAttention, MapInput)}
@@ -196,9 +201,9 @@ def mix_attention(sites, from_world: str, alpha=1.0, mapper=None, **where) -> In
     return _make(sites, MixAttention(from_world, alpha, None if mapper is None else _matrix(mapper)), **where)
 
 
-def map_input(sites, matrix, **where) -> Intervention:
-    """Multiply the channels by a matrix (out, in)."""
-    return _make(sites, MapInput(_matrix(matrix)), **where)
+def map_input(sites, b, a, **where) -> Intervention:
+    """Add b @ a @ x, with b (out, rank), a (rank, in) and x the input of the linear layer or embedding that gives the site."""
+    return _make(sites, MapInput(_matrix(b), _matrix(a)), **where)
 
 
 def _matrix(rows) -> Matrix:
@@ -213,7 +218,8 @@ def source_world(rule: Rule) -> str | None:
 def transform(rule: Rule, value: torch.Tensor, site: str, *, source: torch.Tensor | None = None) -> torch.Tensor:
     """What a rule makes of a value; pure, of the value's shape.
 
-    value: (row, ...). source: the same of the world that the rule reads, or what ReplacePrompt's prompt gives.
+    value: (row, ...). source: the same of the world that the rule reads, what ReplacePrompt's prompt gives, or for
+    MapInput the module's input.
     """
     number = lambda x: torch.tensor(x, dtype=value.dtype, device=value.device)
     match rule:
@@ -234,5 +240,6 @@ def transform(rule: Rule, value: torch.Tensor, site: str, *, source: torch.Tenso
         case MixAttention(_, alpha, mapper):
             mixed = source if mapper is None else source @ number(mapper)
             return number(alpha) * mixed + (1 - number(alpha)) * value
-        case MapInput(matrix):
-            return value @ number(matrix).T
+        case MapInput(b, a):
+            of_input = number(b)[source] @ number(a) if not source.is_floating_point() else source @ number(a).T @ number(b).T
+            return value + of_input

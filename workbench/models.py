@@ -4,10 +4,12 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nnsight
 import torch
@@ -15,10 +17,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from workbench.commits import Commit, Commits
 from workbench.engine import Fold, Run, Start, run, wrap
 from workbench.interventions import World
 from workbench.pipeline import quiet
 from workbench.sites import Sites, find_sites
+
+if TYPE_CHECKING:
+    from workbench.edit.low_rank import Edit
 
 _PACKAGE = Path(__file__).resolve().parent
 DATA = next(folder for folder in (_PACKAGE / "data", _PACKAGE.parent / "data") if folder.exists())  # in a wheel, in a clone
@@ -26,6 +32,7 @@ MENAGERIE = DATA / "menagerie-sd"
 GRADER = DATA / "menagerie-clip"
 MANIFEST = "SHA256SUMS"
 DEFAULTS = "defaults.json"
+EDITS = "edits.json"
 
 
 @dataclass(repr=False)
@@ -108,7 +115,7 @@ class Model:
         self._check_sizes(images)
         vae = self.pipeline.vae
         pixels = self.pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
-        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        return torch.cat([vae.encode(some).latent_dist.mode() for some in pixels.split(16)]) * vae.config.scaling_factor
 
     def _check_sizes(self, images):
         side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
@@ -145,6 +152,55 @@ class Model:
                 images += self.pipeline(prompts[some], latents=latents, num_inference_steps=steps, guidance_scale=guidance).images
                 bar.update(len(latents))
         return images
+
+    @cached_property
+    def _commits(self) -> Commits:
+        return Commits(self)
+
+    @property
+    def edits(self) -> tuple[Commit, ...]:
+        """The log of what is committed: what, where, when, and the hash of each weight before."""
+        return tuple(self._commits.log)
+
+    def hashes(self, site: str) -> list[str]:
+        """SHA-256 of a site's weight as it is, then as it was before each commit: an edit may be based on any of them."""
+        return self._commits.hashes(site)
+
+    def commit(self, edit: "Edit", *, base: bool = True):
+        """Add an edit to the weights; `undo` takes it back.
+
+        Weights as they were are kept until then (a copy for each commit, on their device). base: refuse an edit that was
+        made for other weights. Raises ValueError, with nothing changed, for an edit that does not fit.
+        """
+        with self.lock:
+            self._commits.commit(edit, base)
+
+    def undo(self):
+        """Take the latest commit back, bit-exact, from the saved copy; raises ValueError when there is none."""
+        with self.lock:
+            self._commits.undo()
+
+    @contextmanager
+    def applied(self, edit: "Edit", *, base: bool = True) -> Iterator["Model"]:
+        """The model with an edit committed for as long as the block lasts, whatever happens in it."""
+        depth = len(self.edits)
+        self.commit(edit, base=base)
+        try:
+            yield self
+        finally:
+            while len(self.edits) > depth:  # what the block committed on top goes too
+                self.undo()
+
+    def save_pretrained(self, folder: str | Path):
+        """Write the model as it now is as a diffusers folder, with its defaults, the log of its edits and SHA-256 sums."""
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"save_pretrained(folder={str(folder)!r}): the folder holds files; name an empty or a new one")
+        self.pipeline.save_pretrained(folder)
+        defaults = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        (folder / DEFAULTS).write_text(json.dumps(defaults) + "\n")
+        (folder / EDITS).write_text(json.dumps([asdict(entry) for entry in self.edits], indent=1) + "\n")
+        write_manifest(folder)
 
     def _warn_of_long(self, prompts: Sequence[str]):
         tokenizer = self.pipeline.tokenizer

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from workbench.interventions import Intervention, MapInput, MixAttention, ReplacePrompt, Rule, Steer, World, source_world
-from workbench.sites import Site
+from workbench.sites import Site, weight_of
 from workbench.text import tokenize
 
 
@@ -82,19 +82,30 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
         raise ValueError(f"{what}: mix_attention works at probs sites")
     if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith((".cross.context", ".cross.k", ".cross.v", ".pooled")):
         raise ValueError(f"{what}: replace_prompt works at cross-attention's context, k and v sites, and at a pooled vector")
-    if isinstance(intervention.rule, (Steer, MapInput)):
-        given = len(intervention.rule.direction if isinstance(intervention.rule, Steer) else intervention.rule.matrix)
+    if isinstance(intervention.rule, Steer):
+        given = len(intervention.rule.direction)
         if given != (channels := site.sizes[site.axes.index("channel") - 1]):
             raise ValueError(f"{what}: it was made for {given} channels, the site has {channels}")
+    if isinstance(intervention.rule, MapInput):
+        b, a = intervention.rule.b, intervention.rule.a
+        weight = tuple(weight_of(model.pipeline, site).shape)
+        if len(b[0]) != len(a) or (len(b), len(a[0])) != weight:
+            raise ValueError(
+                f"{what}: b is {len(b)} x {len(b[0])} and a {len(a)} x {len(a[0])}, the site's weight {weight[0]} x {weight[1]}"
+            )
     from_text = in_text or "token" in site.axes
     rows = intervention.rows or ("cond" if from_text else "both")
-    if in_text and rows != "cond":
-        raise ValueError(f"{what}: rows={rows!r}, but only the prompt's own call of the text encoder is changed; leave rows out")
+    if in_text and rows == "uncond":
+        raise ValueError(f'{what}: rows="uncond", but the negative prompt alone is not the world\'s; give rows="both", or leave rows out')
     if not guided and rows != "cond":
         if intervention.rows == "uncond":
             raise ValueError(f'{what}: rows="uncond", but the run has no unconditional half; give guidance_scale above 1')
         rows = "cond"
-    steps = (0,) if in_text or site.name.startswith("vae") else resolve_steps(intervention.steps, count)
+    if in_text:  # the halves are two calls, the prompt's and the negative prompt's; XL may put zeros for the second
+        zeros = model.pipeline.config.get("force_zeros_for_empty_prompt", False)
+        steps, rows = (0, 1) if rows == "both" and not zeros else (0,), "cond"
+    else:
+        steps = (0,) if site.name.startswith("vae") else resolve_steps(intervention.steps, count)
     return Action(world.name, number, site, intervention.rule, tokens, steps, intervention.heads, rows)
 
 

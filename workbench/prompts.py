@@ -1,7 +1,8 @@
 """Prompt sets: prompts with the words that name an attribute, as `data/prompts/` holds them for seven attributes.
 
 wb.prompt_set("style")                 # object, style, colour, season, action, position or fact
-wb.prompt_set("my_prompts.csv")        # own ones, with the columns prompt, subject, value and, if wanted, replacement, target, target_value
+wb.prompt_set("swap/held_out")         # one of the edit benchmark's
+wb.prompt_set("my_prompts.csv")        # own ones: columns prompt, subject, value; if wanted replacement, target, target_value
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,10 +61,12 @@ def attributes() -> list[str]:
 def prompt_set(source: str | Path) -> PromptSet:
     """A prompt set by name or from a CSV file (columns prompt, subject, value, optionally those others of `Prompt`).
 
-    Labels are read from SOURCE_labels.csv beside it (columns label, text); without that file each value is its own label,
-    as "a photo of VALUE". Raises FileNotFoundError for no such set, ValueError for a column or label that is missing.
+    Labels are read from SOURCE_labels.csv beside it (columns label, text), or labels.csv for a whole folder; without these
+    each value is its own label, as "a photo of VALUE".
+
+    Raises FileNotFoundError for no such set, ValueError for a column or label that is missing.
     """
-    path = FOLDER / f"{source}.csv" if str(source) in attributes() else Path(source)
+    path = FOLDER / f"{source}.csv" if (FOLDER / f"{source}.csv").exists() else Path(source)
     if not path.exists():
         raise FileNotFoundError(
             f"prompt_set({str(source)!r}): no such file, and no set of that name; the sets are {', '.join(attributes())}"
@@ -74,6 +77,7 @@ def prompt_set(source: str | Path) -> PromptSet:
     given = table[[field.name for field in fields(Prompt) if field.name in table]]
     prompts = tuple(Prompt(**row) for row in given.to_dict("records"))
     beside = path.with_name(f"{path.stem}_labels.csv")
+    beside = beside if beside.exists() else path.with_name("labels.csv")
     if beside.exists():
         texts = pd.read_csv(beside, dtype=str, keep_default_na=False)
         labels = {label: tuple(group) for label, group in texts.groupby("label", sort=False)["text"]}

@@ -104,6 +104,24 @@ def layer_and_kind(name: str) -> tuple[str, str]:
     return ".".join(parts[:-last]), ".".join(parts[-last:])
 
 
+def weight_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Parameter:
+    """The weight of the linear layer (out, in) or embedding (token, channel) whose output a site is.
+
+    Raises ValueError for a site that another kind of module gives, or several.
+    """
+    component, _, path = site.module.partition(".")
+    try:
+        module = getattr(pipeline, component).get_submodule(path)
+    except AttributeError:  # attention probabilities have a module only while they are read
+        module = None
+    if site.port != "output" or not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+        raise ValueError(
+            f"{site.name} has no weight of its own, {type(module).__name__} gives it; name sites that a linear layer or an embedding "
+            "gives, such as cross.k, cross.v, text_encoder.0.out, .fc1, .fc2 and text_encoder.embedding"
+        )
+    return module.weight
+
+
 def _without_braces(pattern: str) -> list[str]:
     """ "a.{b,c}" is "a.b" and "a.c"."""
     found = re.search(r"\{([^{}]*)\}", pattern)
@@ -129,7 +147,10 @@ def _text_sites(name: str, encoder: torch.nn.Module) -> Iterator[Site]:
     yield Site(f"{name}.embedding", f"{path}.embeddings.token_embedding", "output", TEXT, sizes)
     for i in range(len(inner.encoder.layers)):
         layer = f"{path}.encoder.layers.{i}"
+        yield Site(f"{name}.{i}.out", f"{layer}.self_attn.out_proj", "output", TEXT, sizes)
         yield Site(f"{name}.{i}.attention", f"{layer}.self_attn", "output", TEXT, sizes, heads)
+        yield Site(f"{name}.{i}.fc1", f"{layer}.mlp.fc1", "output", TEXT, (sizes[0], encoder.config.intermediate_size))
+        yield Site(f"{name}.{i}.fc2", f"{layer}.mlp.fc2", "output", TEXT, sizes)
         yield Site(f"{name}.{i}.mlp", f"{layer}.mlp", "output", TEXT, sizes)
         yield Site(f"{name}.{i}.hidden", layer, "output", TEXT, sizes)
     yield Site(f"{name}.final", f"{path}.final_layer_norm", "output", TEXT, sizes)

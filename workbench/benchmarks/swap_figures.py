@@ -1,0 +1,80 @@
+"""Pictures of the swap benchmark."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+
+from workbench import plot
+from workbench.edit.low_rank import Edit
+from workbench.models import Model
+from workbench.prompts import PromptSet
+
+SHOWN = {
+    "held_out": "swapped",
+    "paraphrase": "swapped",
+    "plural": "swapped",
+    "two_animal": "changed",
+    "homonym": "changed",
+    "control": "changed",
+}
+
+
+def frontier(table: pd.DataFrame, path: Path):
+    """Efficacy against collateral with 95 % intervals, and what every editor does to every set."""
+    pick = lambda name, measure: table[(table.set == name) & (table.measure == measure)].set_index("editor")
+    accuracy, collateral = pick("held_out", "swapped"), pick("control", "changed")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 6.5), layout="constrained", width_ratios=(1.25, 1))
+    colours = dict(zip(accuracy.index, sns.color_palette("husl", len(accuracy))))
+    for editor, y in accuracy.iterrows():
+        if editor not in collateral.index:  # no edit: what the model draws of the other animal when it is told
+            left.axhline(y.value, color=colours[editor], ls="--", label=editor)
+            continue
+        x = collateral.loc[editor]
+        left.errorbar(x.value, y.value, [[y.value - y.low], [y.high - y.value]], [[x.value - x.low], [x.high - x.value]], capsize=2, ms=8,
+                      fmt="o" if y.rules == "UNet" else "s", color=colours[editor], mfc=colours[editor] if y.rules == "UNet" else "white",
+                      label=f"{editor} ({y.rules})")  # fmt: skip
+    left.axhline(0.9, color="grey", ls=":")
+    left.axvline(0.05, color="grey", ls=":")
+    left.set(xlabel="collateral: control prompts whose top class changed", ylabel="swap accuracy on held-out prompts",
+             title=f"Efficacy against collateral, {int(accuracy.n.iloc[0])} and {int(collateral.n.iloc[0])} images per editor, "
+                   "95 % intervals; dotted: the target")  # fmt: skip
+    left.legend(fontsize=8, loc="center right")
+    cells = pd.DataFrame({f"{name}\n{measure}": pick(name, measure)["value"] for name, measure in SHOWN.items()}).reindex(accuracy.index)
+    sns.heatmap(cells, ax=right, annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar=False)
+    right.set(ylabel="", title="Share of images, by set")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str, PromptSet], path: Path, steps: int):
+    """The same prompts and seeds under each edit: two held-out prompts of each animal, controls, and every leak."""
+    chosen = [("held_out", 0), ("held_out", 1), ("held_out", -1), ("held_out", -2), ("control", 0), ("control", 35), ("control", 80)]
+    chosen += [(name, i) for name in ("paraphrase", "plural", "two_animal", "homonym") for i in (0, -1)]
+    prompts = [sets[name][i % len(sets[name])].prompt for name, i in chosen]
+    draw = lambda: (
+        np.stack([np.asarray(image) for image in model.generate(prompts, seed=range(len(prompts)), num_inference_steps=steps)]) / 255
+    )
+    rows = {"unedited": draw()}
+    for name, edit in edits.items():
+        with model.applied(edit):
+            rows[name] = draw()
+    images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
+                          coords={"world": list(rows), "seed": range(len(prompts))})  # fmt: skip
+    figure, ax = plt.subplots(figsize=(22, 1.7 * len(rows) + 2.2), layout="constrained")
+    plot.image_grid(images, ax=ax, title="Each column: one prompt and one starting noise")
+    ax.set_xticks(ax.get_xticks(), [f"{name}:\n{wrapped(prompt)}" for (name, _), prompt in zip(chosen, prompts)], fontsize=7)
+    ax.set_xlabel("")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def wrapped(text: str, width: int = 18) -> str:
+    lines = [""]
+    for word in text.split():
+        lines = [*lines, word] if len(lines[-1]) + len(word) > width else [*lines[:-1], f"{lines[-1]} {word}".strip()]
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Does localization help editing? `python -m workbench.benchmarks.windows`.
+
+The same swap edit at every window of two neighbouring cross-attention layers, at random sets of two, at all layers, and at
+all but each window, scored on training prompts that it was not made from: the probability of the other animal. Windows are
+then correlated (Spearman) with what localizers say of their layers: the indirect effects of `figures/causal_trace.csv`, and
+any table given as `--localizers` with the columns layer, localizer, score. Writes `windows.csv`, `windows_correlation.csv`
+and `windows.png`.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tyro
+from scipy import stats
+
+from workbench import edit as edits
+from workbench.benchmarks.swap import BEST, OTHER, UNEDITED, Cells, Fit, summary
+from workbench.metrics import Scorer
+from workbench.models import Model, load
+from workbench.prompts import prompt_set
+
+MEASURE = "probability of the target"
+
+
+@dataclass
+class WindowsOptions:
+    width: int = 2
+    random_sets: int = 8
+    localizers: Path | None = Path("figures/localizers.csv")
+    """A table with the columns layer, localizer, score; left out where there is none."""
+    trace: Path = Path("figures/causal_trace.csv")
+    every: int = 1
+    """Make edits from every so many-th training prompt only."""
+    images: int | None = None
+    num_inference_steps: int = 8
+    batch_size: int = 25
+    runs: Path = Path("runs/windows")
+    out: Path = Path("figures")
+
+
+def layer_sets(model: Model, width: int, random_sets: int) -> dict[str, tuple[str, ...]]:
+    """What is edited, by name: "window 0-1", "all but 0-1", "random 3,9", "all layers"; numbers are the papers'."""
+    layers = [site.name for site in model.sites("unet.*.cross")]
+    found = {"all layers": tuple(layers)}
+    for start in range(len(layers) - width + 1):
+        window = tuple(layers[start : start + width])
+        found[f"window {start}-{start + width - 1}"] = window
+        found[f"all but {start}-{start + width - 1}"] = tuple(layer for layer in layers if layer not in window)
+    rng = random.Random("random layers")
+    while sum(name.startswith("random") for name in found) < random_sets:
+        chosen = sorted(rng.sample(range(len(layers)), width))
+        if chosen != list(range(chosen[0], chosen[0] + width)):
+            found[f"random {','.join(map(str, chosen))}"] = tuple(layers[i] for i in chosen)
+    return found
+
+
+def localizer_scores(options: WindowsOptions) -> pd.DataFrame:
+    """Rows (localizer, layer, score): causal tracing of objects, and whatever table is given."""
+    tables = []
+    if options.trace.exists():
+        trace = pd.read_csv(options.trace)
+        trace = trace[(trace.attribute == "object") & trace.site.str.endswith(".cross")]
+        tables.append(pd.DataFrame(dict(localizer="causal tracing", layer=trace.site, score=trace.indirect_effect)))
+    if options.localizers is not None and options.localizers.exists():
+        table = pd.read_csv(options.localizers)
+        if missing := [column for column in ("layer", "localizer", "score") if column not in table]:
+            raise ValueError(f"localizers={str(options.localizers)!r} lacks the columns {missing}; found {list(table)}")
+        tables.append(table[["localizer", "layer", "score"]])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["localizer", "layer", "score"])
+
+
+def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rho between what a localizer says of a window (mean over its layers) and what editing it does.
+
+    "window": the edit there alone; "all but": the loss, where the edit leaves that window out. Intervals are 95 %
+    percentile bootstraps over windows, which overlap: they are somewhat too narrow.
+    """
+    value, found = table.set_index("editor")["value"], []
+    for localizer, rows in scores.groupby("localizer"):
+        of_layer = rows.set_index("layer")["score"]
+        for kind, sign in (("window", 1), ("all but", -1)):
+            names = [name for name in sets if name.startswith(kind)]
+            windows = [sets[name.replace("all but", "window")] for name in names]
+            if not {layer for window in windows for layer in window} <= set(of_layer.index):
+                raise ValueError(f"localizer {localizer!r} has no score for some layers; its table names {list(of_layer.index)[:4]}, ...")
+            said = np.array([of_layer[list(window)].mean() for window in windows])
+            done = sign * value[names].to_numpy()
+            rng = np.random.default_rng(0)
+            draws = [rng.integers(len(said), size=len(said)) for _ in range(2000)]
+            rhos = [stats.spearmanr(said[d], done[d]).statistic for d in draws if np.ptp(said[d]) and np.ptp(done[d])]
+            low, high = np.quantile(rhos, (0.025, 0.975))
+            found.append(
+                dict(localizer=localizer, edit=kind, spearman=stats.spearmanr(said, done).statistic, low=low, high=high, windows=len(said))
+            )
+    return pd.DataFrame(found)
+
+
+def main(options: WindowsOptions):
+    model, train, preserve = load(), prompt_set("swap/train"), prompt_set("swap/preserve")
+    fit, test = Fit(tuple(train)[::2], tuple(preserve)[::2]), train[1::2][::6]
+    test = test[:: max(1, len(test) // options.images)] if options.images else test
+    cells = Cells(model, Scorer(), {"train": test}, options, options.runs, OTHER)
+    sets = layer_sets(model, options.width, options.random_sets)
+    cells.measure(UNEDITED, lambda: None)
+    fit = fit.thinned(options.every)
+    whole = edits.from_concepts(model, fit.train, preserve=fit.kept, **BEST)  # solved once, whatever layers it is used at
+    for name, layers in sets.items():
+        cells.measure(name, lambda layers=layers: whole.at(*layers))
+    rows = cells.shards.table()
+    order = [UNEDITED, *sorted(sets, key=lambda name: (name.split()[0], list(sets).index(name)))]
+    table = pd.concat([summary(rows[rows.editor == name]) for name in order], ignore_index=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "windows.csv", index=False)
+    table = table[table.measure == MEASURE]
+    found = correlations(table, sets, localizer_scores(options))
+    found.round(3).to_csv(options.out / "windows_correlation.csv", index=False)
+    draw(table, options)
+    print(table[["editor", "value", "low", "high", "n"]].to_string(index=False), found.round(3).to_string(index=False), sep="\n\n")
+
+
+def draw(table: pd.DataFrame, options: WindowsOptions):
+    figure, axes = plt.subplots(1, 2, figsize=(15, 4.8), layout="constrained", sharey=True)
+    lines = table.set_index("editor")
+    for ax, kinds in zip(axes, (("window", "random"), ("all but",))):
+        rows = table[table.editor.str.startswith(kinds)]
+        ax.errorbar(range(len(rows)), rows.value, [rows.value - rows.low, rows.high - rows.value], fmt="o", capsize=2)
+        for name, style in (("all layers", "--"), (UNEDITED, ":")):
+            ax.axhline(lines.value[name], color="grey", ls=style, label=name)
+        ax.set_xticks(range(len(rows)), rows.editor, rotation=90, fontsize=8)
+        ax.legend(fontsize=8)
+    axes[0].set(title=f"Edited at {options.width} layers alone", ylabel="probability of the other animal, 95 % interval")
+    axes[1].set(title=f"Edited at all layers but {options.width}")
+    figure.savefig(options.out / "windows.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(WindowsOptions))

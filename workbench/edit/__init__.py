@@ -1,0 +1,28 @@
+"""Edits: closed-form changes of weights, as low-rank data that can be previewed, committed, undone, saved and exported."""
+
+from workbench.edit.closed_form import Moments, Solution, solve
+from workbench.edit.editors import diff_quickfix, from_concepts, locoedit, moments_of, rome, swap, time_edit, uce
+from workbench.edit.embeddings import embedding_swap, textual_inversion
+from workbench.edit.export import to_lora
+from workbench.edit.low_rank import Edit, Update
+from workbench.edit.neurons import neurons
+
+__all__ = [
+    "Edit",
+    "Moments",
+    "Solution",
+    "Update",
+    "diff_quickfix",
+    "embedding_swap",
+    "from_concepts",
+    "locoedit",
+    "moments_of",
+    "neurons",
+    "rome",
+    "solve",
+    "swap",
+    "textual_inversion",
+    "time_edit",
+    "to_lora",
+    "uce",
+]

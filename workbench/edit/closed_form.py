@@ -1,0 +1,196 @@
+"""The closed-form solver behind every named editor, and the running second moments that it may preserve.
+
+For keys c_i (inputs of a linear layer), values v_i that they shall give, preserved keys p_j, weights s_e and s_p and a
+regulariser R,
+
+    W' = (W R + s_e sum v_i c_i^T + s_p sum W p_j p_j^T) S^-1,   S = R + s_e sum c_i c_i^T + s_p sum p_j p_j^T,
+
+so that W' - W = sum_i (v_i - W c_i) a_i^T with a_i = s_e S^-1 c_i: low rank by construction, and `a` the same for every
+layer with the same input. R = lam I is LocoEdit, TIME and UCE; R = lam C with C = E[k k^T] is MEMIT's, and ROME's for one
+pair and lam -> 0 (arXiv 2405.01008, 2303.08084, 2308.14761, 2210.07229, 2202.05262).
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+
+Preservation = Literal["ridge", "covariance", "nullspace"]
+TOO_SINGULAR = 1e14  # condition number beyond which float64 has no digit left to trust
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Running second moments of the inputs of a layer, over a corpus of prompts.
+
+    total: sum of k k^T, (in, in), float64. count: of how many k. `a + b` merges two corpora.
+    """
+
+    total: torch.Tensor
+    count: int
+
+    @classmethod
+    def of(cls, keys: torch.Tensor) -> "Moments":
+        """Moments of keys (key, in)."""
+        keys = _finite("keys", keys)
+        return cls(keys.T @ keys, len(keys))
+
+    @property
+    def second(self) -> torch.Tensor:
+        """E[k k^T]: (in, in)."""
+        return self.total / self.count
+
+    def floored(self, share: float) -> "Moments":
+        """With `share` of the mean eigenvalue added to all, for a corpus that leaves some directions empty."""
+        return Moments(
+            self.total + share * self.total.trace() / len(self.total) * torch.eye(len(self.total), dtype=torch.float64), self.count
+        )
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if self.total.shape != other.total.shape:
+            raise ValueError(f"moments of {len(self.total)} and {len(other.total)} channels do not add; take both of the same site's input")
+        return Moments(self.total + other.total, self.count + other.count)
+
+    def save(self, path: str | Path):
+        """Write a safetensors file, float64: it comes back exactly."""
+        safetensors.torch.save_file({"total": self.total.contiguous(), "count": torch.tensor([self.count])}, str(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Moments":
+        """Read what `save` wrote; raises ValueError for anything else."""
+        try:
+            held = safetensors.torch.load_file(str(path))
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is no file of moments ({error}); give path= of a file that Moments.save wrote") from None
+        total, count = held.get("total"), held.get("count")
+        if set(held) != {"total", "count"} or total.ndim != 2 or total.shape[0] != total.shape[1] or count.numel() != 1 or count.item() < 1:
+            shapes = {name: tuple(value.shape) for name, value in held.items()}
+            raise ValueError(
+                f"{path} holds {shapes}, moments are total (in, in) and count (1,); give path= of a file that Moments.save wrote"
+            )
+        return cls(_finite("total", total), int(count.item()))
+
+    def __repr__(self):
+        return f"Moments of {self.count} keys of {len(self.total)} channels, root mean square {math.sqrt(self.second.trace().item()):.3g}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the solver found, for all layers with this input.
+
+    a: (pair, in), float64; a layer's update is sum_i (v_i - W c_i) a_i^T. condition: of the solved system, in the 1-norm.
+    shrinkage: (pair,), the share of its own residual that each key gets; |c|^2 / (lam + |c|^2) for one pair alone.
+    preserved: the preserved keys (key, in).
+    """
+
+    a: torch.Tensor
+    condition: float
+    shrinkage: torch.Tensor
+    preserved: torch.Tensor
+
+    def factors(self, residuals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """B (out, rank) and A (rank, in) of one layer, for residuals v_i - W c_i (pair, out).
+
+        The rank is at most the number of pairs, and of channels on either side.
+        """
+        used = residuals.abs().sum(1) > 0  # a key whose value stays is preserved, and needs no term
+        a, residuals = self.a[used], residuals[used].double()
+        if len(a) > min(a.shape[1], residuals.shape[1]):  # the same product in fewer terms, without forming it
+            if a.shape[1] <= residuals.shape[1]:
+                basis, a = torch.linalg.qr(a)
+                residuals = basis.T @ residuals
+            else:
+                basis, residuals = torch.linalg.qr(residuals)
+                a = basis.T @ a
+        return residuals.T.contiguous(), a
+
+
+def solve(keys: torch.Tensor, *, lam: float, weight: float = 1.0, preserved: torch.Tensor | None = None, preserve_weight: float = 1.0,
+          preservation: Preservation = "ridge", moments: Moments | None = None, retain: float = 0.01) -> Solution:  # fmt: skip
+    """Solve once for all layers that are given these keys, in float64.
+
+    keys: (pair, in). preserved: (key, in). preservation: "ridge", with lam as the regulariser and the preserved keys as
+    terms of the sum; "covariance", with lam times the moments' E[k k^T] in its place (lam 0: the keys' values are met
+    exactly, ROME); "nullspace", where the update does not touch the subspace of the preserved keys and moments whose
+    singular values exceed `retain` times the largest (SPEED, arXiv 2503.07392; AlphaEdit, 2410.02355).
+
+    Raises ValueError for keys that are not finite and for a singular system, with its condition number.
+    """
+    keys = _finite("keys", keys)
+    count, channels = keys.shape
+    kept = keys.new_zeros(0, channels) if preserved is None else _finite("preserved", preserved)
+    if kept.shape[1:] != keys.shape[1:]:
+        raise ValueError(f"preserved= has {tuple(kept.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input")
+    if lam < 0 or weight <= 0 or preserve_weight < 0 or not math.isfinite(lam + weight + preserve_weight):
+        raise ValueError(
+            f"lam={lam}, weight={weight}, preserve_weight={preserve_weight}: lam and preserve_weight are at least 0, weight above"
+        )
+    if preservation not in ("ridge", "covariance", "nullspace"):
+        raise ValueError(f'preservation={preservation!r}: may be "ridge", "covariance" or "nullspace"')
+    if preservation == "covariance" and moments is None:
+        raise ValueError('preservation="covariance" needs moments=, the second moments of a corpus at the same input')
+    if moments is not None and len(moments.total) != channels:
+        raise ValueError(f"moments= has {len(moments.total)} channels, the keys have {channels}; take both from the same site's input")
+    if preservation == "nullspace":
+        basis = _subspace(kept, moments, retain)
+        if len(basis) == channels:
+            raise ValueError(f"preservation='nullspace': what is preserved spans all {channels} channels, nothing is left to edit; "
+                             f"raise retain={retain}, or preserve less")  # fmt: skip
+        stacked = math.sqrt(weight) * (keys - keys @ basis.T @ basis)
+    else:
+        stacked = torch.cat([math.sqrt(weight) * keys, math.sqrt(preserve_weight) * kept])
+    base = moments.second if preservation == "covariance" else None
+    a, condition = _gain(stacked, lam, base)
+    a = math.sqrt(weight) * a[:count]
+    return Solution(a, condition, (a * keys).sum(1), kept)
+
+
+def _gain(keys: torch.Tensor, lam: float, base: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+    """keys @ (lam base + keys^T keys)^-1 and the condition number, through the smaller of the two systems; base None: identity."""
+    count, channels = keys.shape
+    if count > channels:
+        eye = torch.eye(channels, dtype=keys.dtype) if base is None else base
+        solved, condition = _solved(lam * eye + keys.T @ keys, keys.T, "raise lam= or give more and more varied keys")
+        return solved.T, condition
+    mapped, condition = keys.T, 1.0
+    if base is not None:
+        mapped, condition = _solved(base, keys.T, "give moments of a larger corpus, or moments.floored(1e-6)")
+    inner = lam * torch.eye(count, dtype=keys.dtype) + keys @ mapped
+    solved, own = _solved(inner, mapped.T, "raise lam=, or leave out keys that repeat others or are zero")
+    return solved, max(condition, own)
+
+
+def _solved(system: torch.Tensor, right: torch.Tensor, fix: str) -> tuple[torch.Tensor, float]:
+    """system^-1 @ right for a symmetric positive system, and its condition number in the 1-norm."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    norm = lambda matrix: torch.linalg.matrix_norm(matrix, 1).item()
+    condition = norm(system) * (math.inf if failed else norm(torch.cholesky_inverse(factor)))
+    if not condition < TOO_SINGULAR:
+        raise ValueError(
+            f"the system of {len(system)} equations is singular: condition number {condition:.1e}, float64 bears {TOO_SINGULAR:.0e}; {fix}"
+        )
+    return torch.cholesky_solve(right, factor), condition
+
+
+def _subspace(kept: torch.Tensor, moments: Moments | None, retain: float) -> torch.Tensor:
+    """Orthonormal directions (direction, in) that preserved keys and moments take up."""
+    second = kept.T @ kept / max(len(kept), 1)
+    second = second if moments is None else second + moments.second
+    strengths, directions = torch.linalg.eigh(second)
+    if strengths[-1] <= 0:
+        raise ValueError('preservation="nullspace" needs preserved= keys or moments=; found neither')
+    return directions[:, strengths > retain**2 * strengths[-1]].T
+
+
+def _finite(name: str, keys: torch.Tensor) -> torch.Tensor:
+    """Keys (key, in) in float64 on the CPU."""
+    keys = torch.as_tensor(keys).detach().cpu().double()
+    if keys.ndim != 2:
+        raise ValueError(f"{name}= has shape {tuple(keys.shape)}; give a matrix (key, in)")
+    if broken := int((~torch.isfinite(keys)).any(1).sum()):
+        raise ValueError(f"{name}= has {broken} of {len(keys)} rows that are not finite (condition number nan); check the model's dtype, "
+                         "float32 does not overflow where float16 does")  # fmt: skip
+    return keys

@@ -1,0 +1,227 @@
+"""The named editors: settings of one closed-form solver.
+
+    edit = locoedit(model, {"a zebra": "a giraffe"}, sites=("unet.up.1.0.cross", "unet.up.1.1.cross"))
+    edit = swap(model, "zebra", "giraffe", templates=("a {}", "a {} in the savanna"), tokens="all", preserve=prompts)
+
+`concepts` maps words to the words that they shall act as, filled into `templates`; or it is prompts that have a subject and
+a replacement (`wb.prompt_set`). `sites` are names, globs or sites: a cross-attention layer stands for its k and v, a text
+encoder's attention for its output projection, an mlp for its second layer. `tokens` says which positions are keys:
+"subject_last", "subject", "after_subject", "eos", "padding", "all", or several of these; the guide's positions follow from
+aligning both prompts at the end of the words. `preserve` are words (filled into the templates) or prompts whose keys,
+at `preserve_tokens`, shall give what they gave.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from einops import rearrange
+
+from workbench.edit.closed_form import Moments, Preservation, Solution, solve
+from workbench.edit.low_rank import Edit, Update, update_of
+from workbench.engine import encode, text_inputs
+from workbench.prompts import Prompt
+from workbench.sites import Site, Sites, layer_and_kind, weight_of
+from workbench.text import Tokens, tokenize
+
+TEMPLATES = ("{}", "a photo of {}", "an image of {}", "a picture of {}")
+ALL_LAYERS = "unet.*.cross.{k,v}"
+ROUNDING = 1e-5  # relative difference of float32 states that are equal
+Concepts = Mapping[str, str] | Sequence[Prompt]
+
+
+Where = str | Sequence[str]
+
+
+def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float | None = None, templates: Sequence[str] = TEMPLATES,
+                  tokens: Where = "subject_last", average: bool = False, weight: float = 1.0,
+                  preserve: Sequence[str | Prompt] = (), preserve_tokens: Where | None = None, preserve_weight: float = 1.0,
+                  preservation: Preservation = "ridge", corpus: Sequence[str] | Moments | None = None, retain: float = 0.01,
+                  editor: str = "from_concepts") -> Edit:  # fmt: skip
+    """The edit that makes some words' states at linear layers act as others', by `workbench.edit.closed_form.solve`.
+
+    lam_v: another lam for value projections. average: one key and guide per concept, the mean over templates. corpus: prompts
+    whose second moments (or the moments) preservation="covariance" and "nullspace" keep. The rest: see the module and
+    `solve`. Returns an `Edit` of rank at most the number of keys.
+
+    Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that a
+    prompt lacks, keys equal to their guides, or a singular system.
+    """
+    pairs = as_pairs(concepts, templates)
+    kept = [one if isinstance(one, Prompt) else Prompt(template.format(one), one) for one in preserve
+            for template in (templates if not isinstance(one, Prompt) else ("",))]  # fmt: skip
+    preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
+    found, diagnostics, solutions = [], {}, {}
+    for source, members in by_input(editable(model, sites)).items():
+        old, new = gather(model, source, pairs, tokens, average)
+        if torch.equal(old, new):
+            raise ValueError(
+                f"concepts=: the words' states at {source} are those of their guides; name other words, or tokens= beyond them"
+            )
+        preserved = gather(model, source, kept, preserve_tokens)[0] if kept else None
+        moments = corpus if corpus is None or isinstance(corpus, Moments) else moments_of(model, corpus, source)
+        for site in members:
+            strength = lam_v if lam_v is not None and site.name.endswith(".v") else lam
+            if (source, strength) not in solutions:
+                solutions[source, strength] = solve(old, lam=strength, weight=weight, preserved=preserved, preserve_weight=preserve_weight,
+                                                    preservation=preservation, moments=moments, retain=retain)  # fmt: skip
+            solution, w = solutions[source, strength], weight_of(model.pipeline, site).detach().cpu().double()
+            found.append(update := update_of(model, site.name, *solution.factors((new - old) @ w.T)))
+            diagnostics[site.name] = diagnose(update, w, solution)
+    settings = {"lam": lam, "lam_v": lam_v, "tokens": tokens, "average": average, "weight": weight, "preservation": preservation,
+                "preserve_weight": preserve_weight, "preserve_tokens": preserve_tokens, "retain": retain,
+                "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs], "preserve": [p.prompt for p in kept]}  # fmt: skip
+    return Edit(found, provenance(editor, model, diagnostics, **settings))
+
+
+def locoedit(model, concepts: Concepts, *, sites, lam: float = 0.01, lam_v: float | None = None, **settings) -> Edit:
+    """LocoEdit: keys and values of a localized window (Basu et al. 2024, arXiv 2405.01008, section 5), with lam for K and lam_v for V."""
+    return from_concepts(model, concepts, sites=sites, lam=lam, lam_v=lam_v, **{"editor": "locoedit"} | settings)
+
+
+def diff_quickfix(model, concepts: Concepts, *, sites="text_encoder*.0.out", lam: float = 0.01, **settings) -> Edit:
+    """Diff-QuickFix: the text encoder's first output projection (Basu et al. 2023, arXiv 2310.13730, section 5).
+
+    Keys are the projection's inputs, values its outputs for the guide without the bias, which stays as it is.
+    """
+    return from_concepts(model, concepts, sites=sites, lam=lam, **{"editor": "diff_quickfix"} | settings)
+
+
+def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, tokens="all", **settings) -> Edit:
+    """TIME: all tokens of the old prompt, aligned to the new one's (Orgad et al. 2023, arXiv 2303.08084, section 4)."""
+    return from_concepts(model, concepts, sites=sites, lam=lam, tokens=tokens, **{"editor": "time_edit"} | settings)
+
+
+def uce(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings) -> Edit:
+    """UCE: many concepts at once, others preserved (Gandikota et al. 2024, arXiv 2308.14761, equation 7)."""
+    return from_concepts(model, concepts, sites=sites, lam=lam, preserve=preserve, **{"editor": "uce"} | settings)
+
+
+def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, lam: float = 0.0, **settings) -> Edit:
+    """ROME: W + (v - W k)(C^-1 k)^T / (k^T C^-1 k), where W' k = v exactly (Meng et al. 2022, arXiv 2202.05262, equation 2).
+
+    k and v are means over the templates; several concepts are solved jointly; lam above 0 is MEMIT's (2210.07229).
+    """
+    return from_concepts(
+        model, concepts, sites=sites, lam=lam, corpus=corpus, **{"editor": "rome", "average": True, "preservation": "covariance"} | settings
+    )
+
+
+def swap(model, first: str, second: str, *, sites=ALL_LAYERS, lam: float = 0.01, **settings) -> Edit:
+    """Each of two concepts acts as the other: both pairs in one system, not one edit after the other."""
+    return from_concepts(model, {first: second, second: first}, sites=sites, lam=lam, **{"editor": "swap"} | settings)
+
+
+def as_pairs(concepts: Concepts, templates: Sequence[str]) -> list[Prompt]:
+    """Prompts with their subject and the words that replace it."""
+    if isinstance(templates, str) or not templates or not all("{}" in template for template in templates):
+        raise ValueError(f"templates={templates!r}: give a list of texts that each hold {{}}, where the concept goes")
+    if isinstance(concepts, Mapping):
+        pairs = [Prompt(template.format(old), old, old, new) for old, new in concepts.items() for template in templates]
+    else:
+        pairs = list(concepts)
+    if not pairs or not all(isinstance(pair, Prompt) and pair.subject and pair.replacement for pair in pairs):
+        raise ValueError(f"concepts={concepts!r}: give a mapping of old words to new, as {{'a zebra': 'a giraffe'}}, or prompts that "
+                         "have a subject and a replacement")  # fmt: skip
+    return pairs
+
+
+def editable(model, sites) -> Sites:
+    """The linear layers that sites stand for, in execution order; raises ValueError for sites that have none with text as input."""
+    asked = [sites] if isinstance(sites, (str, Site)) else list(sites)
+    if not asked:
+        raise ValueError("sites=() names nothing; give names or globs of sites, such as 'unet.*.cross.{k,v}'")
+    chosen = []
+    for site in model.sites(*[getattr(site, "name", site) for site in asked]):
+        layer, kind = layer_and_kind(site.name)
+        chosen += {"cross": [f"{layer}.cross.k", f"{layer}.cross.v"], "attention": [f"{layer}.out"], "mlp": [f"{layer}.fc2"]}.get(
+            kind, [site.name]
+        )
+    found = model.sites(*chosen)
+    for site in found:
+        weight_of(model.pipeline, site)
+        if not fnmatch.fnmatch(site.name, "unet.*.cross.[kv]") and not fnmatch.fnmatch(site.name, "text_encoder*.[0-9]*.*"):
+            raise ValueError(f"sites=: {site.name} is not given text states; name cross-attention layers (their k and v), or the text "
+                             "encoder's out, fc1 and fc2 (its embedding: see embedding_swap)")  # fmt: skip
+    return found
+
+
+def by_input(sites: Iterable[Site]) -> dict[str | Site, list[Site]]:
+    """Sites by what they are given: "text states" for all keys and values of cross-attention, else each its own."""
+    groups: dict[str | Site, list[Site]] = {}
+    for site in sites:
+        groups.setdefault("text states" if site.name.startswith("unet.") else site, []).append(site)
+    return groups
+
+
+def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
+    """Inputs of a group of layers: (prompt, token, channel), float64 on the CPU; each prompt is encoded once."""
+    order = list(dict.fromkeys(prompts))
+    batches = [order[at : at + 64] for at in range(0, len(order), 64)]
+    inputs = (
+        (lambda some: text_inputs(model, some, [source])[source])
+        if isinstance(source, Site)
+        else (lambda some: encode(model.pipeline, some)[0])
+    )
+    found = torch.cat([inputs(some).cpu().double() for some in batches])
+    return found[[order.index(prompt) for prompt in prompts]]
+
+
+def gather(model, source: str | Site, pairs: Sequence[Prompt], tokens: Where, average: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and their guides, each (key, in); a pair without replacement is its own guide.
+
+    average: one key for each concept and position, counted from its last token: the mean over its prompts.
+    """
+    guides = [replaced(pair) if pair.replacement else pair.prompt for pair in pairs]
+    old, new = states(model, source, [*(pair.prompt for pair in pairs), *guides]).split(len(pairs))
+    keys: dict[object, list[torch.Tensor]] = {}
+    for p, (pair, guide) in enumerate(zip(pairs, guides)):
+        before, after = (tokenize(model.pipeline.tokenizer, text) for text in (pair.prompt, guide))
+        last = before.of(pair.subject)[-1] if pair.subject else 0
+        for i, j in aligned(before, pair.subject, after, pair.replacement or pair.subject, tokens):
+            group = (pair.subject, pair.replacement, i - last) if average else (p, i)
+            keys.setdefault(group, []).append(torch.stack([old[p, i], new[p, j]]))
+    both = torch.stack([torch.stack(found).mean(0) for found in keys.values()])
+    old, new = both[:, 0], both[:, 1]
+    same = (new - old).norm(dim=1) <= ROUNDING * old.norm(dim=1)  # words before the subject: equal but for the batch's rounding
+    return old, torch.where(same[:, None], old, new)
+
+
+def replaced(pair: Prompt) -> str:
+    """A prompt with its subject's words replaced, wherever they stand as whole words."""
+    return re.sub(rf"(?<!\w){re.escape(pair.subject)}(?!\w)", lambda _: pair.replacement, pair.prompt, flags=re.IGNORECASE)
+
+
+def aligned(old: Tokens, subject: str, new: Tokens, replacement: str, tokens: Where) -> Iterator[tuple[int, int]]:
+    """Positions in one prompt and in another that differs in the subject's words alone: these are aligned at their ends."""
+    wanted = sorted({i for where in ([tokens] if isinstance(tokens, str) else tokens) for i in old.positions(where, subject or None)})
+    if not subject:
+        yield from ((i, i) for i in wanted)
+        return
+    first, last, new_first, new_last = old.of(subject)[0], old.of(subject)[-1], new.of(replacement)[0], new.of(replacement)[-1]
+    for i in wanted:
+        if i < first:
+            yield i, i
+        else:
+            yield i, min(max(i + new_last - last, new_first), len(new.ids) - 1)
+
+
+def moments_of(model, prompts: Sequence[str], source: str | Site = "text states") -> Moments:
+    """Second moments of what layers are given for a corpus of prompts, at all positions but the first, which never varies."""
+    return Moments.of(rearrange(states(model, source, prompts)[:, 1:], "prompt token channel -> (prompt token) channel"))
+
+
+def diagnose(update: Update, weight: torch.Tensor, solution: Solution) -> dict:
+    """What an edit's provenance says of one site; see `Edit`."""
+    kept = solution.preserved
+    drift = None
+    if len(kept):
+        drift = ((kept @ update.a.double().T @ update.b.double().T).norm(dim=1) / (kept @ weight.T).norm(dim=1)).mean().item()
+    return {"relative_norm": update.norm() / weight.norm().item(), "condition": solution.condition,
+            "shrinkage": solution.shrinkage.mean().item(), "drift": drift}  # fmt: skip
+
+
+def provenance(editor: str, model, diagnostics: dict, **settings) -> dict:
+    """What made an edit, for it to carry."""
+    return {"editor": editor, "pipeline": type(model.pipeline).__name__, **settings, "diagnostics": diagnostics}
