@@ -2,9 +2,9 @@
 
 The same swap edit at every window of two neighbouring cross-attention layers, at random sets of two, at all layers, and at
 all but each window, scored on training prompts that it was not made from: the probability of the other animal. Windows are
-then correlated (Spearman) with what localizers say of their layers: the indirect effects of `figures/causal_trace.csv`, and
-any table given as `--localizers` with the columns layer, localizer, score. Writes `windows.csv`, `windows_correlation.csv`
-and `windows.png`.
+then correlated (Spearman) with what localizers say of their layers: `figures/localizers.csv`, which
+`python -m workbench.localize.agreement` writes, or any table with the columns layer, localizer, score. Writes
+`windows.csv`, `windows_correlation.csv` and `windows.png`.
 """
 
 import random
@@ -31,8 +31,7 @@ class WindowsOptions:
     width: int = 2
     random_sets: int = 8
     localizers: Path | None = Path("figures/localizers.csv")
-    """A table with the columns layer, localizer, score; left out where there is none."""
-    trace: Path = Path("figures/causal_trace.csv")
+    """A table with the columns layer, localizer, score (of objects, where it has a column attribute); left out where there is none."""
     every: int = 1
     """Make edits from every so many-th training prompt only."""
     images: int | None = None
@@ -59,18 +58,13 @@ def layer_sets(model: Model, width: int, random_sets: int) -> dict[str, tuple[st
 
 
 def localizer_scores(options: WindowsOptions) -> pd.DataFrame:
-    """Rows (localizer, layer, score): causal tracing of objects, and whatever table is given."""
-    tables = []
-    if options.trace.exists():
-        trace = pd.read_csv(options.trace)
-        trace = trace[(trace.attribute == "object") & trace.site.str.endswith(".cross")]
-        tables.append(pd.DataFrame(dict(localizer="causal tracing", layer=trace.site, score=trace.indirect_effect)))
-    if options.localizers is not None and options.localizers.exists():
-        table = pd.read_csv(options.localizers)
-        if missing := [column for column in ("layer", "localizer", "score") if column not in table]:
-            raise ValueError(f"localizers={str(options.localizers)!r} lacks the columns {missing}; found {list(table)}")
-        tables.append(table[["localizer", "layer", "score"]])
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["localizer", "layer", "score"])
+    """Rows (localizer, layer, score) of the table that is given."""
+    if options.localizers is None or not options.localizers.exists():
+        return pd.DataFrame(columns=["localizer", "layer", "score"])
+    table = pd.read_csv(options.localizers)
+    if missing := [column for column in ("layer", "localizer", "score") if column not in table]:
+        raise ValueError(f"localizers={str(options.localizers)!r} lacks the columns {missing}; found {list(table)}")
+    return table[table.attribute == "object"] if "attribute" in table else table
 
 
 def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: pd.DataFrame) -> pd.DataFrame:
