@@ -109,6 +109,8 @@ def test_on_the_menagerie_the_object_is_in_the_later_layers(menagerie, scorer, t
     xr.testing.assert_identical(reread.effects(), effects)
     search = locogen_search(menagerie, prompts, spec, scorer=scorer, folder=tmp_path / "search")
     assert search.windows < search.exhaustive == 15 and search.best(2) == best
+    edit = wb.edit.swap(menagerie, "zebra", "giraffe", sites=found.best(2))  # from a localizer's answer to an edit
+    assert edit.sites == tuple(f"{layer.removesuffix('.cross')}.cross.{port}" for layer in best for port in "kv")
 
 
 def made(effect: np.ndarray) -> LocoGen:
