@@ -570,6 +570,7 @@ def broken_update(**changes):
         (ValueError, "text_encoder.embedding cannot travel as LoRA", lambda m: wb.edit.embedding_swap(m, "zebra", "lion").to_lora("no")),
         (ValueError, "do not add: one is for a weight", lambda m: wb.Edit([update_of(m, "unet.mid.cross.k", ROW.T, ROW)])
          + wb.Edit([Update("unet.mid.cross.k", "unet", ROW.T, ROW, "0")])),
+        (TypeError, "commit(edit='edit.safetensors'): give an Edit; wb.Edit.load(path, model)", lambda m: m.commit("edit.safetensors")),
         (FileNotFoundError, "no such file; give path= of a file that Edit.save wrote", lambda m: wb.Edit.load("no/such/edit.safetensors")),
     ],
 )  # fmt: skip

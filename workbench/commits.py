@@ -42,6 +42,8 @@ class Commits:
     @torch.no_grad()
     def commit(self, edit, base: bool):
         """Nothing is changed before everything is known to fit."""
+        if not hasattr(edit, "updates"):
+            raise TypeError(f"commit(edit={edit!r}): give an Edit; wb.Edit.load(path, model) reads one from a file")
         edit.check(self.model, base=base)
         weights = {update.site: self.weight(update.site) for update in edit.updates}
         changed = {}

@@ -28,7 +28,10 @@ def frontier(table: pd.DataFrame, path: Path):
     """Efficacy against collateral with 95 % intervals, and what every editor does to every set."""
     pick = lambda name, measure: table[(table.set == name) & (table.measure == measure)].set_index("editor")
     accuracy, collateral = pick("held_out", "swapped"), pick("control", "changed")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 6.5), layout="constrained", width_ratios=(1.25, 1))
+    accuracy = accuracy.loc[
+        (collateral["value"].reindex(accuracy.index).fillna(0) - accuracy["value"]).sort_values().index
+    ]  # the best first
+    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 7.5), layout="constrained", width_ratios=(1.25, 1))
     colours = dict(zip(accuracy.index, sns.color_palette("husl", len(accuracy))))
     for editor, y in accuracy.iterrows():
         if editor not in collateral.index:  # no edit: what the model draws of the other animal when it is told
@@ -43,7 +46,7 @@ def frontier(table: pd.DataFrame, path: Path):
     left.set(xlabel="collateral: control prompts whose top class changed", ylabel="swap accuracy on held-out prompts",
              title=f"Efficacy against collateral, {int(accuracy.n.iloc[0])} and {int(collateral.n.iloc[0])} images per editor, "
                    "95 % intervals; dotted: the target")  # fmt: skip
-    left.legend(fontsize=8, loc="center right")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=4)
     cells = pd.DataFrame({f"{name}\n{measure}": pick(name, measure)["value"] for name, measure in SHOWN.items()}).reindex(accuracy.index)
     sns.heatmap(cells, ax=right, annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar=False)
     right.set(ylabel="", title="Share of images, by set")
@@ -65,7 +68,7 @@ def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str,
             rows[name] = draw()
     images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
                           coords={"world": list(rows), "seed": range(len(prompts))})  # fmt: skip
-    figure, ax = plt.subplots(figsize=(22, 1.7 * len(rows) + 2.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(22, 1.35 * len(rows) + 1.4), layout="constrained")
     plot.image_grid(images, ax=ax, title="Each column: one prompt and one starting noise")
     ax.set_xticks(ax.get_xticks(), [f"{name}:\n{wrapped(prompt)}" for (name, _), prompt in zip(chosen, prompts)], fontsize=7)
     ax.set_xlabel("")
