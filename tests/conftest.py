@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import workbench as wb
 from workbench.models import MENAGERIE
 
 SCHEDULE = dict(
@@ -81,3 +82,21 @@ def tiny(request):
     pipeline = request.param()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def model(tiny):
+    """Each of these pipelines, loaded."""
+    return wb.load(tiny)
+
+
+@pytest.fixture(name="menagerie", scope="module")
+def the_menagerie():
+    """The embedded model, where its answers matter."""
+    return wb.load()
+
+
+@pytest.fixture(scope="session")
+def scorer():
+    """The embedded grader."""
+    return wb.Scorer()

@@ -19,16 +19,6 @@ ELEPHANT = "a photo of an elephant in the savanna"
 QUICK = dict(num_inference_steps=3, guidance_scale=3.0, seeds=(0, 1))
 
 
-@pytest.fixture
-def model(tiny):
-    return wb.load(tiny)
-
-
-@pytest.fixture(scope="module")
-def menagerie():
-    return wb.load()
-
-
 def test_maps_are_the_mean_of_the_probabilities_of_every_step(model):
     maps = attention_maps(model, ELEPHANT, bins=2, **QUICK)
     sites = [site.name for site in model.sites("unet.*.cross")]

@@ -17,21 +17,6 @@ PROMPTS = PromptSet("three", (ZEBRA, Prompt("a photo of a lion", "lion", "lion",
 QUICK = dict(num_inference_steps=2, guidance_scale=3.0, seeds=(0, 1))
 
 
-@pytest.fixture(scope="module")
-def scorer():
-    return wb.Scorer()
-
-
-@pytest.fixture
-def model(tiny):
-    return wb.load(tiny)
-
-
-@pytest.fixture(scope="module")
-def menagerie():
-    return wb.load()
-
-
 def trace(model, scorer, prompts=PROMPTS, folder=None, **spec):
     return causal_trace(model, prompts, TraceSpec(**QUICK | spec), scorer=scorer, folder=folder)
 
@@ -261,7 +246,7 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
     with pytest.raises(SystemExit, match=r"^workbench: corruption='zero' has nothing random, but draws=3; give draws=1$"):
         cli.main()
     monkeypatch.setattr("sys.argv", "workbench sites unet.middle".split())
-    with pytest.raises(SystemExit, match=r"^workbench: no site matches 'unet.middle'; of 276 sites the nearest are "):
+    with pytest.raises(SystemExit, match=r"^workbench: no site matches 'unet.middle'; of 312 sites the nearest are "):
         cli.main()
 
     def stopped(*args):

@@ -35,11 +35,6 @@ CORPUS = [
 ]
 
 
-@pytest.fixture
-def model(tiny):
-    return wb.load(tiny)
-
-
 @pytest.fixture(scope="module")
 def sd1():
     torch.manual_seed(0)

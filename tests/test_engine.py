@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import workbench as wb
 from workbench import World, ablate, add_noise, map_input, mix_attention, replace_prompt, restore, scale, steer
 from workbench.interventions import Intervention
 from workbench.models import DATA
 
 STEPS = 3
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach at night"
-
-
-@pytest.fixture
-def model(tiny):
-    return wb.load(tiny)
 
 
 def run(model, *worlds, seeds=(0, 1), **more):

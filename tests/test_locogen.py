@@ -17,21 +17,6 @@ PROMPTS = PromptSet("two", (ZEBRA, Prompt("a photo of a lion", "lion", "lion", t
 QUICK = dict(num_inference_steps=2, guidance_scale=3.0, seeds=(0, 1))
 
 
-@pytest.fixture(scope="module")
-def scorer():
-    return wb.Scorer()
-
-
-@pytest.fixture
-def model(tiny):
-    return wb.load(tiny)
-
-
-@pytest.fixture(scope="module")
-def menagerie():
-    return wb.load()
-
-
 def generated(model, prompt: str) -> xr.DataArray:
     return model.run([wb.World("w", prompt)], **QUICK).images.sel(world="w")
 
