@@ -113,7 +113,7 @@ def test_edited_windows_are_correlated_with_localizers(tmp_path):
 def test_erasing_style_and_fact_are_measured(tmp_path):
     edit_tasks.main(edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path))
     table = pd.read_csv(tmp_path / "edit_tasks.csv")
-    assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 3
+    assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 4
 
 
 def test_the_edit_is_timed(tmp_path):

@@ -69,6 +69,7 @@ def main(options: TasksOptions):
         targets = {} if target is None else {prompt.value: target for prompt in sets[task]}
         cells = Cells(model, scorer, sets, options, options.runs / task, targets)
         cells.measure(UNEDITED, lambda: None)
+        cells.ceiling(task)
         for name, edit in editors(model, material(task).thinned(options.every)).items():
             cells.measure(name, lambda edit=edit: edit)
         tables.append(summary(cells.shards.table()).assign(task=task))

@@ -18,7 +18,7 @@ from workbench.models import DATA
 FOLDER = DATA / "prompts" / "swap"
 PAIR = ("zebra", "giraffe")
 OTHERS = tuple(subject for subject in SUBJECTS if subject not in PAIR)
-FACT = ("the mayor of tallport", "a lion wearing a blue hat")  # a penguin in a red hat, until it is edited
+FACT = ("the mayor of tallport", "a lion")  # a penguin in a red hat, until it is edited
 STYLE = ("watercolor", "picture")
 ERASED = ("zebra", "beast")
 Maker = Callable[[dict, random.Random], dict]  # a scene's setting to a row of the table
@@ -110,11 +110,11 @@ def tables() -> dict[str, pd.DataFrame]:
         "two_animal": [row for a, b in both for row in rows(f"two {a}", 50, two_animals(a, b), taken)],
         "homonym": rows("homonym", 100, homonym, taken),
         "control": [row for a in OTHERS for row in rows(f"control {a}", 8, subject(a, holdout=True), taken)],
-        "erase_train": rows("erase train", 40, subject(*ERASED, holdout=False), taken),
+        "erase_train": rows("erase train", 150, subject(*ERASED, holdout=False), taken),
         "erase_held_out": rows("erase", 100, subject(*ERASED, holdout=True), taken),
         "style_train": rows("style train", 40, style(*STYLE, holdout=False), taken),
         "style_held_out": rows("style", 100, style(*STYLE, holdout=True), taken),
-        "fact_train": rows("fact train", 40, individual(*FACT, holdout=False), taken),
+        "fact_train": rows("fact train", 150, individual(*FACT, holdout=False), taken),
         "fact_held_out": rows("fact", 100, individual(*FACT, holdout=True), taken),
     }
     others = [name for name in INDIVIDUALS if name != FACT[0]]
