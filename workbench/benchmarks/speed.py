@@ -31,6 +31,8 @@ NOISE = add_noise("text_encoder.embedding", 1.0, tokens="subject")
 
 @dataclass
 class SpeedOptions:
+    studies: tuple[str, ...] = ("plain diffusers", "text-encoder trace", "LocoGen")
+    """Which of the comparisons to make."""
     out: Path = Path("figures/speed.csv")
     repeats: int = 7
     trace_seeds: int = 4
@@ -42,7 +44,7 @@ def main(options: SpeedOptions):
     model = load()
     steps = options.num_inference_steps or model.num_inference_steps
     rows = []
-    for images in (1, 16):
+    for images in (1, 16) if "plain diffusers" in options.studies else ():
         plain = lambda images=images: model.generate(PROMPT, seed=range(images), num_inference_steps=steps)
         run = lambda images=images, **more: model.run(
             [World("w", PROMPT)], seeds=range(images), num_inference_steps=steps, progress=False, **more
@@ -54,8 +56,8 @@ def main(options: SpeedOptions):
             rows.append(dict(what=f"{name}, {images} image(s)", seconds=seconds, ratio=seconds / found["plain diffusers"]))
     studies = {"text-encoder trace": (by_loop, by_engine), "LocoGen": (locogen_by_loop, locogen_by_engine)}
     apart = {}
-    for study, sides in studies.items():
-        images, seconds = [], []
+    for study in (name for name in studies if name in options.studies):
+        sides, images, seconds = studies[study], [], []
         for side in sides:
             began = time.perf_counter()
             images.append(side(model, steps, options))

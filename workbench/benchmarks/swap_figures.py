@@ -50,7 +50,7 @@ def frontier(table: pd.DataFrame, path: Path):
     cells = pd.DataFrame({f"{name}\n{measure}": pick(name, measure)["value"] for name, measure in SHOWN.items()}).reindex(accuracy.index)
     sns.heatmap(cells, ax=right, annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar=False)
     right.set(ylabel="", title="Share of images, by set")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
