@@ -452,7 +452,7 @@ def test_malformed_files_are_refused(saved, tmp_path, kind):
 
 def test_a_pickle_is_named_as_one(tmp_path):
     torch.save({"b": torch.ones(2)}, tmp_path / "edit.pt")
-    with pytest.raises(ValueError, match="is a pickle, which could run anything; an edit is a safetensors file"):
+    with pytest.raises(ValueError, match="is a pickle, which could run anything; edits are safetensors files"):
         wb.Edit.load(tmp_path / "edit.pt")
 
 

@@ -34,7 +34,7 @@ def test_equal_scenes_render_equally_and_every_subject_has_a_mask(scene):
 
 
 def test_rendering_is_the_same_in_another_process():
-    code = "import zlib; from workbench.menagerie.world import *; print(zlib.crc32(render(Scene('lion', seed=5))[0].tobytes()))"
+    code = "import zlib; from workbench.menagerie.world import Scene, render; print(zlib.crc32(render(Scene('lion', seed=5))[0].tobytes()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(found) == zlib.crc32(render(Scene("lion", seed=5))[0].tobytes())
 

@@ -18,7 +18,8 @@ from einops import rearrange, repeat
 from PIL import Image
 from tqdm.auto import tqdm
 
-from workbench.interventions import MapInput, ReplacePrompt, World, source_world, transform
+from workbench.blend import add_maps, inside
+from workbench.interventions import BlendLatents, MapInput, ReplacePrompt, World, source_world, transform
 from workbench.pipeline import PipelineRoot, explicit_attention, quiet
 from workbench.plan import Action, batches, resolve
 from workbench.sites import IMAGE, Site
@@ -44,7 +45,7 @@ class Run:
 class Fold:
     """Something accumulated over the steps while they pass, so that no step's values need be kept.
 
-    name: its key in a run's values. sites: names of the sites of the UNet that it reads, those of one layer. axes: of what it
+    name: its key in a run's values. sites: names of the sites of the UNet that it reads, the fewer the faster. axes: of what it
     accumulates, behind the rows. update: (accumulated or None, number of the step, world of each row, the sites' values of
     the conditional half in execution order) -> accumulated, a tensor (row, ...).
     """
@@ -63,10 +64,15 @@ class Start:
     step: int
 
 
+LATENTS = "latents"  # the site between steps
+
+
 def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
-        record: Sequence[str | Fold] = (), batch_size: int = 16, progress: bool = True, start: Start | None = None) -> Run:  # fmt: skip
+        record: Sequence[str | Fold] = (), batch_size: int = 16, progress: bool = True, start: Start | None = None,
+        latents: torch.Tensor | None = None) -> Run:  # fmt: skip
     """Generate every world from every seed; see `Model.run`."""
     worlds, seeds = tuple(worlds), list(seeds)
+    beginnings = None if latents is None else dict(zip(seeds, latents))
     guided, steps = guidance_scale > 1, 1 if start else num_inference_steps
     actions = resolve(model, worlds, steps, guided)
     folds = [what for what in record if isinstance(what, Fold)]
@@ -78,13 +84,14 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
         for group, some in plan:
             names = {world.name for world in group}
             batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, folds, guided)
-            images, latents = batch.trace(num_inference_steps, guidance_scale, start, bar)
+            noise = model.latents(some) if beginnings is None else torch.stack([beginnings[seed] for seed in some])
+            images, latents = batch.trace(num_inference_steps, guidance_scale, start or noise, bar)
             recordings = batch.values
             for w, world in enumerate(group):
                 for s, seed in enumerate(some):
                     row = w * len(some) + s
                     values = {name: value[row] for name, value in recordings.items()}
-                    found.setdefault((world.name, seed), {"image": images[row], "latents": latents[row]} | values)
+                    found.setdefault((world.name, seed), {"image": images[row], "denoised": latents[row]} | values)
             fired.update(batch.fired)
     labels = {"world": [world.name for world in worlds], "seed": seeds}
 
@@ -101,12 +108,12 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
     if not torch.isfinite(torch.from_numpy(images.values)).all():
         broken = [name for name in labels["world"] if not torch.isfinite(torch.from_numpy(images.sel(world=name).values)).all()]
         raise FloatingPointError(f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32")
-    return Run(worlds, images, collect("latents", IMAGE[1:]), values, dict(fired))
+    return Run(worlds, images, collect("denoised", IMAGE[1:]), values, dict(fired))
 
 
 def outside_loop(site: Site) -> bool:
     """Whether a site's module runs once, not at every denoising step."""
-    return not site.name.startswith("unet.")
+    return site.name.startswith(("text_encoder", "vae."))
 
 
 class Batch:
@@ -120,27 +127,33 @@ class Batch:
             self.actions.setdefault(action.site, []).append(action)
         self.fired: Counter = Counter()
         self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
-        self.folds = {fold: list(model.sites(*fold.sites)) for fold in folds}
+        self.recorded = [fold.name for fold in folds]
+        blends = {a.rule.maps: Fold(" ".join(a.rule.maps), a.rule.maps, ("pixel", "token"), add_maps)
+                  for a in actions if isinstance(a.rule, BlendLatents)}  # fmt: skip
+        self.folds = {fold: list(model.sites(*fold.sites)) for fold in (*folds, *blends.values())}
         self.folded: dict[str, torch.Tensor] = {}
         self.prompts = {a.rule.prompt: encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
 
-    def trace(self, steps: int, guidance: float, start: Start | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU."""
-        pipeline, wrapped = self.model.pipeline, self.model.nn
-        final = {}
+    def trace(self, steps: int, guidance: float, start: Start | torch.Tensor, bar) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU.
+
+        start: the noise of each seed (seed, channel, y, x), or where a run of one step begins.
+        """
+        pipeline, wrapped, once = self.model.pipeline, self.model.nn, isinstance(start, Start)
+        between, final = self.model.sites(LATENTS)[0], {}
 
         def after_step(pipeline, step, timestep, tensors):
             bar.update()
-            final.update(tensors)
-            pipeline._interrupt = start is not None  # diffusers' own way to end the denoising
-            return tensors
+            final["latents"] = self.passed(tensors["latents"], between, step)
+            pipeline._interrupt = once  # diffusers' own way to end the denoising
+            return tensors | final
 
         call = dict(num_inference_steps=steps, guidance_scale=guidance, output_type="pt", callback_on_step_end=after_step)
-        if start is None:
-            latents = repeat(self.model.latents(self.seeds), "seed c y x -> (world seed) c y x", world=len(self.worlds))
-            call |= dict(latents=latents.to(pipeline.device, pipeline.unet.dtype))
-        else:
+        if once:
             call |= self.image_to_image(start, steps)
+        else:
+            latents = repeat(start, "seed c y x -> (world seed) c y x", world=len(self.worlds))
+            call |= dict(latents=latents.to(pipeline.device, pipeline.unet.dtype))
         prompts = [world.prompt for world in self.worlds for _ in self.seeds]
         groups = self.groups()
         sites = [site for group in groups for site in group]
@@ -150,7 +163,7 @@ class Batch:
                     pass
                 for group in groups:
                     with tracer.invoke():
-                        self.visit(tracer, wrapped, group, 1 if start else steps)
+                        self.visit(tracer, wrapped, group, 1 if once else steps)
                 with tracer.invoke():
                     output = nnsight.save(tracer.result)
         expected: Counter = Counter()
@@ -165,7 +178,7 @@ class Batch:
     def values(self) -> dict[str, torch.Tensor]:
         """What was recorded, by site: (row, [step,] ...)."""
         found = {site.name: seen[0] if outside_loop(site) else torch.stack(seen, 1) for site, seen in self.seen.items()}
-        return found | {name: value.float().cpu() for name, value in self.folded.items()}
+        return found | {name: self.folded[name].float().cpu() for name in self.recorded}
 
     def image_to_image(self, start: Start, steps: int) -> dict:
         """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""
@@ -178,8 +191,9 @@ class Batch:
         )  # fmt: skip
 
     def groups(self) -> list[list[Site]]:
-        """Sites in use, in execution order: those that a fold reads together in one group, every other by itself."""
-        together: list[set[Site]] = [{site} for site in (*self.actions, *self.seen)] + [set(sites) for sites in self.folds.values()]
+        """Sites of modules in use, in execution order: those that a fold reads together in one group, every other by itself."""
+        together: list[set[Site]] = [{site} for site in (*self.actions, *self.seen) if site.port != "step"]
+        together += [set(sites) for sites in self.folds.values()]
         groups: list[set[Site]] = []
         for new in together:
             touching = [group for group in groups if group & new]
@@ -205,22 +219,32 @@ class Batch:
                 self.folded[fold.name] = fold.update(self.folded.get(fold.name), step, of, *parts)
 
     def touch(self, module, site: Site, step: int) -> torch.Tensor:
-        actions = [action for action in self.actions.get(site, ()) if step in action.steps]
+        """A module's value, read and, where an action changes it, given back."""
+        actions = self.due(site, step)
         given = module.input if any(isinstance(action.rule, MapInput) for action in actions) else None  # asked for before the output
         if site.port == "context":
             args, kwargs = module.inputs
             value = kwargs["encoder_hidden_states"]
         else:
             whole = module.output if site.port == "output" else module.input
-            value = whole[0] if isinstance(whole, tuple) else whole
-        if actions:
-            value = self.change(value, site, actions, given)  # a new tensor, assigned: edits in place are lost
+            value = _first(whole)
+        value = self.passed(value, site, step, given)
+        if actions:  # a new tensor, assigned: edits in place are lost
             if site.port == "context":
                 module.inputs = (args, {**kwargs, "encoder_hidden_states": value})
             elif site.port == "input":
                 module.input = value
             else:
                 module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
+        return value
+
+    def due(self, site: Site, step: int) -> list[Action]:
+        return [action for action in self.actions.get(site, ()) if step in action.steps]
+
+    def passed(self, value: torch.Tensor, site: Site, step: int, given: torch.Tensor | None = None) -> torch.Tensor:
+        """A value as it goes on from a site: changed by what is due there, and recorded."""
+        if actions := self.due(site, step):
+            value = self.change(value, site, actions, given)
         if site in self.seen and not (outside_loop(site) and step):
             self.seen[site].append(value[self.rows(site, "cond")].detach().float().cpu())
         return value
@@ -228,7 +252,7 @@ class Batch:
     def rows(self, site: Site, half: str, world: str | None = None) -> slice:
         """Rows of a world (or of all) in one half; the UNet's batch is [uncond..., cond...] under guidance."""
         size = len(self.worlds) * len(self.seeds)
-        start = size if half == "cond" and self.guided and not outside_loop(site) else 0
+        start = size if half == "cond" and self.guided and site.name.startswith("unet.") else 0
         if world is None:
             return slice(start, start + size)
         start += self.index[world] * len(self.seeds)
@@ -242,13 +266,23 @@ class Batch:
                 own = out[self.rows(site, half, action.world)]
                 source = self.source(out, given, site, half, action)
                 changed = transform(action.rule, own, site.name, source=source)
-                if (mask := _mask(action, own)) is not None:
+                if isinstance(action.rule, BlendLatents):
+                    mask = ~self.blended(action, value.shape[-1])
+                else:
+                    mask = _mask(action, own)
+                if mask is not None:
                     changed = torch.where(mask, changed, own)
                 out[self.rows(site, half, action.world)] = changed
             self.fired[action.world, action.number] += 1
         if image:  # in the layout that it came in, or other rows would be summed in another order
             return torch.empty_like(value).copy_(rearrange(out, "row (y x) c -> row c y x", y=value.shape[2]))
         return out
+
+    def blended(self, action: Action, side: int) -> torch.Tensor:
+        """Where a local blend lets the edit through: bool (row, pixel, 1)."""
+        rule, maps = action.rule, self.folded[" ".join(action.rule.maps)]
+        own, source = (maps[self.rows(action.site, "cond", world)] for world in (action.world, rule.world))
+        return rearrange(inside(rule, own, source, side), "row y x -> row (y x) 1")
 
     def source(self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action) -> torch.Tensor | None:
         if isinstance(action.rule, MapInput):
@@ -261,6 +295,11 @@ class Batch:
                 return states if site.port == "context" else pooled
             return F.linear(states, self.model.pipeline.unet.get_submodule(site.module.removeprefix("unet.")).weight)
         return None
+
+
+def _first(output):
+    """The value proper of a module that gives more."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _mask(action: Action, value: torch.Tensor) -> torch.Tensor | None:
@@ -283,8 +322,8 @@ def _mask(action: Action, value: torch.Tensor) -> torch.Tensor | None:
     return mask
 
 
-def text_inputs(model, prompts: Sequence[str], sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
-    """What the linear layers at text-encoder sites are given for each prompt: (prompt, token, channel), on the CPU.
+def text_values(model, prompts: Sequence[str], sites: Sequence[Site], *, inputs: bool = False) -> dict[Site, torch.Tensor]:
+    """Values at text-encoder sites for each prompt, or what the sites' modules are given: (prompt, [token,] channel), on the CPU.
 
     The denoiser does not run.
     """
@@ -294,8 +333,9 @@ def text_inputs(model, prompts: Sequence[str], sites: Sequence[Site]) -> dict[Si
             with tracer.invoke(list(prompts), num_inference_steps=1, guidance_scale=1.0):
                 pass
             with tracer.invoke():
-                for site in sites:
-                    found[site] = nnsight.save(model.nn.get(site.module).input)
+                for site in [site for site in model.sites if site in sites]:  # in execution order
+                    module = model.nn.get(site.module)
+                    found[site] = nnsight.save(module.input if inputs or site.port == "input" else _first(module.output))
                 tracer.stop()
     return {site: value.detach().cpu() for site, value in found.items()}
 

@@ -12,12 +12,35 @@ for what comes from the text and both for the UNet's own states.
 
 import json
 import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-Matrix = tuple[tuple[float, ...], ...]
+
+@dataclass(frozen=True, repr=False)
+class Array:
+    """A tensor as a plain value: its shape, and its numbers as float32 in base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+    @classmethod
+    def of(cls, values) -> "Array":
+        """From anything numpy takes, or a tensor."""
+        values = values.detach().cpu().float().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, np.float32)
+        return cls(values.shape, b64encode(np.ascontiguousarray(values).tobytes()).decode())
+
+    @cached_property
+    def tensor(self) -> torch.Tensor:
+        return torch.frombuffer(bytearray(b64decode(self.data)), dtype=torch.float32).reshape(self.shape)
+
+    def __repr__(self):
+        return f"Array({' x '.join(map(str, self.shape))}, {zlib.crc32(self.data.encode()):08x})"
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,19 @@ class ReplacePrompt:
 
 @dataclass(frozen=True)
 class Steer:
-    """x + alpha * direction, a number per channel; with `keep_norm`, rescaled to the norm of x."""
+    """x + alpha * direction, a number per channel or (token, channel); with `keep_norm`, rescaled to the norm of x."""
 
-    direction: tuple[float, ...]
+    direction: Array
     alpha: float = 1.0
+    keep_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Remove:
+    """x - beta * relu(<x, v>) * v, v the direction at unit norm: only what points along it is taken away (CASteer)."""
+
+    direction: Array
+    beta: float = 1.0
     keep_norm: bool = False
 
 
@@ -79,7 +111,33 @@ class MixAttention:
 
     world: str
     alpha: float | tuple[float, ...] = 1.0
-    mapper: Matrix | None = None
+    mapper: Array | None = None
+
+
+@dataclass(frozen=True)
+class SetTo:
+    """What is given: values over the site's axes behind the row."""
+
+    values: Array
+
+
+@dataclass(frozen=True)
+class BlendLatents:
+    """The source's latents wherever neither world's words look (Hertz et al. 2022, section 3.2, "Local Editing").
+
+    maps: the cross-attention probabilities, all of one resolution, whose mean over layers, heads and the steps so far shows
+    where. own, source: positions of each world's words; own_less, source_less: of words whose regions are taken away again.
+    threshold: of a region, as a share of its map's maximum. See `workbench.blend`.
+    """
+
+    world: str
+    maps: tuple[str, ...]
+    own: tuple[int, ...]
+    source: tuple[int, ...]
+    own_less: tuple[int, ...] = ()
+    source_less: tuple[int, ...] = ()
+    threshold: float = 0.3
+    threshold_less: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -89,18 +147,18 @@ class MapInput:
     b: (out, rank). a: (rank, in). For an embedding, x is the token's number as one-hot vector.
     """
 
-    b: Matrix
-    a: Matrix
+    b: Array
+    a: Array
 
 
-RULES = {rule.__name__: rule for rule in (Restore, AddNoise, ReplacePrompt, Steer, Ablate, Scale, MixAttention, MapInput)}
-Rule = Restore | AddNoise | ReplacePrompt | Steer | Ablate | Scale | MixAttention | MapInput
+Rule = Restore | AddNoise | ReplacePrompt | Steer | Remove | Ablate | Scale | MixAttention | SetTo | BlendLatents | MapInput
+RULES = {rule.__name__: rule for rule in Rule.__args__}
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """One rule at some sites. Make it with `restore`, `add_noise`, `replace_prompt`, `steer`, `ablate`, `scale`,
-    `mix_attention` or `map_input`."""
+    """One rule at some sites. Make it with `restore`, `add_noise`, `replace_prompt`, `steer`, `remove`, `ablate`, `scale`,
+    `mix_attention`, `set_to`, `blend_latents` or `map_input`."""
 
     sites: tuple[str, ...]
     rule: Rule
@@ -121,7 +179,8 @@ class Intervention:
 
 def _tuples(value):
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
+        found = {key: _tuples(item) for key, item in value.items()}
+        return Array(**found) if found.keys() == {"shape", "data"} else found
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
@@ -181,8 +240,13 @@ def replace_prompt(sites, prompt: str, **where) -> Intervention:
 
 
 def steer(sites, direction, alpha: float = 1.0, *, keep_norm: bool = False, **where) -> Intervention:
-    """Add alpha times a direction (one number per channel)."""
-    return _make(sites, Steer(tuple(float(x) for x in direction), float(alpha), keep_norm), **where)
+    """Add alpha times a direction: a number per channel, or (token, channel). `Direction.steer` makes these from prompts."""
+    return _make(sites, Steer(Array.of(direction), float(alpha), keep_norm), **where)
+
+
+def remove(sites, direction, beta: float = 1.0, *, keep_norm: bool = False, **where) -> Intervention:
+    """Take away beta times what points along a direction: 1 leaves nothing of it, 2 turns it round."""
+    return _make(sites, Remove(Array.of(direction), float(beta), keep_norm), **where)
 
 
 def ablate(sites, to: str = "zero", world: str | None = None, **where) -> Intervention:
@@ -198,16 +262,24 @@ def scale(sites, factor: float, **where) -> Intervention:
 def mix_attention(sites, from_world: str, alpha=1.0, mapper=None, **where) -> Intervention:
     """Blend another world's attention probabilities in, at "probs" sites."""
     alpha = float(alpha) if isinstance(alpha, (int, float)) else tuple(float(a) for a in alpha)
-    return _make(sites, MixAttention(from_world, alpha, None if mapper is None else _matrix(mapper)), **where)
+    return _make(sites, MixAttention(from_world, alpha, None if mapper is None else Array.of(mapper)), **where)
+
+
+def set_to(sites, values, **where) -> Intervention:
+    """Put given values there: an array over the site's axes behind the row, the same for all images."""
+    return _make(sites, SetTo(Array.of(values)), **where)
+
+
+def blend_latents(from_world: str, maps, own, source, *, own_less=(), source_less=(), threshold: float = 0.3,
+                  threshold_less: float = 0.3, **where) -> Intervention:  # fmt: skip
+    """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments."""
+    rule = BlendLatents(from_world, tuple(maps), *map(tuple, (own, source, own_less, source_less)), threshold, threshold_less)
+    return _make("latents", rule, **where)
 
 
 def map_input(sites, b, a, **where) -> Intervention:
     """Add b @ a @ x, with b (out, rank), a (rank, in) and x the input of the linear layer or embedding that gives the site."""
-    return _make(sites, MapInput(_matrix(b), _matrix(a)), **where)
-
-
-def _matrix(rows) -> Matrix:
-    return tuple(tuple(float(x) for x in row) for row in rows)
+    return _make(sites, MapInput(Array.of(b), Array.of(a)), **where)
 
 
 def source_world(rule: Rule) -> str | None:
@@ -219,18 +291,23 @@ def transform(rule: Rule, value: torch.Tensor, site: str, *, source: torch.Tenso
     """What a rule makes of a value; pure, of the value's shape.
 
     value: (row, ...). source: the same of the world that the rule reads, what ReplacePrompt's prompt gives, or for
-    MapInput the module's input.
+    MapInput the module's input. Which entries a BlendLatents restores is the engine's to know, as it knows tokens and heads.
     """
     number = lambda x: torch.tensor(x, dtype=value.dtype, device=value.device)
     match rule:
-        case Restore() | ReplacePrompt() | Ablate(to="resample"):
+        case Restore() | ReplacePrompt() | Ablate(to="resample") | BlendLatents():
             return source.expand_as(value)
+        case SetTo(values):
+            return values.tensor.to(value).expand_as(value)
         case AddNoise(sigma, seed):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{site} {seed}".encode()))
             return value + sigma * torch.randn(value.shape[1:], generator=generator).to(value)
         case Steer(direction, alpha, keep_norm):
-            moved = value + alpha * number(direction)
-            return moved * (value.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)) if keep_norm else moved
+            return _at_norm(value + alpha * direction.tensor.to(value), value if keep_norm else None)
+        case Remove(direction, beta, keep_norm):
+            v = F.normalize(direction.tensor.to(value), dim=-1)
+            along = (value * v).sum(-1, keepdim=True).relu()
+            return _at_norm(value - beta * along * v, value if keep_norm else None)
         case Ablate(to="zero"):
             return torch.zeros_like(value)
         case Ablate(to="mean"):
@@ -238,8 +315,17 @@ def transform(rule: Rule, value: torch.Tensor, site: str, *, source: torch.Tenso
         case Scale(factor):
             return factor * value
         case MixAttention(_, alpha, mapper):
-            mixed = source if mapper is None else source @ number(mapper)
+            mixed = source if mapper is None else source @ mapper.tensor.to(value)
             return number(alpha) * mixed + (1 - number(alpha)) * value
         case MapInput(b, a):
-            of_input = number(b)[source] @ number(a) if not source.is_floating_point() else source @ number(a).T @ number(b).T
+            b, a = b.tensor.to(value), a.tensor.to(value)
+            of_input = b[source] @ a if not source.is_floating_point() else source @ a.T @ b.T
             return value + of_input
+
+
+def _at_norm(moved: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor:
+    """Rescaled to the norms of a value, where one is given."""
+    if value is None:
+        return moved
+    old, new = (x.norm(dim=-1, keepdim=True) for x in (value, moved))
+    return moved * torch.where(new > 0, old / new, 1.0)

@@ -50,8 +50,10 @@ class Scorer:
         self._texts: dict[tuple[str, ...], torch.Tensor] = {}
 
     @torch.no_grad()
-    def image_embeddings(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Normalised embeddings: (image, channel)."""
+    def image_embeddings(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
+        """Normalised embeddings: (image, channel). Every measure takes these in place of images, to embed only once."""
+        if isinstance(images, torch.Tensor):
+            return images
         batches = [torch.stack([self.preprocess(image) for image in images[at : at + 64]]) for at in range(0, len(images), 64)]
         return torch.cat([F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1).cpu() for batch in batches])
 
@@ -63,11 +65,11 @@ class Scorer:
             self._texts[texts] = F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1).cpu()
         return self._texts[texts]
 
-    def similarity(self, images: Sequence[Image.Image], texts: str | Sequence[str]) -> torch.Tensor:
+    def similarity(self, images: Sequence[Image.Image] | torch.Tensor, texts: str | Sequence[str]) -> torch.Tensor:
         """Raw cosine in [-1, 1] of each image and its text, or of all images and one text: (image,)."""
         return (self.image_embeddings(images) * self.text_embeddings([texts] if isinstance(texts, str) else texts)).sum(-1)
 
-    def class_probabilities(self, images: Sequence[Image.Image], prompts: Mapping[object, Sequence[str]]) -> torch.Tensor:
+    def class_probabilities(self, images: Sequence[Image.Image] | torch.Tensor, prompts: Mapping[object, Sequence[str]]) -> torch.Tensor:
         """Zero-shot probabilities: (image, label).
 
         With one prompt a class, CLIP's own (Radford et al. 2021, section 3.1). With several, the softmax over all prompts
@@ -93,7 +95,7 @@ def measured(scorer: Scorer, images, reference, prompt: Prompt, labels: Mapping[
     `probability` of the prompt's value among the labels and `similarity` to the prompt; the same of its target, where it has
     one, as `target_probability` and `target_similarity`; `pixel_distance` and `ssim` to the reference images.
     """
-    pictures, names = as_pil(images), list(labels)
+    pictures, names = scorer.image_embeddings(as_pil(images)), list(labels)
     probabilities = scorer.class_probabilities(pictures, labels).numpy()
     found = {"probability": probabilities[:, names.index(prompt.value)], "similarity": scorer.similarity(pictures, prompt.prompt).numpy()}
     if prompt.target:

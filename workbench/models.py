@@ -75,19 +75,25 @@ class Model:
 
     def run(self, worlds: Sequence[World], *, seeds: Sequence[int] = (0,), num_inference_steps: int | None = None,
             guidance_scale: float | None = None, record: Sequence[str | Fold] = (), batch_size: int = 16,
-            progress: bool = True) -> Run:  # fmt: skip
+            progress: bool = True, latents: torch.Tensor | None = None) -> Run:  # fmt: skip
         """Generate every world from every seed, with its interventions.
 
         Worlds of one run share the starting noise of each seed, and read one another's values in the same forward pass.
         record: globs of sites whose values (of the conditional half, behind all interventions) are kept, or folds, which
         accumulate them. batch_size: largest number of images per pipeline call. progress: whether a bar counts the denoising steps.
+        latents: to begin from, (seed, channel, y, x); the seeds' own noise when left out.
 
-        Raises KeyError for a site, ValueError for a token, step, head or world that does not exist, all before anything is
-        computed; RuntimeError when an intervention did not fire as often as planned; FloatingPointError for images that
-        are not finite.
+        Raises KeyError for a site, ValueError for a token, step, head or world that does not exist and for latents of another
+        shape, all before anything is computed; RuntimeError when an intervention did not fire as often as planned;
+        FloatingPointError for images that are not finite.
         """
+        unet = self.pipeline.unet.config
+        shape = (len(seeds), unet.in_channels, unet.sample_size, unet.sample_size)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}: the run needs (seed, channel, y, x) = {shape}; give one for each "
+                             "seed")  # fmt: skip
         return run(
-            self, worlds, seeds=seeds, record=record, batch_size=batch_size, progress=progress,
+            self, worlds, seeds=seeds, record=record, batch_size=batch_size, progress=progress, latents=latents,
             num_inference_steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
         )  # fmt: skip

@@ -4,7 +4,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from workbench.interventions import Intervention, MapInput, MixAttention, ReplacePrompt, Rule, Steer, World, source_world
+from workbench.interventions import (
+    BlendLatents,
+    Intervention,
+    MapInput,
+    MixAttention,
+    Remove,
+    ReplacePrompt,
+    Rule,
+    SetTo,
+    Steer,
+    World,
+    source_world,
+)
 from workbench.sites import Site, weight_of
 from workbench.text import tokenize
 
@@ -82,18 +94,23 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
         raise ValueError(f"{what}: mix_attention works at probs sites")
     if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith((".cross.context", ".cross.k", ".cross.v", ".pooled")):
         raise ValueError(f"{what}: replace_prompt works at cross-attention's context, k and v sites, and at a pooled vector")
-    if isinstance(intervention.rule, Steer):
-        given = len(intervention.rule.direction)
-        if given != (channels := site.sizes[site.axes.index("channel") - 1]):
-            raise ValueError(f"{what}: it was made for {given} channels, the site has {channels}")
+    if isinstance(intervention.rule, (Steer, Remove)):
+        _check_direction(what, site, intervention.rule.direction.shape)
     if isinstance(intervention.rule, MapInput):
-        b, a = intervention.rule.b, intervention.rule.a
+        b, a = intervention.rule.b.shape, intervention.rule.a.shape
         weight = tuple(weight_of(model.pipeline, site).shape)
-        if len(b[0]) != len(a) or (len(b), len(a[0])) != weight:
-            raise ValueError(
-                f"{what}: b is {len(b)} x {len(b[0])} and a {len(a)} x {len(a[0])}, the site's weight {weight[0]} x {weight[1]}"
-            )
-    from_text = in_text or "token" in site.axes
+        if len(b) != 2 or len(a) != 2 or b[1] != a[0] or (b[0], a[1]) != weight:
+            by = lambda shape: " x ".join(map(str, shape))
+            raise ValueError(f"{what}: b is {by(b)} and a {by(a)}, the site's weight {by(weight)}")
+    if isinstance(intervention.rule, SetTo) and (found := intervention.rule.values.shape) != site.sizes:
+        raise ValueError(
+            f"{what}: it was given values of shape {found}, the site's axes behind the row are {site.axes[1:]} of {site.sizes}"
+        )
+    if isinstance(intervention.rule, BlendLatents):
+        _check_blend(model, what, intervention.rule, site)
+    if site.port == "step" and intervention.rows is not None:
+        raise ValueError(f"{what}: rows={intervention.rows!r}, but between the steps there are no halves; leave rows out")
+    from_text = in_text or "token" in site.axes or site.port == "step"
     rows = intervention.rows or ("cond" if from_text else "both")
     if in_text and rows == "uncond":
         raise ValueError(f'{what}: rows="uncond", but the negative prompt alone is not the world\'s; give rows="both", or leave rows out')
@@ -107,6 +124,28 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
     else:
         steps = (0,) if site.name.startswith("vae") else resolve_steps(intervention.steps, count)
     return Action(world.name, number, site, intervention.rule, tokens, steps, intervention.heads, rows)
+
+
+def _check_direction(what: str, site: Site, shape: tuple[int, ...]):
+    if "channel" not in site.axes:
+        raise ValueError(f"{what}: the site's axes are {site.axes}, without channels to steer; name other sites")
+    if shape[-1] != (channels := site.sizes[site.axes.index("channel") - 1]):
+        raise ValueError(f"{what}: it was made for {shape[-1]} channels, the site has {channels}")
+    if len(shape) == 2 and ("token" not in site.axes or shape[0] != site.sizes[site.axes.index("token") - 1]):
+        raise ValueError(f"{what}: it was made for {shape[0]} tokens, the site's axes are {dict(zip(site.axes[1:], site.sizes))}; "
+                         "make the direction for this model, with pool=\"positions\"")  # fmt: skip
+
+
+def _check_blend(model, what: str, rule: BlendLatents, site: Site):
+    if site.port != "step":
+        raise ValueError(f"{what}: blend_latents works at the site latents")
+    maps = model.sites(*rule.maps)
+    if wrong := [each.name for each in maps if not each.name.endswith(".cross.probs")]:
+        raise ValueError(f"{what}: maps={wrong[:5]} are no probabilities of cross-attention; they are unet.*.cross.probs")
+    if len(pixels := {each.sizes[1] for each in maps}) > 1:
+        raise ValueError(f"{what}: maps of {sorted(pixels)} pixels; name those of one resolution")
+    if not rule.own or not rule.source:
+        raise ValueError(f"{what}: own={rule.own}, source={rule.source}: name at least one token of each world")
 
 
 def batches(worlds: Sequence[World], seeds: Sequence[int], batch_size: int) -> Iterator[tuple[list[World], list[int]]]:

@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from workbench.sites import layer_and_kind
 
@@ -67,7 +68,8 @@ class Shards:
         """The rows as labelled arrays, one for each kind of world, over the columns that it has."""
         table = self.table()
         places = [column for column in table if column not in ("world", "value")]
-        whole = {column: "Int64" for column in places if table[column].dtype.kind == "f"}  # floats only for the missing ones
+        floats = [column for column in places if table[column].dtype.kind == "f"]
+        whole = {column: "Int64" for column in floats if (table[column].dropna() % 1 == 0).all()}  # floats only for the missing ones
         table = table.astype(whole)
         order = {column: list(dict.fromkeys(table[column].dropna())) for column in places}
         arrays = {}
@@ -131,27 +133,22 @@ def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt"
     return averages(contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=trace.attrs | {"metric": metric})
 
 
-def averages(contrasts: dict[str, xr.DataArray], ratio: str, *, over: tuple[str, ...] = ("prompt", "draw", "seed"), level: float = 0.95,
-             resamples: int = 2000, attrs: dict) -> xr.Dataset:  # fmt: skip
-    """Means of two contrasts, the total and that of single sites, with the ratio of the two; intervals as `effects` says."""
-    total, single = contrasts
+def averages(contrasts: dict[str, xr.DataArray], ratio: str | None = None, *, over: tuple[str, ...] = ("prompt", "draw", "seed"),
+             level: float = 0.95, resamples: int = 2000, attrs: dict) -> xr.Dataset:  # fmt: skip
+    """Means of contrasts, intervals as `effects` says; the last says what is significant.
+
+    ratio: name of the ratio of two contrasts, the total and that of single sites.
+    """
+    *total, single = contrasts
     over = tuple(axis for axis in over if axis in contrasts[single].dims)
-    rng = np.random.default_rng(0)
-    sizes = {axis: contrasts[single].sizes[axis] for axis in ("prompt", "draw", "seed") if axis in contrasts[single].dims}
-    weight = lambda axis, *outer: xr.DataArray(
-        rng.multinomial(sizes[axis], [1 / sizes[axis]] * sizes[axis], size=(resamples, *(sizes[o] for o in outer))),
-        dims=("resample", *outer, axis),
-    )
-    weights = weight("prompt") if "prompt" in over else xr.DataArray(1)
-    weights = weights * (weight("seed") if "seed" in over else 1) * (weight("draw", "prompt") if "draw" in over else 1)
-    parts = contrasts | {"comparable": contrasts[total].where(contrasts[single].notnull())}  # of the prompts that have the target
+    weights = _weights(contrasts[single], over, resamples)
+    parts = dict(contrasts)
+    if ratio:  # of the prompts that have the target
+        parts["comparable"] = contrasts[total[0]].where(contrasts[single].notnull())
     found, drawn = {}, {}
     for name, cells in parts.items():
-        found[name] = cells.mean(over)
-        defined = cells.notnull()
-        count = xr.dot(defined.astype(float), weights, dim=over)
-        drawn[name] = xr.dot(cells.fillna(0), weights, dim=over) / count.where(count > 0)
-    for values in (found, drawn):
+        found[name], drawn[name] = cells.mean(over), _weighted(cells, weights, over)
+    for values in (found, drawn) if ratio else ():
         whole = values.pop("comparable")
         values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
     tail = (1 - level) / 2
@@ -163,6 +160,27 @@ def averages(contrasts: dict[str, xr.DataArray], ratio: str, *, over: tuple[str,
     attrs = attrs | {"level": level, "resamples": resamples, "over": list(over), "effect": single, "ratio": ratio}
     metric = attrs["metric"].removeprefix("target_")
     return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
+
+
+def resampled_means(cells: xr.DataArray, over: tuple[str, ...] = ("prompt", "seed"), resamples: int = 2000) -> xr.DataArray:
+    """Means of bootstrap resamples (resample, ...), drawn as in `effects`; alike for all cells of the same sizes."""
+    return _weighted(cells, _weights(cells, over, resamples), over).transpose("resample", ...)
+
+
+def _weights(cells: xr.DataArray, over: tuple[str, ...], resamples: int) -> xr.DataArray:
+    """How often each prompt, seed and draw is drawn in each resample."""
+    rng = np.random.default_rng(0)
+    weight = lambda axis, *outer: xr.DataArray(
+        rng.multinomial(cells.sizes[axis], [1 / cells.sizes[axis]] * cells.sizes[axis], size=(resamples, *(cells.sizes[o] for o in outer))),
+        dims=("resample", *outer, axis),
+    )
+    weights = weight("prompt") if "prompt" in over else xr.DataArray(1)
+    return weights * (weight("seed") if "seed" in over else 1) * (weight("draw", "prompt") if "draw" in over else 1)
+
+
+def _weighted(cells: xr.DataArray, weights: xr.DataArray, over: tuple[str, ...]) -> xr.DataArray:
+    count = xr.dot(cells.notnull().astype(float), weights, dim=over)
+    return xr.dot(cells.fillna(0), weights, dim=over) / count.where(count > 0)
 
 
 def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:
@@ -182,6 +200,21 @@ def strongest(found: xr.Dataset) -> pd.DataFrame:
     return table.iloc[order][[*places, *names, "significant", "prompts"]].reset_index(drop=True)
 
 
+def share(hits: Sequence[bool]) -> tuple[float, float, float]:
+    """A share with its 95 % Wilson interval."""
+    interval = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(method="wilson")
+    return float(np.mean(hits)), interval.low, interval.high
+
+
+def mean(values: Sequence[float]) -> tuple[float, float, float]:
+    """A mean with its 95 % bootstrap interval over images, each of its own prompt and seed."""
+    values = np.asarray(values, float)
+    if np.ptp(values) == 0:
+        return values[0], values[0], values[0]
+    interval = stats.bootstrap((values,), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
+    return float(values.mean()), interval.low, interval.high
+
+
 def with_interval(values, name: str) -> str:
     """ "0.42 (0.31 to 0.55)", of a table's row or of a Dataset's single numbers."""
     value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
@@ -194,5 +227,14 @@ def _quantile(values: xr.DataArray, q: float) -> xr.DataArray:
         return values[0].copy(data=np.nanquantile(values.values, q, axis=0))
 
 
+def pareto(table: pd.DataFrame, *best: str) -> np.ndarray:
+    """Which rows no other beats: (row,) of bool. best: columns of which more is better; rows with a missing value lose."""
+    points = table[list(best)].to_numpy(float)
+    beats = (points[:, None] >= points).all(-1) & (points[:, None] > points).any(-1)  # (by whom, whom)
+    return ~beats.any(0) & ~np.isnan(points).any(-1)
+
+
 PLACES = ("site", "token", "width", "inputs", "heads", "steps")  # what an effect is an effect of
-UNITS = {"probability": "probability", "similarity": "cosine", "pixel_distance": "mean absolute difference", "ssim": "SSIM"}
+UNITS = {"probability": "probability", "similarity": "cosine", "pixel_distance": "mean absolute difference", "ssim": "SSIM",
+         "concept": "share of images", "concept_probability": "probability", "concept_similarity": "cosine",
+         "opposite_similarity": "cosine"}  # fmt: skip

@@ -29,9 +29,9 @@ class Site:
     """One addressable value.
 
     name: stable name. module: path of its module in the pipeline. port: "output" or "input" of that module, or "context",
-    the `encoder_hidden_states` it is given. axes: names of the value's axes. sizes: their lengths behind the first, at the
-    model's own resolution. heads: of the attention it belongs to. paper: the number of its cross-attention layer, in
-    execution order from 0, as papers count.
+    the `encoder_hidden_states` it is given; or "step", of no module: what a denoising step hands to the next. axes: names of
+    the value's axes. sizes: their lengths behind the first, at the model's own resolution. heads: of the attention it belongs
+    to. paper: the number of its cross-attention layer, in execution order from 0, as papers count.
     """
 
     name: str
@@ -101,7 +101,7 @@ def layer_and_kind(name: str) -> tuple[str, str]:
     """Where a site is and what: ("text_encoder.3", "mlp"), ("unet.up.1.1", "cross.v")."""
     parts = name.split(".")
     last = 2 if parts[-1] in ("q", "k", "v", "probs", "context") else 1
-    return ".".join(parts[:-last]), ".".join(parts[-last:])
+    return ".".join(parts[:-last]) or name, ".".join(parts[-last:])
 
 
 def weight_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Parameter:
@@ -137,7 +137,7 @@ def find_sites(pipeline: DiffusionPipeline) -> Sites:
     length = getattr(pipeline, encoders[0]).config.max_position_embeddings
     sites += _unet_sites(pipeline.unet, length)
     latents = (pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size)
-    return Sites([*sites, Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents)])
+    return Sites([*sites, Site("latents", "", "step", IMAGE, latents), Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents)])
 
 
 def _text_sites(name: str, encoder: torch.nn.Module) -> Iterator[Site]:

@@ -30,8 +30,7 @@ class Tokens:
         Raises ValueError, showing the tokenization, when the prompt does not have it or the text encoder does not read
         that far.
         """
-        places = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", self.prompt, re.IGNORECASE)] if phrase else []
-        if not places:
+        if not (places := places_of(phrase, self.prompt)):
             raise ValueError(f"{phrase!r} is not in the prompt {self.prompt!r}, whose tokens are {self!r}; name a word that it has")
         if places[-1][1] > self.spans[self.end - 1][1]:
             raise ValueError(f"{phrase!r} stands beyond what the text encoder reads of {self.prompt!r}: {self!r}; shorten the prompt")
@@ -57,6 +56,12 @@ class Tokens:
         if outside := [i for i in wanted if not -count <= i < count]:
             raise ValueError(f"tokens={outside}: the text encoder has positions 0 to {count - 1}; found {self!r}")
         return tuple(i % count for i in wanted)
+
+
+def places_of(phrase: str, prompt: str) -> list[tuple[int, int]]:
+    """First and last character (exclusive) of a phrase wherever a prompt has it as whole words, or as punctuation."""
+    whole = rf"(?:(?<!\w)|(?!\w)){re.escape(phrase)}(?:(?!\w)|(?<!\w))"  # a letter has no letter beside it; a comma may
+    return [match.span() for match in re.finditer(whole, prompt, re.IGNORECASE)] if phrase else []
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tokens:

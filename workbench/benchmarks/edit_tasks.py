@@ -12,11 +12,12 @@ import pandas as pd
 import tyro
 
 from workbench import edit as edits
-from workbench.benchmarks.swap import ALL, BEST, UNEDITED, Cells, Fit, mean, share
+from workbench.benchmarks.swap import ALL, BEST, UNEDITED, Cells, Fit
 from workbench.edit.low_rank import Edit
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
+from workbench.results import mean, share
 
 TASKS = {"erase": None, "style": "none", "fact": "lion"}  # what pictures are to show; nothing in particular where a subject is erased
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from scipy import stats
 from tqdm.auto import tqdm
 
 from workbench import edit as edits
@@ -25,7 +24,7 @@ from workbench.edit.low_rank import Edit
 from workbench.metrics import Scorer, pixel_distance
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
-from workbench.results import Shards
+from workbench.results import Shards, mean, share
 
 OTHER = {"zebra": "giraffe", "giraffe": "zebra"}
 SETS = ("held_out", "control", "paraphrase", "plural", "two_animal", "homonym")
@@ -207,21 +206,6 @@ class Cells:
             found.append(dict(prompt=i, value=prompt.value, target=target, edited=edited[i], unedited=unedited[i],
                               probability=probability, distance=float(distances[i])))  # fmt: skip
         return found
-
-
-def share(hits: Sequence[bool]) -> tuple[float, float, float]:
-    """A share with its 95 % Wilson interval."""
-    interval = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(method="wilson")
-    return float(np.mean(hits)), interval.low, interval.high
-
-
-def mean(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean with its 95 % bootstrap interval over images, each of its own prompt and seed."""
-    values = np.asarray(values, float)
-    if np.ptp(values) == 0:
-        return values[0], values[0], values[0]
-    interval = stats.bootstrap((values,), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
-    return float(values.mean()), interval.low, interval.high
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -70,14 +71,11 @@ def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str,
                           coords={"world": list(rows), "seed": range(len(prompts))})  # fmt: skip
     figure, ax = plt.subplots(figsize=(22, 1.35 * len(rows) + 1.4), layout="constrained")
     plot.image_grid(images, ax=ax, title="Each column: one prompt and one starting noise")
-    ax.set_xticks(ax.get_xticks(), [f"{name}:\n{wrapped(prompt)}" for (name, _), prompt in zip(chosen, prompts)], fontsize=7)
+    ax.set_xticks(
+        ax.get_xticks(),
+        [f"{name}:\n{fill(prompt, 19, break_long_words=False, break_on_hyphens=False)}" for (name, _), prompt in zip(chosen, prompts)],
+        fontsize=7,
+    )
     ax.set_xlabel("")
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def wrapped(text: str, width: int = 18) -> str:
-    lines = [""]
-    for word in text.split():
-        lines = [*lines, word] if len(lines[-1]) + len(word) > width else [*lines[:-1], f"{lines[-1]} {word}".strip()]
-    return "\n".join(lines)

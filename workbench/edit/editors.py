@@ -20,7 +20,7 @@ from einops import rearrange
 
 from workbench.edit.closed_form import Moments, Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
-from workbench.engine import encode, text_inputs
+from workbench.engine import encode, text_values
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, layer_and_kind, weight_of
 from workbench.text import Tokens, tokenize
@@ -160,7 +160,7 @@ def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
     order = list(dict.fromkeys(prompts))
     batches = [order[at : at + 64] for at in range(0, len(order), 64)]
     inputs = (
-        (lambda some: text_inputs(model, some, [source])[source])
+        (lambda some: text_values(model, some, [source], inputs=True)[source])
         if isinstance(source, Site)
         else (lambda some: encode(model.pipeline, some)[0])
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from workbench.edit import files
+from workbench import files
 from workbench.interventions import Intervention, map_input
 from workbench.sites import weight_of
 
@@ -91,7 +91,7 @@ class Edit:
 
         They touch both halves of a guided batch and the negative prompt, as changed weights do.
         """
-        return tuple(map_input(update.site, update.b.tolist(), update.a.tolist(), rows="both") for update in self.updates)
+        return tuple(map_input(update.site, update.b, update.a, rows="both") for update in self.updates)
 
     def at(self, *sites: str) -> "Edit":
         """The part of the edit at some layers: globs of sites, or of the layers whose k and v they are.
@@ -154,7 +154,9 @@ class Edit:
 
     def save(self, path: str | Path):
         """Write a safetensors file: factors, and in its metadata sites, base hashes and provenance."""
-        files.write(Path(path), self)
+        factors = {f"{u.site}.{name}": getattr(u, name) for u in self.updates for name in ("b", "a")}
+        about = [{"site": u.site, "module": u.module, "base": u.base} for u in self.updates]
+        files.write(Path(path), "edit", factors, {"updates": about, "provenance": self.provenance})
 
     @classmethod
     def load(cls, path: str | Path, model=None) -> "Edit":
@@ -162,7 +164,14 @@ class Edit:
 
         Raises FileNotFoundError, and ValueError for a file that is no edit, was altered, or is another model's.
         """
-        found = cls(*files.read(Path(path), Update))
+        factors, about = files.read(Path(path), "edit")
+        try:
+            parts = [(entry, {name: factors.pop(f"{entry['site']}.{name}") for name in ("b", "a")}) for entry in about["updates"]]
+            found = cls([Update(**entry, **matrices) for entry, matrices in parts], dict(about["provenance"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: its list of updates does not fit its tensors ({error!r}); save the edit again") from None
+        if factors:
+            raise ValueError(f"{path} holds tensors that no update names, {sorted(factors)[:5]}; save the edit again")
         if model is not None:
             found.check(model)
         return found

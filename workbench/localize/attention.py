@@ -19,8 +19,8 @@ from einops import rearrange
 from PIL import Image
 
 from workbench.engine import Fold
+from workbench.experiment import Experiment, check_spec, share
 from workbench.interventions import World
-from workbench.localize.experiment import Experiment, check_spec, share
 from workbench.models import Model
 from workbench.prompts import PromptSet
 from workbench.text import Tokens, tokenize

@@ -10,8 +10,8 @@ from zlib import crc32
 
 import xarray as xr
 
+from workbench.experiment import Experiment, check_spec, share
 from workbench.interventions import Intervention, World, ablate, add_noise, restore
-from workbench.localize.experiment import Experiment, check_spec, share
 from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import Prompt, PromptSet

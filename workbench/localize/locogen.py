@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from workbench.experiment import Experiment, check_spec, share
 from workbench.interventions import World, replace_prompt
-from workbench.localize.experiment import Experiment, check_spec, share
 from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import Prompt, PromptSet

@@ -21,6 +21,7 @@ from PIL import Image
 from scipy import stats
 from torchvision.transforms.functional import pil_to_tensor
 
+from workbench import results
 from workbench.menagerie.captions import PLACE, attribute_prompts, caption
 from workbench.menagerie.train_tokenizer import RARE
 from workbench.menagerie.training import to_model_range
@@ -95,12 +96,10 @@ class Quality:
         self.rows = []
 
     def share(self, what: str, hits: np.ndarray):
-        interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-        self._add(what, hits.mean(), interval.low, interval.high, len(hits))
+        self._add(what, *results.share(hits), len(hits))
 
     def mean(self, what: str, values: np.ndarray):
-        interval = stats.bootstrap((np.asarray(values, float),), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
-        self._add(what, np.mean(values), interval.low, interval.high, len(values))
+        self._add(what, *results.mean(values), len(values))
 
     def difference(self, what: str, a: np.ndarray, b: np.ndarray):
         apart = lambda x, y, axis: np.mean(x, axis) - np.mean(y, axis)

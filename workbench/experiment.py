@@ -1,5 +1,6 @@
-"""What the localizers share: worlds of a prompt generated in batches, every image scored, finished parts kept."""
+"""What all experiments share: worlds of a prompt generated in batches, every image scored, finished parts kept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -14,7 +15,7 @@ from workbench.prompts import PromptSet
 from workbench.results import Shards
 
 
-class Experiment:
+class Experiment(ABC):
     """Something measured on a prompt set, part by part, so that it can be stopped and go on.
 
     spec: a frozen dataclass with at least `seeds`, `num_inference_steps` and `guidance_scale` (the model's own when None).
@@ -39,13 +40,13 @@ class Experiment:
         """Each part's name, and what `check` and `measure` are called with."""
         return {f"prompt{p:04d}": (p,) for p in range(len(self.prompts))}
 
+    @abstractmethod
     def check(self, *part) -> int:
         """How many images a part takes; raises for what does not fit the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, *part_and_bar) -> list[dict]:
         """Long-form rows of a part; the bar, given last, counts the images."""
-        raise NotImplementedError
 
     def dataset(self, folder) -> xr.Dataset:
         """All parts, those already in the folder not computed again."""
