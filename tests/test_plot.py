@@ -1,9 +1,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import xarray as xr
 
 from workbench import cli, plot
+from workbench.steering.direction import Component, Direction
 
 LAYERS, KINDS = [f"text_encoder.{i}" for i in range(3)], ["attention", "mlp"]
 
@@ -67,3 +70,20 @@ def test_an_image_grid_has_a_row_a_world():
 def test_the_overview_fits_what_was_traced(more):
     figure = cli.overview(effects(**more), "title")
     assert len([ax for ax in figure.axes if ax.get_ylabel().startswith("text_encoder")]) == (2 if more else 1)
+
+
+def test_a_frontier_joins_what_nothing_beats():
+    values = dict(a=[0.0, 1.0, 2.0, 1.0], b=[3.0, 2.0, 0.0, 1.0])
+    ends = {f"{name}_{end}": np.array(column) + shift for name, column in values.items() for end, shift in (("low", -0.1), ("high", 0.1))}
+    table = pd.DataFrame(values | ends | {"kind": list("xxyy")})
+    line = plot.frontier(table, "a", "b").lines[-1]
+    assert line.get_xydata().tolist() == [[0, 3], [1, 2], [2, 0]]
+    ax = plot.frontier(table, "a", "b", by="kind", title="two kinds")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["x", "y"] and ax.get_title() == "two kinds"
+
+
+def test_activation_differences_are_relative_to_the_norm():
+    parts = [Component(f"text_encoder.{i}.mlp", "pooled", torch.full((1, 4), float(i + 1)), 2.0, 0.5) for i in range(3)]
+    ax = plot.activation_difference({"winter": Direction(parts)})
+    assert ax.lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0] and ax.get_xlabel() == "text_encoder site, in execution order"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.mlp", "1.mlp", "2.mlp"]

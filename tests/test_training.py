@@ -108,7 +108,17 @@ def test_every_script_makes_its_files_and_the_parts_make_a_pipeline(tmp_path):
 
 
 def test_scripts_explain_themselves():
-    for name in ("train_tokenizer", "train_vae", "train_clip", "train_unet", "train_grader", "assemble", "evaluate", "prompts"):
+    for name in (
+        "train_tokenizer",
+        "train_vae",
+        "train_clip",
+        "train_unet",
+        "train_grader",
+        "assemble",
+        "evaluate",
+        "prompts",
+        "steer_prompts",
+    ):
         assert (Path(train_vae.__file__).parent / f"{name}.py").exists()
     run = subprocess.run([sys.executable, "-m", "workbench.menagerie.train_vae", "--help"], capture_output=True, text=True, check=True)
     for option in ("--device", "--minutes", "--steps", "--resume", "--ema"):

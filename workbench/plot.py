@@ -1,5 +1,7 @@
 """Pictures of results. Every function takes `ax=None`, draws there, and returns the axes; none shows or saves."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,7 +9,12 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
+from workbench.results import UNITS, pareto
+from workbench.steering.direction import Direction
+
 NAMES = {"indirect_effect": "indirect effect", "direct_effect": "direct effect", "total_effect": "total effect", "kind": "component",
+         "concept_similarity": "similarity to the concept", "similarity": "similarity to the original prompt",
+         "concept": "images classified as the concept", "strength": "strength", "change": "change against unsteered",
          "steps": "denoising steps (share of the run)", "window": "cross-attention layers given the target prompt"}  # fmt: skip
 
 
@@ -128,6 +135,42 @@ def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -
     ax.set_xticklabels(names, rotation=30, ha="right")
     ax.set_yticklabels(names, rotation=0)
     ax.set_title(title or "")
+    return ax
+
+
+def frontier(table: pd.DataFrame, concept: str, fidelity: str, *, by: str | None = None, ax: Axes | None = None,
+             title: str | None = None) -> Axes:  # fmt: skip
+    """Fidelity against concept of each row, with intervals, and a line through those that no other row of its kind beats.
+
+    table: as `Sweep.table` and `Search.table` give it: NAME, NAME_low, NAME_high. by: a column whose values are drawn as kinds apart.
+    """
+    ax = ax or plt.subplots(figsize=(6.5, 4.6), layout="constrained")[1]
+    kinds = [(None, table)] if by is None else list(table.groupby(by, sort=False))
+    for colour, (kind, rows) in zip(sns.color_palette("colorblind", len(kinds)), kinds):
+        spread = [np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy()) for name in (concept, fidelity)]
+        ax.errorbar(rows[concept], rows[fidelity], spread[1], spread[0], fmt="o", ms=4, lw=0.6, alpha=0.6, color=colour, label=kind)
+        front = rows[pareto(rows, concept, fidelity)].sort_values(concept)
+        ax.plot(front[concept], front[fidelity], color=colour, lw=1.5, label="Pareto front" if by is None else None)
+    label = lambda name: f"{NAMES.get(name, name)} ({UNITS.get(name, name)}), mean and 95 % interval"
+    ax.set(xlabel=label(concept), ylabel=label(fidelity), title=title or "")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def activation_difference(directions: Mapping[str, Direction], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """How far each concept moves the activations at each site, in multiples of their mean norm; bars are standard errors."""
+    sites = list(dict.fromkeys(site for direction in directions.values() for site in direction.sites))
+    ax = ax or plt.subplots(figsize=(2.5 + 0.3 * len(sites), 3.6), layout="constrained")[1]
+    for name, direction in directions.items():
+        rows = direction.table()
+        ax.errorbar(
+            [sites.index(site) for site in rows.site], rows.relative_length, rows.relative_error, marker="o", ms=4, capsize=2, label=name
+        )
+    prefix, short = _shorten(sites)
+    ax.set_xticks(range(len(sites)), short, rotation=90 if len(sites) > 12 else 0)
+    ax.set(xlabel=f"{prefix} site, in execution order".strip(), ylabel="difference of means / mean activation norm", title=title or "")
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize=8)
     return ax
 
 

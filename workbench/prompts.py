@@ -15,6 +15,7 @@ from workbench.models import DATA
 
 FOLDER = DATA / "prompts"
 COLUMNS = ("prompt", "subject", "value")  # that a file must have
+PAIR = ("positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,33 @@ class PromptSet(Sequence[Prompt]):
 
 def attributes() -> list[str]:
     """Names of the sets that come with the workbench."""
-    return sorted(path.stem for path in FOLDER.glob("*.csv") if not path.stem.endswith("_labels"))
+    return _names(FOLDER, COLUMNS)
+
+
+def _names(folder: Path, columns: Sequence[str]) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.csv") if set(columns) <= set(pd.read_csv(path, nrows=0)))
+
+
+def _read(path: Path, asked: str, columns: Sequence[str], folder: Path) -> pd.DataFrame:
+    """A table of texts that has these columns; the folder's own tables are named where there is no such file."""
+    if not path.exists():
+        sets = ", ".join(_names(folder, columns))
+        raise FileNotFoundError(f"{asked}: no such file, and no set of that name; the sets are {sets}")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path.name} lacks the columns {missing}; found {list(table)}")
+    return table
+
+
+def prompt_pairs(source: str | Path) -> tuple[list[str], list[str]]:
+    """Prompts with a concept and without, to make a direction from: "winter", "night", "watercolor", or a CSV file (columns
+    positive, negative).
+
+    Raises FileNotFoundError for no such set, ValueError for a column that is missing.
+    """
+    path = FOLDER / "steer" / f"{source}.csv" if (FOLDER / "steer" / f"{source}.csv").exists() else Path(source)
+    table = _read(path, f"prompt_pairs({str(source)!r})", PAIR, FOLDER / "steer")
+    return list(table["positive"]), list(table["negative"])
 
 
 def prompt_set(source: str | Path) -> PromptSet:
@@ -67,13 +94,7 @@ def prompt_set(source: str | Path) -> PromptSet:
     Raises FileNotFoundError for no such set, ValueError for a column or label that is missing.
     """
     path = FOLDER / f"{source}.csv" if (FOLDER / f"{source}.csv").exists() else Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"prompt_set({str(source)!r}): no such file, and no set of that name; the sets are {', '.join(attributes())}"
-        )
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [column for column in COLUMNS if column not in table]:
-        raise ValueError(f"{path.name} lacks the columns {missing}; found {list(table)}")
+    table = _read(path, f"prompt_set({str(source)!r})", COLUMNS, FOLDER)
     given = table[[field.name for field in fields(Prompt) if field.name in table]]
     prompts = tuple(Prompt(**row) for row in given.to_dict("records"))
     beside = path.with_name(f"{path.stem}_labels.csv")

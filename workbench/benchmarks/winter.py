@@ -1,0 +1,173 @@
+"""Winter is coming: steer thirty prompts towards winter, and see what is left of them: `workbench benchmark winter`.
+
+Writes `figures/steering*.{csv,png}`, and the submission, images and `submission.csv`, under `runs/`.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import tyro
+import xarray as xr
+
+from workbench.benchmarks import winter_figures
+from workbench.benchmarks.winter_study import SAID, SITES, TEXT, UNET, Winter, WinterOptions
+from workbench.interventions import Intervention
+from workbench.metrics import as_pil
+from workbench.results import averages, measured_by, resampled_means, share
+from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec
+
+METRICS = ("concept", "concept_similarity", "similarity", "probability", "pixel_distance")
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget, where families are compared
+
+
+def summary(data: xr.Dataset, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """One row for each method and metric: mean, 95 % interval over prompts and seeds, number of images."""
+    rows = []
+    for metric in metrics:
+        scores = measured_by(data, metric)
+        found = averages({"value": scores.steered}, attrs={"metric": metric})
+        plain = averages({"value": scores.unsteered}, attrs={"metric": metric})
+        axes = [axis for axis in ("variant", "factor") if axis in found.value.dims]
+        ends = ["value", "value_low", "value_high"]
+        rows.append(pd.DataFrame([{"variant": UNSTEERED, "metric": metric} | {name: float(plain[name]) for name in ends}]))
+        rows.append(found[ends].to_dataframe().reset_index()[[*axes, *ends]].assign(metric=metric))
+    whole = pd.concat(rows, ignore_index=True).rename(columns=lambda name: name.replace("value_", ""))
+    whole = whole.assign(n=data.sizes["prompt"] * data.sizes["seed"])
+    for i in whole.index[(whole.metric == "concept") & whole.value.isin((0, 1))]:  # no resample of such images shows any spread
+        whole.loc[i, ["low", "high"]] = share([bool(whole.value[i])] * data.sizes["prompt"])[1:]
+    return whole[[*[c for c in ("variant", "factor") if c in whole], "metric", "value", "low", "high", "n"]].round(4)
+
+
+def against(data: xr.Dataset, a: str, b: str, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """What one method has more than another, image by image."""
+    rows = []
+    for metric in metrics:
+        scores = measured_by(data, metric)[STEERED]
+        found = averages({"value": scores.sel(variant=a) - scores.sel(variant=b)}, attrs={"metric": metric})
+        low, high = float(found.value_low), float(found.value_high)
+        rows.append(dict(variant=f"{a} minus {b}", metric=metric, value=float(found.value), low=low, high=high))
+    return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
+
+
+def at_equal_fidelity(data: xr.Dataset, drops: Sequence[float], concept: str = "concept_similarity", fidelity: str = "similarity"
+                      ) -> pd.DataFrame:  # fmt: skip
+    """How much of the concept each family has where it has lost as much fidelity, and what the UNet has more than the text encoder.
+
+    data: scores over factors. drops: of fidelity, from the unsteered images. Between two factors, and from the unsteered images to
+    the first, a straight line. Intervals are over prompts and seeds, the same resamples for all families; NaN where a family, in
+    more than one resample of twenty, does not lose that much.
+    """
+    cells = {metric: _from_unsteered(measured_by(data, metric)) for metric in (concept, fidelity)}
+    whole = {metric: each.mean(("prompt", "seed")).expand_dims("resample") for metric, each in cells.items()}
+    drawn = {metric: resampled_means(each) for metric, each in cells.items()}
+    rows = []
+    for drop in drops:
+        value, spread = ({variant: _at_drop(means[concept].sel(variant=variant).values, means[fidelity].sel(variant=variant).values, drop)
+                          for variant in data.variant.values} for means in (whole, drawn))  # fmt: skip
+        for each in (value, spread):
+            each |= {f"{UNET}, {layers} minus {TEXT}, {layers}": each[f"{UNET}, {layers}"] - each[f"{TEXT}, {layers}"]
+                     for layers in ("searched layers", "all layers")}  # fmt: skip
+        for variant, found in spread.items():
+            ends = np.nanquantile(found, (0.025, 0.975)) if np.isnan(found).mean() <= 0.05 else (np.nan, np.nan)
+            rows.append(dict(drop=drop, variant=variant, metric=concept, value=value[variant].item(), low=ends[0], high=ends[1]))
+    return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
+
+
+def _from_unsteered(scores: xr.Dataset) -> xr.DataArray:
+    """Scores by factor, from the unsteered images, factor 0, on."""
+    steered = scores.steered.sortby("factor")
+    return xr.concat([scores.unsteered.expand_dims(variant=steered.variant, factor=[0.0]), steered], "factor").transpose(..., "factor")
+
+
+def _at_drop(concept: np.ndarray, fidelity: np.ndarray, drop: float) -> np.ndarray:
+    """The concept where fidelity first is that much below its first value: (resample,) of (resample, factor)."""
+    level = fidelity[:, :1] - drop
+    below = fidelity < level
+    after = below.argmax(1)[:, None]
+    (f0, f1), (c0, c1) = ([np.take_along_axis(curve, np.maximum(after - back, 0), 1) for back in (1, 0)] for curve in (fidelity, concept))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = c0 + (f0 - level) / (f0 - f1) * (c1 - c0)
+    return np.where(below.any(1), found[:, 0], np.nan)
+
+
+def submit(study: Winter, variant: str, some: Sequence[Sequence[Intervention]]):
+    """The submission's images, one for each ID from the fixed seed, and its table."""
+    folder = study.options.runs / "submission"
+    folder.mkdir(parents=True, exist_ok=True)
+    steered = Steered(study.model, study.held_out, study.concepts["winter"],
+                      SteerSpec(seeds=study.options.seeds[:1], num_inference_steps=study.options.num_inference_steps),
+                      study.scorer, study.options.batch_size)  # fmt: skip
+    images = as_pil(steered.run(steered.worlds(some)).images)
+    for number, image in enumerate(images, 1):
+        image.save(folder / f"{number}.png")
+    prompts = [prompt.prompt for prompt in study.held_out]
+    pd.DataFrame(dict(ID=range(1, len(images) + 1), prompt=prompts, variant=variant, seed=study.options.seeds[0],
+                      winter_similarity=study.scorer.similarity(images, "winter").numpy().round(4),
+                      fidelity=study.scorer.similarity(images, prompts).numpy().round(4),
+                      image=[f"{number}.png" for number in range(1, len(images) + 1)])
+                 ).to_csv(folder / "submission.csv", index=False)  # fmt: skip
+    print(f"wrote {folder}/submission.csv and {len(images)} images beside it")
+
+
+def main(options: WinterOptions):
+    study = Winter(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(f"telling the model costs {study.budget:.3f} similarity to the original prompt, the budget, and brings winter a lead over summer "
+          f"of {study.enough:.3f}, which is enough")  # fmt: skip
+    for where in SITES:
+        stem = where.replace(" ", "_").lower()
+        study.sweeps[where].table().round(4).to_csv(options.out / f"steering_sweep_{stem}.csv", index=False)
+        study.searches[where].table.round(4).to_csv(options.out / f"steering_search_{stem}.csv", index=False)
+        print(f"{where}, searched: { {site: round(strength, 2) for site, strength in study.searched[where].items()} }")
+    print(f"fixed strengths {study.fixed}")
+    study.adaptive.round(4).to_csv(options.out / "steering_adaptive.csv", index=False)
+    methods = study.methods()
+    fixed = next(place["variant"] for place, _ in methods.values() if place["variant"].startswith("fixed strength"))
+    report = summary(study.report)
+    best, images = next((place["variant"], some) for place, some in methods.values() if place["variant"].startswith(study.favourite))
+    pairs = [("adaptive", fixed), ("adaptive", "three keyword classes"), (best, fixed), ("UNet, searched", "text encoder, searched")]
+    report = pd.concat([report, *(against(study.report, a, b) for a, b in pairs)], ignore_index=True)
+    report.to_csv(options.out / "steering.csv", index=False)
+    print(
+        report.pivot(index="variant", columns="metric", values="value").reindex(report.variant.unique())[list(METRICS)].round(3).to_string()
+    )
+    submit(study, best, images)
+    winter_figures.layers(study.sweeps, options.out / "steering_layers.png")
+    curves = summary(study.frontier)
+    curves.to_csv(options.out / "steering_frontier.csv", index=False)
+    equal = at_equal_fidelity(study.frontier, [part * study.budget for part in SHARES])
+    equal.to_csv(options.out / "steering_equal_fidelity.csv", index=False)
+    print(equal.to_string(index=False))
+    winter_figures.frontier(curves, report, options.out / "steering.png")
+    others = []
+    for some in (("night",), ("watercolor",), ("winter", "watercolor")):
+        strength, found = study.other(some)
+        for name, data in found.items():
+            others.append(summary(data).assign(steered="+".join(some), measured=name, strength=strength))
+        if len(some) > 1:
+            both = both_at_once(list(found.values()))
+            others.append(both.assign(steered="+".join(some), measured="both at once", strength=strength))
+    others = pd.concat(others, ignore_index=True)
+    others.to_csv(options.out / "steering_concepts.csv", index=False)
+    print(others[others.metric == "concept"].drop(columns="metric").to_string(index=False))
+    text, unet = {name: study.directions[name, TEXT] for name in SAID}, study.directions["winter", UNET]
+    winter_figures.differences(text, unet, options.out / "steering_directions.png")
+    print("cosine between the concepts' directions, mean over layers:",
+          {f"{a}, {b}": round(float(text[a].cosine(text[b]).mean()), 2) for a, b in combinations(SAID, 2)})  # fmt: skip
+    winter_figures.strips({where: study.strip(where) for where in SITES}, options.out / "steering_images.png")
+
+
+def both_at_once(found: Sequence[xr.Dataset]) -> pd.DataFrame:
+    """Share of images that are every concept at once."""
+    joint = found[0].copy()
+    for kind in (STEERED, UNSTEERED):
+        together = np.prod([measured_by(data, "concept")[kind].values for data in found], axis=0)
+        joint[kind] = joint[kind].copy()
+        joint[kind].loc[{"metric": "concept"}] = together
+    return summary(joint, ["concept"])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(WinterOptions))

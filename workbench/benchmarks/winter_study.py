@@ -1,0 +1,291 @@
+"""What the winter benchmark compares: directions, the layers and strengths chosen on tuning prompts, and every method by name.
+
+One rule chooses: most of the concept among what costs no more fidelity than telling the model does.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.interventions import Intervention, World, replace_prompt
+from workbench.menagerie.captions import HELD_OUT_SEASON, SEASON
+from workbench.menagerie.world import SUBJECTS
+from workbench.metrics import Scorer
+from workbench.models import load
+from workbench.prompts import FOLDER, Prompt, PromptSet, prompt_pairs, prompt_set
+from workbench.results import measured_by
+from workbench.steering.adaptive import AdaptiveSpec, adaptive_strength
+from workbench.steering.direction import Direction, direction
+from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant
+from workbench.steering.sweep import ALL, Search, SearchSpec, Sweep, SweepSpec, steer_search, steer_sweep
+
+TEXT, UNET = "text encoder", "UNet"
+SITES = {TEXT: "text_encoder.*.mlp", UNET: "unet.*.cross"}
+SAID = {"winter": "{} in winter", "night": "{} at night", "watercolor": "a watercolor of {}"}
+OPPOSITE = {"winter": "summer", "night": "summer", "watercolor": "photo"}
+LABELS = {"winter": "season", "night": "season", "watercolor": "style"}
+PUBLISHED = {0: 0.8, 6: 0.5, 7: 1.0, 8: 2.0}  # layers of the 23 of SD 2.1-base's text encoder, and their strengths
+PUBLISHED_DEPTH = 23
+HOT = re.compile(r"\b(summer|sunny|hot|sun)\b")
+OUTDOORS = re.compile(r"\b(savanna|forest|beach|desert|meadow)\b")
+FRONTIER = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the searched strengths
+
+
+@dataclass
+class WinterOptions:
+    runs: Path = Path("runs/winter")
+    """Where finished parts are kept; the same command goes on where it was stopped."""
+    out: Path = Path("figures")
+    seeds: tuple[int, ...] = (17, 18)
+    """Of the report; the first is the submission's."""
+    num_inference_steps: int = 12
+    strengths: tuple[float, ...] = SweepSpec.strengths
+    """Of the sweeps."""
+    trials: int = 40
+    """Of the searches."""
+    prompts: int | None = None
+    """Only so many, to try it out."""
+    batch_size: int = 16
+
+
+class Winter:
+    """The benchmark's parts, each computed when it is asked for and kept."""
+
+    def __init__(self, options: WinterOptions):
+        self.options, self.model, self.scorer = options, load(), Scorer()
+        labels = prompt_set("object").labels
+        held = pd.read_csv(FOLDER / "winter.csv")[: options.prompts]
+        subjects = [next(subject for subject in SUBJECTS if re.search(rf"\b{subject}\b", text)) for text in held.prompt]
+        self.held_out = PromptSet("winter", tuple(Prompt(text, s, s) for text, s in zip(held.prompt, subjects)), labels)
+        self.tune = PromptSet("tune", tuple(prompt_set("steer/tune"))[: options.prompts], labels)
+        self.tuning = dict(seeds=(0,), num_inference_steps=options.num_inference_steps)
+        self.reporting = self.tuning | dict(seeds=options.seeds)
+        self.concepts = {name: Concept(name, OPPOSITE[name], prompt_set(LABELS[name]).labels, name) for name in SAID}
+        self.common = dict(scorer=self.scorer, batch_size=options.batch_size)
+
+    @cached_property
+    def directions(self) -> dict[tuple[str, str], Direction]:
+        """By concept and place, from the pairs of captions; in the UNet winter alone, of every fourth pair: it has to generate."""
+        found = {}
+        for name, where in [*((name, TEXT) for name in SAID), ("winter", UNET)]:
+            path = self.options.runs / f"{name} {where}.safetensors"  # kept, for another machine would round otherwise
+            if not path.exists():
+                positive, negative = (side[:: 1 if where == TEXT else 4] for side in prompt_pairs(name))
+                more = dict(pool="positions") if where == TEXT else dict(num_inference_steps=self.options.num_inference_steps)
+                direction(self.model, positive, negative, SITES[where], batch_size=self.options.batch_size, **more).save(path)
+            found[name, where] = Direction.load(path)
+        return found
+
+    def told(self, name: str, prompts: PromptSet) -> Variant:
+        """What the model does when the prompt says it, summer left out: the ceiling, and the measure of what it may cost."""
+        context = lambda text: replace_prompt("unet.*.cross.context", text)
+        return {"variant": f"told {name}"}, [(context(SAID[name].format(_neutral(prompt.prompt, name))),) for prompt in prompts]
+
+    def measure(self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], **spec) -> xr.Dataset:
+        study = Steered(self.model, prompts, concept, SteerSpec(**spec), self.scorer, self.options.batch_size, variants)
+        return study.dataset(self.options.runs / part)
+
+    @cached_property
+    def sweeps(self) -> dict[str, Sweep]:
+        """Every layer at every strength."""
+        spec = {where: SweepSpec(keep_norm=where == UNET, strengths=self.options.strengths, **self.tuning) for where in SITES}
+        return {where: steer_sweep(self.model, self.tune, self.directions["winter", where], self.concepts["winter"], spec[where],
+                                   folder=self.options.runs / f"sweep {where}", **self.common) for where in SITES}  # fmt: skip
+
+    @cached_property
+    def told_so(self) -> xr.Dataset:
+        return self.measure("told", self.tune, self.concepts["winter"], {"told": self.told("winter", self.tune)}, **self.tuning)
+
+    @cached_property
+    def budget(self) -> float:
+        """How much similarity to the original prompt telling the model costs, on the tuning prompts."""
+        scores = measured_by(self.told_so, "similarity")
+        return float((scores.unsteered - scores.steered.isel(variant=0)).mean())
+
+    @cached_property
+    def enough(self) -> float:
+        """How much more similar to winter than to summer telling makes them. Neutral prompts begin above 0: that is no measure."""
+        return float(_lead(self.told_so.steered).mean())
+
+    def chosen(self, table: pd.DataFrame) -> pd.Series:
+        """The rule: most similar to the concept, within the budget. The table's first row is the unsteered images'."""
+        kept = table[1:][table[1:].similarity >= table.similarity.iloc[0] - self.budget]
+        return kept.loc[kept.concept_similarity.idxmax()]
+
+    @cached_property
+    def searches(self) -> dict[str, Search]:
+        """Sets of layers with a strength for each."""
+        spec = {where: SearchSpec(keep_norm=where == UNET, trials=self.options.trials, **self.tuning) for where in SITES}
+        return {where: steer_search(self.model, self.tune, self.directions["winter", where], self.concepts["winter"], spec[where],
+                                    folder=self.options.runs / f"search {where}", **self.common) for where in SITES}  # fmt: skip
+
+    @cached_property
+    def searched(self) -> dict[str, dict[str, float]]:
+        """Strength of each layer that the search chose, by the rule."""
+        return {where: found.best(float(found.table.similarity.iloc[0]) - self.budget) for where, found in self.searches.items()}
+
+    def strengthened(self, where: str, factor: float, strengths: Mapping[str, float] | None = None) -> tuple[Intervention, ...]:
+        """Steering by the searched layers, times a factor."""
+        by_site = {site: factor * strength for site, strength in (strengths or self.searched[where]).items()}
+        return self.directions["winter", where].steer(by_site, unit=True, keep_norm=where == UNET)
+
+    @cached_property
+    def ladder(self) -> tuple[float, ...]:
+        return tuple(float(factor) for factor in np.linspace(0.125, 2, 16))
+
+    @cached_property
+    def fixed(self) -> dict[str, float]:
+        """The least strength that brings as much of winter as telling does, or the largest within the budget: for all tuning prompts
+        together, and for those of each class."""
+        some = [{"factor": factor} for factor in self.ladder]
+        variants = {str(place["factor"]): (place, [self.strengthened(TEXT, place["factor"])] * len(self.tune)) for place in some}
+        data = self.measure("ladder", self.tune, self.concepts["winter"], variants, **self.tuning).mean("seed")
+        steered, before = data.steered, data.unsteered
+        lead = _lead(steered)
+        drop = before.sel(metric="similarity") - steered.sel(metric="similarity")
+        kinds = np.array([keyword_class(prompt.prompt) for prompt in self.tune])
+        found = {}
+        for kind in ("all", *dict.fromkeys(kinds)):
+            mine = {"prompt": np.flatnonzero((kinds == kind) | (kind == "all"))}
+            enough, affordable = (
+                (lead.isel(mine).mean("prompt") >= self.enough).values,
+                (drop.isel(mine).mean("prompt") <= self.budget).values,
+            )
+            both = np.flatnonzero(enough & affordable)
+            found[str(kind)] = self.ladder[both[0]] if len(both) else self.ladder[np.flatnonzero(affordable)[-1]]
+        return found
+
+    @cached_property
+    def adaptive(self) -> pd.DataFrame:
+        """The strength of each held-out prompt, found on two other seeds."""
+        spec = AdaptiveSpec(seeds=(0, 1), num_inference_steps=self.options.num_inference_steps, strongest=self.ladder[-1], rounds=4,
+                            budget=self.budget, margin=self.enough)  # fmt: skip
+        return adaptive_strength(self.model, self.held_out, self.directions["winter", TEXT], self.concepts["winter"], spec,
+                                 strengths=self.searched[TEXT], folder=self.options.runs / "adaptive", **self.common)  # fmt: skip
+
+    def tuned(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """What the tuning prompts gave, by place and kind of method; the unsteered images first."""
+        found = {}
+        for where in SITES:
+            table = self.sweeps[where].table()
+            found[where, "one layer"] = table[table.site != ALL]
+            found[where, "all layers"] = table[table.site.isin([UNSTEERED, ALL])]
+            found[where, "searched"] = self.searches[where].table
+        return found
+
+    @property
+    def favourite(self) -> str:
+        """How the method begins that the rule prefers among all, on the tuning prompts: it is submitted."""
+        return ", ".join(max(self.tuned().items(), key=lambda item: self.chosen(item[1]).concept_similarity)[0])
+
+    def methods(self) -> dict[str, Variant]:
+        """Everything that is compared, by name."""
+        text, unet = self.directions["winter", TEXT], self.directions["winter", UNET]
+        depth, source = len(text.sites), 0.5 * text  # the source divides the sum of differences by the number of all prompts
+        four: dict[str, float] = {}
+        for layer, strength in PUBLISHED.items():
+            site = text.sites[layer * depth // PUBLISHED_DEPTH]
+            four[site] = four.get(site, 0) + strength
+        best = {which: self.chosen(table) for which, table in self.tuned().items()}
+        single, every = ({where: best[where, which] for where in SITES} for which in ("one layer", "all layers"))
+        name = lambda row: f"{row.site.removeprefix('text_encoder.').removeprefix('unet.').rsplit('.', 1)[0]} at {row.strength:g}"
+        fixed, kinds = self.fixed, [keyword_class(prompt.prompt) for prompt in self.held_out]
+        alike = {
+            f"source's form, one layer ({single[TEXT].site.split('.')[1]})": source.steer({single[TEXT].site: 1.0}),
+            f"source's form, its layers ({', '.join(site.split('.')[1] for site in four)})": source.steer(four),
+            "source's form, all layers": source.steer(1.0),
+            f"text encoder, one layer ({name(single[TEXT])})": text.steer({single[TEXT].site: single[TEXT].strength}, unit=True),
+            f"text encoder, all layers (at {every[TEXT].strength:g})": text.steer(every[TEXT].strength, unit=True),
+            "text encoder, searched": self.strengthened(TEXT, 1.0),
+            f"fixed strength (x {fixed['all']:g})": self.strengthened(TEXT, fixed["all"]),
+            f"UNet, one layer ({name(single[UNET])})": unet.steer({single[UNET].site: single[UNET].strength}, unit=True, keep_norm=True),
+            f"UNet, all layers (at {every[UNET].strength:g})": unet.steer(every[UNET].strength, unit=True, keep_norm=True),
+            "UNet, searched": self.strengthened(UNET, 1.0),
+            "UNet, summer removed": (-unet).remove(2.0),
+        }
+        found = {f"m{i:02d}": ({"variant": variant}, [what] * len(kinds)) for i, (variant, what) in enumerate(alike.items())}
+        found["keywords"] = ({"variant": "three keyword classes"}, [self.strengthened(TEXT, fixed[kind]) for kind in kinds])
+        found["adaptive"] = ({"variant": "adaptive"}, [self.strengthened(TEXT, factor) for factor in self.adaptive.strength])
+        return {"told": self.told("winter", self.held_out)} | found
+
+    @cached_property
+    def report(self) -> xr.Dataset:
+        return self.measure("report", self.held_out, self.concepts["winter"], self.methods(), **self.reporting)
+
+    @cached_property
+    def frontier(self) -> xr.Dataset:
+        """Both families on the held-out prompts, from weak to strong: the searched layers, and all layers alike."""
+        variants = {}
+        for where in SITES:
+            for layers, strengths in (
+                ("searched", self.searched[where]),
+                ("all", dict.fromkeys(self.directions["winter", where].sites, 1.0)),
+            ):
+                for factor in FRONTIER:
+                    place = {"variant": f"{where}, {layers} layers", "factor": factor}
+                    variants[f"{where} {layers} {factor}"] = (place, [self.strengthened(where, factor, strengths)] * len(self.held_out))
+        return self.measure("frontier", self.held_out, self.concepts["winter"], variants, **self.reporting)
+
+    def strip(self, where: str, shown: Sequence[int] = (0, 1, 5, 22, 23)) -> xr.DataArray:
+        """Images of some prompts from weak to strong: (world, strength, y, x, colour)."""
+        factors, rows = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), {}
+        for i in shown[: len(self.held_out)]:
+            prompt = self.held_out[i % len(self.held_out)].prompt
+            worlds = [World(f"{factor:g}", prompt, self.strengthened(where, factor) if factor else ()) for factor in factors]
+            run = self.model.run(worlds, seeds=self.options.seeds[:1], num_inference_steps=self.options.num_inference_steps, progress=False)
+            rows[fill(prompt, 24)] = run.images.isel(seed=0).rename(world="strength")
+        return xr.concat(rows.values(), pd.Index(rows, name="world"))
+
+    def other(self, names: Sequence[str]) -> tuple[float, dict[str, xr.Dataset]]:
+        """Other concepts, alone and together, by all layers of the text encoder at one strength, chosen by the same rule."""
+        joined = "+".join(names)
+        steered = sum((self.directions[name, TEXT] for name in names[1:]), start=self.directions[names[0], TEXT])
+        told = lambda prompts: [replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)) for prompt in prompts]
+        strengths = (0.25, 0.5, 0.75, 1.0)
+        at = lambda strength, prompts: [steered.steer(strength)] * len(prompts)
+        tuned = {str(s): ({"variant": f"{s:g}"}, at(s, self.tune)) for s in strengths} | {
+            "told": ({"variant": "told"}, [(t,) for t in told(self.tune)])
+        }
+        found = [self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, **self.tuning).mean(("prompt", "seed"))
+                 for name in names]  # fmt: skip
+        lost = found[0].steered.sel(metric="similarity")
+        gained = sum(each.steered.sel(metric="concept_similarity") for each in found)
+        kept = [f"{s:g}" for s in strengths if lost.sel(variant=f"{s:g}") >= lost.sel(variant="told")] or [f"{strengths[0]:g}"]
+        best = float(max(kept, key=lambda each: float(gained.sel(variant=each))))
+        held = {"steered": ({"variant": f"steered (x {best:g})"}, at(best, self.held_out)),
+                "told": ({"variant": "told"}, [(t,) for t in told(self.held_out)])}  # fmt: skip
+        return best, {
+            name: self.measure(f"{joined} report {name}", self.held_out, self.concepts[name], held, **self.reporting) for name in names
+        }
+
+
+def _lead(scores: xr.DataArray) -> xr.DataArray:
+    """Similarity to winter less that to summer."""
+    return scores.sel(metric="concept_similarity", drop=True) - scores.sel(metric="opposite_similarity", drop=True)
+
+
+def keyword_class(prompt: str) -> str:
+    """The source's guess of a prompt's resistance, by its words."""
+    return "high" if HOT.search(prompt) else "medium" if OUTDOORS.search(prompt) else "low"
+
+
+def _neutral(prompt: str, name: str) -> str:
+    """A prompt without what contradicts the concept."""
+    if name == "watercolor":
+        return re.sub(r"^a (photo|picture) of ", "", prompt)
+    for words in sorted(SEASON["summer"] + HELD_OUT_SEASON["summer"], key=len, reverse=True):
+        prompt = prompt.replace(f" {words}", "")
+    return prompt
+
+
+def _told(names: Sequence[str], prompt: str) -> str:
+    for name in names:
+        prompt = SAID[name].format(_neutral(prompt, name))
+    return prompt
