@@ -1,12 +1,15 @@
 """The long commands, run short: that they run, and write what they say."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 import workbench as wb
 from workbench import cli, demo
-from workbench.benchmarks import edit_speed, edit_tasks, speed, swap, windows
+from workbench.benchmarks import edit_speed, edit_tasks, prompt_to_prompt, speed, swap, windows, winter
 from workbench.localize import agreement, looking, survey
+from workbench.menagerie.world import Scene, render
 
 
 def test_the_demo_draws_its_heatmaps(tmp_path, capsys):
@@ -122,6 +125,34 @@ def test_the_edit_is_timed(tmp_path):
     assert len(table) == 6 and (table.total_ms > 0).all() and table.solve_share.between(0, 1).all()
 
 
+def test_the_winter_benchmark_reports_every_method(tmp_path):
+    options = winter.WinterOptions(runs=tmp_path / "r", out=tmp_path, seeds=(17,), num_inference_steps=1, prompts=2,
+                                   strengths=(0.25,), trials=6, batch_size=32)  # fmt: skip
+    winter.main(options)
+    table = pd.read_csv(tmp_path / "steering.csv")
+    assert len(table) == 5 * (1 + 14 + 4) and set(table.metric) == set(winter.METRICS)
+    assert len(pd.read_csv(tmp_path / "steering_equal_fidelity.csv")) == len(winter.SHARES) * 6
+    submission = pd.read_csv(tmp_path / "r" / "submission" / "submission.csv")
+    assert list(submission.ID) == [1, 2] and all((tmp_path / "r" / "submission" / name).exists() for name in submission.image)
+    others = pd.read_csv(tmp_path / "steering_concepts.csv")
+    assert set(others.measured) == {"winter", "night", "watercolor", "both at once"}
+    pictures = ("steering", "steering_layers", "steering_directions", "steering_images")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 20_000 for name in pictures)
+
+
+def test_the_steer_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["workbench", "steer", "--seeds", "1", "--strengths", "1", "--prompts", "a lion", "--out",
+                                     str(tmp_path / "winter")])  # fmt: skip
+    cli.main()
+    assert "direction at 12 sites, from 100 positive and 100 negative prompts" in capsys.readouterr().out
+    assert wb.Direction.load(tmp_path / "winter.safetensors").provenance["pool"] == "positions" and (tmp_path / "winter.png").exists()
+    table = pd.read_csv(tmp_path / "winter.csv").set_index(["measure", "strength"])["value"]
+    assert table["winter", "1"] > table["winter", "unsteered"] + 0.1 and table["pixel_distance", "unsteered"] == 0
+    monkeypatch.setattr("sys.argv", ["workbench", "steer", "--pairs", "spring"])
+    with pytest.raises(SystemExit, match="the sets are night, watercolor, winter"):
+        cli.main()
+
+
 def test_the_edit_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "--editor", "uce", "--seeds", "1", "--out", str(tmp_path / "edit")])
     cli.main()
@@ -130,4 +161,49 @@ def test_the_edit_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "edit.png").exists() and (tmp_path / "edit_lora" / "pytorch_lora_weights.safetensors").exists()
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "--sites", "unet.nowhere", "--out", str(tmp_path / "other")])
     with pytest.raises(SystemExit, match=r"no site matches 'unet\.nowhere'"):
+        cli.main()
+
+
+def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
+    options = prompt_to_prompt.P2POptions(
+        studies=("swap", "refine", "reweight", "real"),
+        images=2,
+        real=1,
+        inner_steps=1,
+        num_inference_steps=3,
+        runs=tmp_path / "r",
+        out=tmp_path,
+    )
+    prompt_to_prompt.main(options)
+    table = pd.read_csv(tmp_path / "prompt_to_prompt.csv")
+    assert set(table.study) >= {"swap", "refine", "reweight", "real: VAE alone", "real: DDIM, guidance 1", "real: null-text, guidance 3"}
+    swap_rows = table[table.study == "swap"].set_index(["arm", "measure"])
+    assert swap_rows.value["source", "background"] == 0 and swap_rows.value["source", "position kept"] == 1
+    assert set(table[table.study == "swap"].arm) == {"source", "new prompt", *prompt_to_prompt.arms(("a", "b"))}
+    apart = swap_rows.value["P2P", "background, minus new prompt"]
+    assert apart == pytest.approx(swap_rows.value["P2P", "background"] - swap_rows.value["new prompt", "background"], abs=2e-4)
+    one = table[(table.study == "reweight") & (table.arm == "c 1") & (table.measure == "distance")]
+    assert one.value.item() < 1e-4
+    assert ((table.low <= table.value + 1e-4) & (table.value <= table.high + 1e-4)).all()
+    assert all((tmp_path / f"prompt_to_prompt{end}.png").stat().st_size > 20_000 for end in ("", "_images"))
+    prompt_to_prompt.main(replace(options, studies=("overhead",), repeats=1))
+    again = pd.read_csv(tmp_path / "prompt_to_prompt.csv")
+    assert (again[again.study == "overhead"].value > 0).all()
+    pd.testing.assert_frame_equal(again[again.study != "overhead"], table, check_dtype=False)
+    with pytest.raises(ValueError, match=r"studies=\['magic'\]: unknown; there are swap, "):
+        prompt_to_prompt.main(replace(options, studies=("magic",)))
+
+
+def test_the_p2p_command_draws_generated_and_real_edits(tmp_path, monkeypatch, capsys):
+    render(Scene("zebra", seed=3))[0].save(tmp_path / "zebra.png")
+    command = cli.P2P(target=("a giraffe in the savanna",), word_steps=("giraffe=0.5",), blend=("zebra", "giraffe"), blend_resolution=0.5,
+                      seeds=1, out=tmp_path / "edit")  # fmt: skip
+    monkeypatch.setattr(command, "load", lambda: replace(wb.load(), num_inference_steps=2))
+    command.run()
+    assert "zebra -> giraffe" in capsys.readouterr().out and (tmp_path / "edit.png").exists()
+    command.image, command.out = tmp_path / "zebra.png", tmp_path / "real"
+    command.run()
+    assert (tmp_path / "real.png").stat().st_size > 5_000
+    monkeypatch.setattr("sys.argv", ["workbench", "p2p", "--kind", "reweight", "--reweight", "savanna"])
+    with pytest.raises(SystemExit, match="--reweight savanna: give word=number, as winter=2"):
         cli.main()

@@ -23,4 +23,11 @@ def test_the_notebook_runs(path, tmp_path, monkeypatch):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_look", "02_causal_tracing", "03_locogen", "04_edit_and_commit"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_first_look",
+        "02_causal_tracing",
+        "03_locogen",
+        "04_edit_and_commit",
+        "05_steering",
+        "06_prompt_to_prompt",
+    ]

@@ -8,11 +8,14 @@ from workbench.interventions import (
     World,
     ablate,
     add_noise,
+    blend_latents,
     map_input,
     mix_attention,
+    remove,
     replace_prompt,
     restore,
     scale,
+    set_to,
     steer,
 )
 from workbench.localize.attention import AttentionMaps, AttentionSpec, attention_contribution, attention_maps, mask_iou
@@ -22,35 +25,59 @@ from workbench.localize.lens import diffusion_lens
 from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen, locogen_images, locogen_search
 from workbench.metrics import Scorer, as_pil
 from workbench.models import Model, load
-from workbench.prompts import Prompt, PromptSet, prompt_set
+from workbench.p2p.alignment import Alignment, align
+from workbench.p2p.edit import LocalBlend, PromptToPrompt, prompt_to_prompt
+from workbench.p2p.inversion import Inversion, invert
+from workbench.prompts import Prompt, PromptSet, prompt_pairs, prompt_set
 from workbench.results import effects, open_results, strongest, with_interval
+from workbench.steering.adaptive import AdaptiveSpec, adaptive_strength
+from workbench.steering.direction import Direction, direction
+from workbench.steering.experiment import Concept, SteerSpec
+from workbench.steering.sweep import Search, SearchSpec, Sweep, SweepSpec, steer_search, steer_sweep
 
 __all__ = [
+    "AdaptiveSpec",
+    "Alignment",
     "AttentionMaps",
     "AttentionSpec",
     "Comparison",
+    "Concept",
+    "Direction",
     "Edit",
     "Fold",
     "Intervention",
+    "Inversion",
+    "LocalBlend",
     "LocoGen",
     "LocoGenSpec",
     "Model",
     "Prompt",
     "PromptSet",
+    "PromptToPrompt",
     "Run",
     "Scorer",
+    "Search",
+    "SearchSpec",
+    "SteerSpec",
+    "Sweep",
+    "SweepSpec",
     "TraceSpec",
     "World",
     "ablate",
+    "adaptive_strength",
     "add_noise",
+    "align",
     "as_pil",
     "attention_contribution",
     "attention_maps",
+    "blend_latents",
     "causal_trace",
     "compare_localizers",
     "diffusion_lens",
+    "direction",
     "edit",
     "effects",
+    "invert",
     "load",
     "locogen",
     "locogen_images",
@@ -60,11 +87,17 @@ __all__ = [
     "mix_attention",
     "open_results",
     "plot",
+    "prompt_pairs",
     "prompt_set",
+    "prompt_to_prompt",
+    "remove",
     "replace_prompt",
     "restore",
     "scale",
+    "set_to",
     "steer",
+    "steer_search",
+    "steer_sweep",
     "strongest",
     "with_interval",
 ]

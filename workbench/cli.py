@@ -1,4 +1,4 @@
-"""The command line: `workbench trace`, `locate`, `edit`, `benchmark swap`, `sites "unet.*.cross"`. `--help` shows every option."""
+"""The command line: `workbench trace`, `locate`, `steer`, `p2p`, `edit`, `benchmark swap`, `sites "unet.*.cross"`; see `--help`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +9,22 @@ import numpy as np
 import pandas as pd
 import tyro
 import xarray as xr
+from PIL import Image
 
 from workbench import edit as edits
 from workbench import plot
-from workbench.benchmarks import edit_speed, edit_tasks, swap, windows
+from workbench.benchmarks import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter
+from workbench.interventions import World
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.compare import compare_localizers
 from workbench.localize.locogen import LocoGenSpec, locogen
-from workbench.metrics import METRICS, Scorer
+from workbench.metrics import METRICS, Scorer, as_pil, pixel_distance
 from workbench.models import Model, load
-from workbench.prompts import Prompt, prompt_set
-from workbench.results import effects, strongest, with_interval
+from workbench.p2p import edit as p2p
+from workbench.p2p.inversion import invert
+from workbench.prompts import Prompt, prompt_pairs, prompt_set
+from workbench.results import effects, mean, strongest, with_interval
+from workbench.steering.direction import direction
 
 
 @dataclass
@@ -177,6 +182,126 @@ class EditConcept(Common):
         print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
 
 
+@dataclass
+class SteerConcept(Common):
+    """Steer prompts towards a concept; write the direction, and images and measures of each strength."""
+
+    pairs: str = "winter"
+    """Prompts with the concept and without: winter, night, watercolor, or a CSV file with the columns positive and negative."""
+    sites: tuple[str, ...] = ("text_encoder.*.mlp",)
+    """Globs, of the text encoder or the UNet."""
+    pool: Literal["own", "eos", "positions"] = "positions"
+    """Of the text encoder: which positions a direction is taken from."""
+    prompts: tuple[str, ...] = ("a photo of a zebra in the savanna", "a lion on a sunny day")
+    """To be steered."""
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    raw: bool = False
+    """Strengths multiply the direction as it is, not one as long as each site's activations are on average."""
+    keep_norm: bool = False
+    """Every activation keeps its norm."""
+    text: str | None = None
+    """What images are compared with; the name of the pairs when left out."""
+    seeds: int = 2
+    scorer: str | None = None
+    """An open_clip model; the embedded grader when left out."""
+    pretrained: str | None = None
+    """Its weights."""
+    out: Path = Path("figures/steer")
+    """OUT.safetensors, OUT.png and OUT.csv."""
+
+    def run(self):
+        model, text = self.load(), self.text or Path(self.pairs).stem
+        scorer = Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
+        found = direction(model, *prompt_pairs(self.pairs), self.sites, **({"pool": self.pool} if "text" in self.sites[0] else {}))
+        print(found)
+        found.save(self.out.with_suffix(".safetensors"))
+        columns, rows = {"unsteered": ()}, []
+        columns |= {f"{s:g}": found.steer(s, unit=not self.raw, keep_norm=self.keep_norm) for s in self.strengths}
+        strips = {}
+        for prompt in self.prompts:
+            images = model.run([World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)).images
+            for name in columns:
+                mine = images.sel(world=name)
+                values = {text: scorer.similarity(as_pil(mine), text), "prompt": scorer.similarity(as_pil(mine), prompt),
+                          "pixel_distance": pixel_distance(mine, images.sel(world="unsteered"))}  # fmt: skip
+                for measure, each in values.items():
+                    value, low, high = mean(each)
+                    rows.append(dict(prompt=prompt, strength=name, measure=measure, value=value, low=low, high=high, images=self.seeds))
+            strips |= {f"{prompt}\nseed {seed}": images.sel(seed=seed) for seed in images.seed.values}
+        table = pd.DataFrame(rows)
+        table.round(4).to_csv(self.out.with_suffix(".csv"), index=False)
+        print(table.pivot_table(index=["prompt", "strength"], columns="measure", values="value", sort=False).round(3).to_string())
+        grid = xr.concat(strips.values(), pd.Index(strips, name="image")).rename(world="strength").transpose("image", "strength", ...)
+        plot.image_grid(grid, title=f"Steered towards {text} at {', '.join(self.sites)}").figure.savefig(
+            self.out.with_suffix(".png"), dpi=120
+        )
+        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}.csv")
+
+
+@dataclass
+class P2P(Common):
+    """Prompt-to-Prompt: draw prompts with the attention of a source, or of a real picture; print what was aligned, write OUT.png."""
+
+    source: str = "a zebra in the savanna"
+    target: tuple[str, ...] = ()
+    """One prompt or several; none to reweight the source."""
+    kind: Literal[p2p.KINDS] = "replace"
+    cross: float = 0.8
+    """Share of the steps that take the source's cross-attention."""
+    word_steps: tuple[str, ...] = ()
+    """Other shares for single words, as giraffe=0.4."""
+    self_attention: float = 0.4
+    """Share of the steps that take the source's self-attention."""
+    self_resolution: float = 0.25
+    """Side of the largest self-attention that is taken, as a share of the latents'."""
+    reweight: tuple[str, ...] = ()
+    """Factors of words, as winter=2."""
+    blend: tuple[str, ...] = ()
+    """Words outside whose regions the source stays."""
+    subtract: tuple[str, ...] = ()
+    """Words whose regions are taken away from those again."""
+    blend_resolution: float = 0.25
+    """Side of the maps that blend reads, as a share of the latents'."""
+    threshold: float = 0.3
+    """Of blend's regions."""
+    image: Path | None = None
+    """A picture of the model's size to edit; it is inverted first."""
+    seeds: int = 4
+    """Pictures of each prompt; with an image always one."""
+    out: Path = Path("figures/p2p")
+    """OUT.png."""
+
+    def run(self):
+        model, blend = self.load(), None
+        if self.blend:
+            blend = p2p.LocalBlend(self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution)
+        edit = p2p.prompt_to_prompt(
+            model, self.source, self.target[0] if len(self.target) == 1 else self.target or None, self.kind,
+            cross_replace_steps={p2p.DEFAULT: self.cross} | _numbers("word-steps", self.word_steps), blend=blend,
+            self_replace_steps=self.self_attention, self_resolution=self.self_resolution, reweight=_numbers("reweight", self.reweight),
+        )  # fmt: skip
+        print(edit)
+        if self.image is None:
+            images = model.run(edit, seeds=range(self.seeds)).images
+        else:
+            picture = Image.open(self.image).convert("RGB")
+            (photo,) = invert(model, [picture], [self.source])
+            drawn = photo.run(model, edit).images
+            images = xr.concat([drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn], "world")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{self.source} -> {', '.join(self.target) or ', '.join(self.reweight)}"
+        plot.image_grid(images, title=title).figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        print(f"wrote {self.out.with_suffix('.png')}")
+
+
+def _numbers(option: str, given: tuple[str, ...]) -> dict[str, float]:
+    """{"winter": 2.0} of "winter=2"."""
+    try:
+        return {word: float(number) for word, number in (each.rsplit("=", 1) for each in given)}
+    except ValueError:
+        raise ValueError(f"--{option} {' '.join(given)}: give word=number, as winter=2") from None
+
+
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
 @dataclass
 class Benchmark:
@@ -186,12 +311,15 @@ class Benchmark:
         Annotated[swap.SwapOptions, tyro.conf.subcommand("swap")]
         | Annotated[windows.WindowsOptions, tyro.conf.subcommand("windows")]
         | Annotated[edit_tasks.TasksOptions, tyro.conf.subcommand("tasks")]
+        | Annotated[winter.WinterOptions, tyro.conf.subcommand("winter")]
         | Annotated[edit_speed.EditSpeedOptions, tyro.conf.subcommand("edit-speed")]
+        | Annotated[prompt_to_prompt.P2POptions, tyro.conf.subcommand("p2p")]
     )
 
     def run(self):
         mains = {swap.SwapOptions: swap.main, windows.WindowsOptions: windows.main, edit_tasks.TasksOptions: edit_tasks.main,
-                 edit_speed.EditSpeedOptions: edit_speed.main}  # fmt: skip
+                 winter.WinterOptions: winter.main, edit_speed.EditSpeedOptions: edit_speed.main,
+                 prompt_to_prompt.P2POptions: prompt_to_prompt.main}  # fmt: skip
         mains[type(self.which)](self.which)
 
 
@@ -217,7 +345,15 @@ def overview(found: xr.Dataset, title: str) -> plt.Figure:
 def main():
     command = None
     try:
-        commands = {"trace": Trace, "locate": Locate, "edit": EditConcept, "benchmark": Benchmark, "sites": ListSites}
+        commands = {
+            "trace": Trace,
+            "locate": Locate,
+            "steer": SteerConcept,
+            "p2p": P2P,
+            "edit": EditConcept,
+            "benchmark": Benchmark,
+            "sites": ListSites,
+        }
         command = tyro.extras.subcommand_cli_from_dict(commands, prog="workbench")
         command.run()
     except KeyboardInterrupt:

@@ -1,0 +1,189 @@
+"""Prompt-to-Prompt: a source world, and edited worlds that take its attention (Hertz et al. 2022, arXiv 2208.01626).
+
+edit = prompt_to_prompt(model, "a zebra in the savanna", "a giraffe in the savanna")
+run = model.run(edit, seeds=range(4))
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from workbench.interventions import Intervention, World, blend_latents, mix_attention, scale
+from workbench.models import Model
+from workbench.p2p.alignment import Alignment, align
+from workbench.sites import Site
+from workbench.text import places_of
+
+KINDS = ("replace", "refine", "reweight")
+SOURCE, DEFAULT = "source", "default_"
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LocalBlend:
+    """Keep the source's latents outside the regions of these words (Hertz et al. 2022, section 3.2, "Local Editing").
+
+    words: of the source or of a target; each world has a region for those that its own prompt has. subtract: words whose region
+    is taken away again. start: share of the steps before it begins. threshold, subtract_threshold: of a region, as a share of
+    its map's maximum. resolution: of the maps, their side as a share of the latents' (the paper's 16 of 64).
+    """
+
+    words: tuple[str, ...]
+    subtract: tuple[str, ...] = ()
+    start: float = 0.2
+    threshold: float = 0.3
+    subtract_threshold: float = 0.3
+    resolution: float = 0.25
+
+    def __post_init__(self):
+        for name in ("words", "subtract"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+
+@dataclass(frozen=True)
+class PromptToPrompt(Sequence[World]):
+    """The worlds of an edit, the source first, as `model.run` takes them; alignments: of each edited world."""
+
+    worlds: tuple[World, ...]
+    alignments: Mapping[str, Alignment]
+
+    def __getitem__(self, index):
+        return self.worlds[index]
+
+    def __len__(self):
+        return len(self.worlds)
+
+    def __repr__(self):
+        parts = [f"{SOURCE}: {self.worlds[0].prompt!r}"]
+        for world in self.worlds[1:]:
+            lines = [f"  {', '.join(i.sites)}: {_said(i)}" for i in world.interventions]
+            parts.append("\n".join([f"{world.name}: {self.alignments[world.name]!r}", *(lines or ["  no interventions"])]))
+        return "\n\n".join(parts)
+
+
+def _said(intervention: Intervention) -> str:
+    where = {name: getattr(intervention, name) for name in ("tokens", "steps", "rows") if getattr(intervention, name) is not None}
+    return " ".join([repr(intervention.rule), *(f"{name}={value}" for name, value in where.items())])
+
+
+def prompt_to_prompt(model: Model, source: str, target: str | Sequence[str] | Mapping[str, str] | None = None, kind: str = "replace", *,
+                     cross_replace_steps: float | Window | Mapping[str, float | Window] = 0.8, self_replace_steps: float | Window = 0.4,
+                     self_resolution: float = 0.25, reweight: Mapping[str, float] | None = None, blend: LocalBlend | None = None
+                     ) -> PromptToPrompt:  # fmt: skip
+    """Worlds that draw targets with the source's attention: "source" and "edited" (several targets: by their names, or numbered).
+
+    kind: "replace" words one for one, "refine" by words that are added or taken away, "reweight" the source's own. All of them
+    change cross-attention's probabilities, of the conditional rows only: A = A_source M, columns of new words their own
+    (Hertz et al. 2022, section 3.2).
+    cross_replace_steps: the share f of the steps that take the source's cross-attention, (0, f); a window (a, b); or by target word,
+    {"default_": 0.8, "giraffe": (0, 0.4)}. self_replace_steps: the same for self-attention, of layers whose side is at most
+    `self_resolution` of the latents' (the paper's 16 of 64). reweight: by target word, what its column is multiplied by, in that
+    word's own steps; with any kind. blend: `LocalBlend`.
+
+    Raises ValueError, before anything is generated, for a kind, word, share or resolution that there is not, and for prompts that do
+    not fit the kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: may be {', '.join(KINDS)}")
+    if kind == "reweight":
+        if target not in (None, source) or not reweight:
+            raise ValueError(f'kind="reweight" changes weights in the source\'s own prompt: found target={target!r}, reweight={reweight}; '
+                             'give reweight={word: factor} and no target, or kind="replace" or "refine" with reweight')  # fmt: skip
+        target = source
+    if target is None:
+        raise ValueError(f"kind={kind!r} needs a target; give the prompt to draw")
+    targets = _named(target)
+    alignments = {name: align(model.pipeline.tokenizer, source, prompt, "refine" if kind == "refine" else "replace")
+                  for name, prompt in targets.items()}  # fmt: skip
+    given = cross_replace_steps if isinstance(cross_replace_steps, Mapping) else {DEFAULT: cross_replace_steps}
+    schedule = {word: _window("cross_replace_steps", window) for word, window in given.items()}
+    if DEFAULT not in schedule:
+        raise ValueError(f'cross_replace_steps={given} has no "{DEFAULT}" for the other words; give one')
+    for what, words in (("cross_replace_steps", [word for word in schedule if word != DEFAULT]), ("reweight", reweight or {})):
+        _check_words(what, words, targets.values())
+    window = _window("self_replace_steps", self_replace_steps)
+    selves = up_to(model, "self", self_resolution, "self_resolution") if window[1] > window[0] else []
+    worlds = [World(SOURCE, source)]
+    for name, found in alignments.items():
+        made = [*_cross(found, schedule, reweight or {})]
+        if selves:
+            made.append(mix_attention(selves, SOURCE, steps=window, rows="cond"))
+        if blend is not None:
+            made.append(_blend(model, found, blend, (source, *targets.values())))
+        worlds.append(World(name, found.target.prompt, made))
+    return PromptToPrompt(tuple(worlds), alignments)
+
+
+def _named(target: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(target, str):
+        return {"edited": target}
+    found = dict(target) if isinstance(target, Mapping) else {f"edited {i}": prompt for i, prompt in enumerate(target)}
+    if not found or SOURCE in found:
+        raise ValueError(f'target={target!r}: give one or several prompts, by other names than "{SOURCE}"')
+    return found
+
+
+def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[str, float]):
+    """Interventions on cross-attention: one mix for all tokens of the same steps, and the factors behind it."""
+    length = len(found.target.ids)
+    of = {word: found.target.of(word) for word in (*schedule, *reweight) if word != DEFAULT and places_of(word, found.target.prompt)}
+    windows = {j: schedule[DEFAULT] for j in range(length)}
+    for word in schedule:
+        if word in of and set(of[word]) <= set(found.new):
+            raise ValueError(
+                f"cross_replace_steps: {word!r} is new in {found.target.prompt!r} and keeps its own attention at all steps; leave it out"
+            )
+        windows |= {j: schedule[word] for j in of.get(word, ())}
+    taken = [j for j in range(length) if j not in found.new]
+    for window in dict.fromkeys(windows[j] for j in taken):
+        tokens = tuple(j for j in taken if windows[j] == window)
+        if window[1] > window[0]:
+            where = dict(steps=window, rows="cond") | ({} if len(tokens) == length else {"tokens": tokens})
+            yield mix_attention("unet.*.cross.probs", SOURCE, mapper=found.matrix, **where)
+    for word, factor in reweight.items():
+        if word in of:
+            low, high = window = windows[of[word][0]]
+            if low == high:
+                raise ValueError(f"reweight: {word!r} has no steps, {window}; raise cross_replace_steps, its share of them")
+            yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=window, rows="cond")
+
+
+def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[str]) -> Intervention:
+    positions = {}
+    for what in ("words", "subtract"):
+        _check_words(f"blend.{what}", getattr(blend, what), prompts)
+        for side in ("target", "source"):
+            tokens = getattr(found, side)
+            positions[side, what] = [i for word in getattr(blend, what) if places_of(word, tokens.prompt) for i in tokens.of(word)]
+            if what == "words" and not positions[side, what]:
+                raise ValueError(f"blend.words={blend.words}: {tokens.prompt!r} has none of them, and nothing says where to blend; name "
+                                 "a word of every prompt")  # fmt: skip
+    if not 0 <= blend.start < 1:
+        raise ValueError(f"blend.start={blend.start}: give a share of the steps, from 0 to below 1")
+    maps = [site.name for site in up_to(model, "cross", blend.resolution, "blend.resolution", only=True)]
+    return blend_latents(SOURCE, maps, positions["target", "words"], positions["source", "words"], own_less=positions["target", "subtract"],
+                         source_less=positions["source", "subtract"], threshold=blend.threshold, threshold_less=blend.subtract_threshold,
+                         steps=(float(blend.start), 1.0))  # fmt: skip
+
+
+def up_to(model: Model, kind: str, share: float, what: str, only: bool = False) -> list[Site]:
+    """The "probs" sites whose side is at most, or with `only` the largest that is at most, this share of the latents'."""
+    latent, found = model.pipeline.unet.config.sample_size, {}
+    for site in model.sites(f"unet.*.{kind}.probs"):
+        found.setdefault(round(site.sizes[1] ** 0.5), []).append(site)
+    if not (sides := [side for side in found if side <= share * latent + 1e-6]):
+        raise ValueError(f"{what}={share}: {kind}-attention has sides {sorted(found)} of latents of {latent}; raise it to at least "
+                         f"{min(found) / latent:g}")  # fmt: skip
+    return found[max(sides)] if only else [site for site in model.sites(f"unet.*.{kind}.probs") if round(site.sizes[1] ** 0.5) in sides]
+
+
+def _window(what: str, given: float | Window) -> Window:
+    low, high = (0.0, given) if isinstance(given, (int, float)) else given
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"{what}={given}: give a share of the steps, or two, from 0 to 1, the smaller first")
+    return float(low), float(high)
+
+
+def _check_words(what: str, words: Sequence[str], prompts: Sequence[str]):
+    if missing := [word for word in words if not any(places_of(word, prompt) for prompt in prompts)]:
+        raise ValueError(f"{what}: {missing} are in none of the prompts {list(prompts)}; name words that they have")

@@ -1,0 +1,180 @@
+"""Real images: the noise that a picture comes from, and unconditional embeddings that bring it back under guidance.
+
+photo = invert(model, image, "a zebra in the savanna")
+run = photo.run(model, prompt_to_prompt(model, photo.prompt, "a giraffe in the savanna"))
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from PIL import Image
+from tqdm.auto import tqdm
+
+from workbench.engine import Run
+from workbench.interventions import Intervention, World, set_to
+from workbench.models import Model
+from workbench.pipeline import quiet
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A real image as a run of the model.
+
+    latents: to begin from, (channel, y, x). trajectory: of the inversion, (step, channel, y, x), the image's own latents first.
+    interventions: on the unconditional rows, one for each step; none for plain DDIM inversion. loss: squared error of the latents
+    behind each step of the optimisation.
+    """
+
+    prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    trajectory: torch.Tensor
+    interventions: tuple[Intervention, ...] = ()
+    loss: tuple[float, ...] = ()
+
+    @property
+    def latents(self) -> torch.Tensor:
+        return self.trajectory[-1]
+
+    def worlds(self, worlds: Sequence[World]) -> list[World]:
+        """The worlds with the image's unconditional embeddings."""
+        return [replace(world, interventions=(*world.interventions, *self.interventions)) for world in worlds]
+
+    def run(self, model: Model, worlds: Sequence[World] | None = None, **more) -> Run:
+        """Draw worlds from the image's noise; its own prompt, which reconstructs it, when left out. more: as for `Model.run`.
+
+        Raises ValueError for worlds whose first prompt is not the image's.
+        """
+        worlds = [World("reconstruction", self.prompt)] if worlds is None else list(worlds)
+        if worlds[0].prompt != self.prompt:
+            raise ValueError(f"the first world's prompt is {worlds[0].prompt!r}, but the image was inverted with {self.prompt!r}; begin "
+                             "with that, or invert it with another prompt")  # fmt: skip
+        settings = dict(num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, latents=self.latents[None])
+        return model.run(self.worlds(worlds), **settings | more)
+
+
+def invert(model: Model, images: Sequence[Image.Image], prompts: Sequence[str], *, null_text: bool = True, inner_steps: int = 10,
+           num_inference_steps: int | None = None, guidance_scale: float | None = None) -> list[Inversion]:  # fmt: skip
+    """DDIM inversion of images of the model's own size, and null-text optimisation (Mokady et al. 2022, arXiv 2211.09794).
+
+    Inversion runs at guidance 1 with the images' prompts. Then, step by step, the unconditional embedding is moved (Adam, learning
+    rate 1e-2 (1 - i / 100), at most `inner_steps` updates, ended at a squared error of 1e-5 + 2e-5 i) until guided denoising
+    follows the inversion backwards. At guidance 1 there is nothing to optimise. All images go through the UNet together.
+
+    Raises ValueError for images of another size, as many prompts as images are not given, another scheduler than DDIM, or a model
+    that is not float32.
+    """
+    images, prompts = list(images), list(prompts)
+    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
+    guidance = model.guidance_scale if guidance_scale is None else guidance_scale
+    _check(model, images, prompts)
+    clean = model.encode(images)
+    with model.lock, quiet(model.pipeline), _frozen(model.pipeline.unet):
+        path = _ddim(model, clean, prompts, steps)
+        null, losses = None, []
+        if null_text and guidance > 1:
+            null, losses = _null_text(model, path, prompts, steps, guidance, inner_steps)
+    found = []
+    for i, prompt in enumerate(prompts):
+        made = [] if null is None else [set_to("unet.*.cross.context", null[s, i], steps=[s], rows="uncond") for s in range(steps)]
+        own = () if null is None else tuple(float(loss[i]) for loss in losses)
+        found.append(Inversion(prompt, steps, guidance, path[:, i].cpu(), tuple(made), own))
+    return found
+
+
+def _check(model: Model, images: Sequence, prompts: Sequence[str]):
+    if len(images) != len(prompts) or not images:
+        raise ValueError(f"invert: {len(images)} images and {len(prompts)} prompts; give each image its prompt")
+    if not isinstance(model.pipeline.scheduler, DDIMScheduler):
+        name = type(model.pipeline.scheduler).__name__
+        raise ValueError(f"invert: the pipeline's scheduler is {name}, whose steps cannot be run backwards; set model.pipeline.scheduler = "
+                         "DDIMScheduler.from_config(model.pipeline.scheduler.config)")  # fmt: skip
+    if model.pipeline.unet.dtype != torch.float32:
+        raise ValueError(
+            f"invert: the model is in {model.pipeline.unet.dtype}, too coarse to be optimised; load it with dtype=torch.float32"
+        )
+
+
+@contextmanager
+def _frozen(unet: torch.nn.Module):
+    """Without gradients of the weights, for as long as the block lasts."""
+    before = [parameter.requires_grad for parameter in unet.parameters()]
+    unet.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, needs in zip(unet.parameters(), before):
+            parameter.requires_grad_(needs)
+
+
+def _texts(pipeline, prompts: Sequence[str], guided: bool) -> tuple[list[torch.Tensor], list[dict]]:
+    """What the UNet is given of the prompts, and with guidance of the empty prompt: states, and further arguments (SDXL)."""
+    found = pipeline.encode_prompt(list(prompts), device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=guided)
+    halves = (0, 1) if guided else (0,)
+    if getattr(pipeline, "text_encoder_2", None) is None:
+        return [found[half] for half in halves], [{} for _ in halves]
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts), device=pipeline.device, dtype=found[0].dtype)
+    return [found[half] for half in halves], [{"added_cond_kwargs": {"text_embeds": found[2 + half], "time_ids": sizes}} for half in halves]
+
+
+@torch.no_grad()
+def _ddim(model: Model, clean: torch.Tensor, prompts: Sequence[str], steps: int) -> torch.Tensor:
+    """Latents from the images' own to noise: (step, image, channel, y, x)."""
+    pipeline = model.pipeline
+    scheduler = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(steps, device=pipeline.device)
+    (states,), (more,) = _texts(pipeline, prompts, guided=False)
+    path = [clean]
+    for time in tqdm(scheduler.timesteps, desc="DDIM inversion", disable=None):
+        noise = pipeline.unet(path[-1], time, encoder_hidden_states=states, **more).sample
+        path.append(scheduler.step(noise, time, path[-1]).prev_sample)
+    return torch.stack(path)
+
+
+def _null_text(model: Model, path: torch.Tensor, prompts: Sequence[str], steps: int, guidance: float, inner_steps: int
+               ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
+    """Unconditional states (step, image, token, channel), and behind each step the squared error of each image's latents."""
+    pipeline, found, losses = model.pipeline, [], []
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # a copy: the pipeline's own keeps its state
+    scheduler.set_timesteps(steps, device=pipeline.device)
+    with torch.no_grad():
+        (cond, null), (more, more_null) = _texts(pipeline, prompts, guided=True)
+    latents, null = path[-1], null.clone()
+    for i, time in enumerate(tqdm(scheduler.timesteps, desc="null-text optimisation", disable=None)):
+        goal = path[-2 - i]
+        with torch.no_grad():
+            conditional = pipeline.unet(latents, time, encoder_hidden_states=cond, **more).sample
+
+        def behind(null, latents=latents, time=time, conditional=conditional):
+            empty = pipeline.unet(latents, time, encoder_hidden_states=null, **more_null).sample
+            return scheduler.step(empty + guidance * (conditional - empty), time, latents).prev_sample
+
+        null = _descend(null, lambda null, behind=behind, goal=goal: (behind(null) - goal).square().mean((1, 2, 3)),
+                        lr=1e-2 * max(0.0, 1 - i / 100), enough=1e-5 + 2e-5 * i, updates=inner_steps)  # fmt: skip
+        with torch.no_grad():
+            latents = behind(null)
+        losses.append((latents - goal).square().mean((1, 2, 3)))
+        found.append(null)
+    return torch.stack(found), losses
+
+
+def _descend(start: torch.Tensor, loss_of, lr: float, enough: float, updates: int) -> torch.Tensor:
+    """Adam on each row (row, ...) by itself; a row whose loss (row,) is small enough stays where it is."""
+    best = start.detach().clone()
+    moving = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([moving], lr=lr)
+    active = torch.ones(len(start), dtype=torch.bool, device=start.device)
+    for _ in range(updates):
+        loss = loss_of(moving)
+        active &= loss.detach() >= enough
+        if not active.any():
+            break
+        moving.grad = torch.autograd.grad(loss.sum(), moving)[0]
+        optimizer.step()
+        keep = active.view(-1, *[1] * (start.dim() - 1))
+        best = torch.where(keep, moving.detach(), best)
+    return best
