@@ -257,3 +257,7 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["workbench", "trace", "--first", "1", "--folder", str(tmp_path / "t")])
     with pytest.raises(SystemExit, match=r"stopped: finished parts are kept in .*t; the same command goes on"):
         cli.main()
+    monkeypatch.setattr("workbench.benchmarks.winter.Winter", stopped)
+    monkeypatch.setattr("sys.argv", "workbench benchmark winter".split())
+    with pytest.raises(SystemExit, match=r"stopped: finished parts are kept in runs.winter; the same command goes on"):
+        cli.main()

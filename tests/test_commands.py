@@ -8,6 +8,7 @@ import pytest
 import workbench as wb
 from workbench import cli, demo
 from workbench.benchmarks import edit_speed, edit_tasks, prompt_to_prompt, speed, swap, windows, winter
+from workbench.cli.change import P2P
 from workbench.localize import agreement, looking, survey
 from workbench.menagerie.world import Scene, render
 
@@ -196,7 +197,7 @@ def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
 
 def test_the_p2p_command_draws_generated_and_real_edits(tmp_path, monkeypatch, capsys):
     render(Scene("zebra", seed=3))[0].save(tmp_path / "zebra.png")
-    command = cli.P2P(target=("a giraffe in the savanna",), word_steps=("giraffe=0.5",), blend=("zebra", "giraffe"), blend_resolution=0.5,
+    command = P2P(target=("a giraffe in the savanna",), word_steps=("giraffe=0.5",), blend=("zebra", "giraffe"), blend_resolution=0.5,
                       seeds=1, out=tmp_path / "edit")  # fmt: skip
     monkeypatch.setattr(command, "load", lambda: replace(wb.load(), num_inference_steps=2))
     command.run()

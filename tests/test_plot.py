@@ -5,7 +5,8 @@ import pytest
 import torch
 import xarray as xr
 
-from workbench import cli, plot
+from workbench import plot
+from workbench.cli.find import overview
 from workbench.steering.direction import Component, Direction
 
 LAYERS, KINDS = [f"text_encoder.{i}" for i in range(3)], ["attention", "mlp"]
@@ -68,7 +69,7 @@ def test_an_image_grid_has_a_row_a_world():
 
 @pytest.mark.parametrize("more", [{}, dict(tokens=("a", "b")), dict(steps=("0-0.5", "0.5-1"))])
 def test_the_overview_fits_what_was_traced(more):
-    figure = cli.overview(effects(**more), "title")
+    figure = overview(effects(**more), "title")
     assert len([ax for ax in figure.axes if ax.get_ylabel().startswith("text_encoder")]) == (2 if more else 1)
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from workbench.blend import add_maps, inside
 from workbench.interventions import BlendLatents, MapInput, ReplacePrompt, World, source_world, transform
-from workbench.pipeline import PipelineRoot, explicit_attention, quiet
+from workbench.pipeline import PipelineRoot, encode, explicit_attention, quiet
 from workbench.plan import Action, batches, resolve
 from workbench.sites import IMAGE, Site
 
@@ -338,13 +338,6 @@ def text_values(model, prompts: Sequence[str], sites: Sequence[Site], *, inputs:
                     found[site] = nnsight.save(module.input if inputs or site.port == "input" else _first(module.output))
                 tracer.stop()
     return {site: value.detach().cpu() for site, value in found.items()}
-
-
-def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prompts as the UNet is given them: states (prompt, token, channel) and, in SDXL, pooled vectors (prompt, channel)."""
-    with torch.no_grad():
-        found = pipeline.encode_prompt(prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
-    return found[0], found[2] if len(found) > 2 else None
 
 
 def wrap(pipeline) -> nnsight.NNsight:

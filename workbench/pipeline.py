@@ -1,4 +1,4 @@
-"""What the engine needs of a diffusers pipeline: to be one module, to be quiet, and to show its attention probabilities."""
+"""What the engine needs of a diffusers pipeline: to be one module, to encode prompts, to be quiet, to show attention probabilities."""
 
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -38,6 +38,13 @@ class ExplicitAttention:
         query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(context)), split(attn.to_v(context))
         probs = attn.probs((query @ key.transpose(-1, -2) * attn.scale).softmax(-1))
         return attn.to_out[1](attn.to_out[0](rearrange(probs @ value, "row head i c -> row i (head c)")))
+
+
+def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Prompts as the UNet is given them: states (prompt, token, channel) and, in SDXL, pooled vectors (prompt, channel)."""
+    with torch.no_grad():
+        found = pipeline.encode_prompt(prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    return found[0], found[2] if len(found) > 2 else None
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def paired(ax, cells: pd.DataFrame):
     shares = cells.loc["target"].value
     ax.set_yticks(range(len(rows)), [f"{arm} ({shares[arm]:.2f})" for arm in rows.index], fontsize=7)
     ax.set(xlabel="change outside both subjects, minus the new prompt's, 95 %", ylabel="",
-           title=f"Left of 0 keeps more (in brackets: target there; new prompt {shares['new prompt']:.2f})")  # fmt: skip
+           title=f"Left of 0 keeps more (target there; new prompt {shares['new prompt']:.2f})")  # fmt: skip
 
 
 def pictures(model: Model, pairs, path: Path, steps: int | None):
@@ -70,16 +70,17 @@ def pictures(model: Model, pairs, path: Path, steps: int | None):
     rows = []
     for i, pair in enumerate(pairs):
         edit = lambda pair=pair, **more: prompt_to_prompt(model, pair.source, {"edited": pair.target}, **more)[1]
-        blend = LocalBlend(pair.words, resolution=0.5)
+        blend = LocalBlend(pair.words, resolution=0.5, threshold=0.7)
         found = {"source": World("source", pair.source), "new prompt": World("new prompt", pair.target), "P2P": edit(),
-                 "P2P, blend 0.5": edit(blend=blend), "self 0.8, all sizes": edit(self_replace_steps=0.8, self_resolution=1.0)}  # fmt: skip
+                 "P2P, blend 0.5,\nthreshold 0.7": edit(blend=blend),
+                 "self 0.8, all sizes": edit(self_replace_steps=0.8, self_resolution=1.0)}  # fmt: skip
         worlds = [World(name, world.prompt, world.interventions) for name, world in found.items()]
         run = model.run(worlds, seeds=[1000 + i], num_inference_steps=steps, progress=False)
         rows.append(run.images.isel(seed=0, drop=True).assign_coords(world=list(found)))
     names = [f"{pair.words[0]} -> {pair.words[1]}\n{pair.source.split(maxsplit=2)[2]}" for pair in pairs]
     sheet = xr.concat(rows, dim=pd.Index(names, name="pair")).rename(world="drawn by").transpose("pair", "drawn by", ...)
     ax = plt.subplots(figsize=(8.5, 1.5 * len(pairs)), layout="constrained")[1]
-    plot.image_grid(sheet, ax=ax, title="The same noise in every row").set_ylabel("")
+    plot.image_grid(sheet, ax=ax, title="One starting noise in each row").set_ylabel("")
     ax.tick_params(axis="x", rotation=0, labelsize=8)
-    ax.figure.savefig(path, dpi=110)
+    ax.figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(ax.figure)

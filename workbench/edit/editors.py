@@ -20,7 +20,8 @@ from einops import rearrange
 
 from workbench.edit.closed_form import Moments, Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
-from workbench.engine import encode, text_values
+from workbench.engine import text_values
+from workbench.pipeline import encode
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, layer_and_kind, weight_of
 from workbench.text import Tokens, tokenize

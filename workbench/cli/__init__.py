@@ -1,0 +1,55 @@
+"""The command line: `workbench trace`, `locate`, `steer`, `p2p`, `edit`, `benchmark swap`, `sites "unet.*.cross"`; see `--help`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from workbench.benchmarks import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter, winter_study
+from workbench.cli.change import P2P, EditConcept, SteerConcept
+from workbench.cli.find import ListSites, Locate, Trace
+
+
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+@dataclass
+class Benchmark:
+    """Run a benchmark on the embedded model."""
+
+    which: (
+        Annotated[swap.SwapOptions, tyro.conf.subcommand("swap")]
+        | Annotated[windows.WindowsOptions, tyro.conf.subcommand("windows")]
+        | Annotated[edit_tasks.TasksOptions, tyro.conf.subcommand("tasks")]
+        | Annotated[winter_study.WinterOptions, tyro.conf.subcommand("winter")]
+        | Annotated[edit_speed.EditSpeedOptions, tyro.conf.subcommand("edit-speed")]
+        | Annotated[prompt_to_prompt.P2POptions, tyro.conf.subcommand("p2p")]
+    )
+
+    def run(self):
+        mains = {swap.SwapOptions: swap.main, windows.WindowsOptions: windows.main, edit_tasks.TasksOptions: edit_tasks.main,
+                 winter_study.WinterOptions: winter.main, edit_speed.EditSpeedOptions: edit_speed.main,
+                 prompt_to_prompt.P2POptions: prompt_to_prompt.main}  # fmt: skip
+        mains[type(self.which)](self.which)
+
+
+def main():
+    command = None
+    try:
+        commands = {
+            "trace": Trace,
+            "locate": Locate,
+            "steer": SteerConcept,
+            "p2p": P2P,
+            "edit": EditConcept,
+            "benchmark": Benchmark,
+            "sites": ListSites,
+        }
+        command = tyro.extras.subcommand_cli_from_dict(commands, prog="workbench")
+        command.run()
+    except KeyboardInterrupt:
+        folder = getattr(command, "folder", None) or getattr(getattr(command, "which", None), "runs", None)
+        kept = (
+            f"finished parts are kept in {folder}; the same command goes on" if folder else "nothing is kept; give --folder to keep parts"
+        )
+        raise SystemExit(f"\nstopped: {kept}") from None
+    except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as error:
+        raise SystemExit(f"workbench: {error.args[0] if isinstance(error, KeyError) else error}") from None

@@ -1,0 +1,189 @@
+"""Commands that change what a model does: `workbench steer`, `p2p`, `edit`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from PIL import Image
+
+from workbench import edit as edits
+from workbench import plot
+from workbench.cli.common import Common
+from workbench.interventions import World
+from workbench.metrics import Scorer, as_pil, pixel_distance
+from workbench.p2p import edit as p2p
+from workbench.p2p.inversion import invert
+from workbench.prompts import Prompt, prompt_pairs, prompt_set
+from workbench.results import mean
+from workbench.steering.direction import direction
+
+
+@dataclass
+class SteerConcept(Common):
+    """Steer prompts towards a concept; write the direction, and images and measures of each strength."""
+
+    pairs: str = "winter"
+    """Prompts with the concept and without: winter, night, watercolor, or a CSV file with the columns positive and negative."""
+    sites: tuple[str, ...] = ("text_encoder.*.mlp",)
+    """Globs, of the text encoder or the UNet."""
+    pool: Literal["own", "eos", "positions"] = "positions"
+    """Of the text encoder: which positions a direction is taken from."""
+    prompts: tuple[str, ...] = ("a photo of a zebra in the savanna", "a lion on a sunny day")
+    """To be steered."""
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    raw: bool = False
+    """Strengths multiply the direction as it is, not one as long as each site's activations are on average."""
+    keep_norm: bool = False
+    """Every activation keeps its norm."""
+    text: str | None = None
+    """What images are compared with; the name of the pairs when left out."""
+    seeds: int = 2
+    scorer: str | None = None
+    """An open_clip model; the embedded grader when left out."""
+    pretrained: str | None = None
+    """Its weights."""
+    out: Path = Path("figures/steer")
+    """OUT.safetensors, OUT.png and OUT.csv."""
+
+    def run(self):
+        model, text = self.load(), self.text or Path(self.pairs).stem
+        scorer = Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
+        found = direction(model, *prompt_pairs(self.pairs), self.sites, pool=self.pool)
+        print(found)
+        found.save(self.out.with_suffix(".safetensors"))
+        columns, rows = {"unsteered": ()}, []
+        columns |= {f"{s:g}": found.steer(s, unit=not self.raw, keep_norm=self.keep_norm) for s in self.strengths}
+        strips = {}
+        for prompt in self.prompts:
+            images = model.run([World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)).images
+            for name in columns:
+                mine = images.sel(world=name)
+                values = {text: scorer.similarity(as_pil(mine), text), "prompt": scorer.similarity(as_pil(mine), prompt),
+                          "pixel_distance": pixel_distance(mine, images.sel(world="unsteered"))}  # fmt: skip
+                for measure, each in values.items():
+                    value, low, high = mean(each)
+                    rows.append(dict(prompt=prompt, strength=name, measure=measure, value=value, low=low, high=high, images=self.seeds))
+            strips |= {f"{prompt}\nseed {seed}": images.sel(seed=seed) for seed in images.seed.values}
+        table = pd.DataFrame(rows)
+        table.round(4).to_csv(self.out.with_suffix(".csv"), index=False)
+        print(table.pivot_table(index=["prompt", "strength"], columns="measure", values="value", sort=False).round(3).to_string())
+        grid = xr.concat(strips.values(), pd.Index(strips, name="image")).rename(world="strength").transpose("image", "strength", ...)
+        plot.image_grid(grid, title=f"Steered towards {text} at {', '.join(self.sites)}").figure.savefig(
+            self.out.with_suffix(".png"), dpi=120
+        )
+        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}.csv")
+
+
+@dataclass
+class P2P(Common):
+    """Prompt-to-Prompt: draw prompts with the attention of a source, or of a real picture; print what was aligned, write OUT.png."""
+
+    source: str = "a zebra in the savanna"
+    target: tuple[str, ...] = ()
+    """One prompt or several; none to reweight the source."""
+    kind: Literal[p2p.KINDS] = "replace"
+    cross: float = 0.8
+    """Share of the steps that take the source's cross-attention."""
+    word_steps: tuple[str, ...] = ()
+    """Other shares for single words, as giraffe=0.4."""
+    self_attention: float = 0.4
+    """Share of the steps that take the source's self-attention."""
+    self_resolution: float = 0.25
+    """Side of the largest self-attention that is taken, as a share of the latents'."""
+    reweight: tuple[str, ...] = ()
+    """Factors of words, as winter=2."""
+    blend: tuple[str, ...] = ()
+    """Words outside whose regions the source stays."""
+    subtract: tuple[str, ...] = ()
+    """Words whose regions are taken away from those again."""
+    blend_resolution: float = 0.25
+    """Side of the maps that blend reads, as a share of the latents'."""
+    threshold: float = 0.3
+    """Of blend's regions."""
+    image: Path | None = None
+    """A picture of the model's size to edit; it is inverted first."""
+    seeds: int = 4
+    """Pictures of each prompt; with an image always one."""
+    out: Path = Path("figures/p2p")
+    """OUT.png."""
+
+    def run(self):
+        model, blend = self.load(), None
+        if self.blend:
+            blend = p2p.LocalBlend(self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution)
+        edit = p2p.prompt_to_prompt(
+            model, self.source, self.target[0] if len(self.target) == 1 else self.target or None, self.kind,
+            cross_replace_steps={p2p.DEFAULT: self.cross} | _numbers("word-steps", self.word_steps), blend=blend,
+            self_replace_steps=self.self_attention, self_resolution=self.self_resolution, reweight=_numbers("reweight", self.reweight),
+        )  # fmt: skip
+        print(edit)
+        if self.image is None:
+            images = model.run(edit, seeds=range(self.seeds)).images
+        else:
+            picture = Image.open(self.image).convert("RGB")
+            (photo,) = invert(model, [picture], [self.source])
+            drawn = photo.run(model, edit).images
+            images = xr.concat([drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn], "world")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{self.source} -> {', '.join(self.target) or ', '.join(self.reweight)}"
+        plot.image_grid(images, title=title).figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        print(f"wrote {self.out.with_suffix('.png')}")
+
+
+@dataclass
+class EditConcept(Common):
+    """Make words act as others by changing weights; write the edit, its LoRA where it can be one, and pictures before and after."""
+
+    old: str = "a zebra"
+    """Words whose meaning is changed."""
+    new: str = "a giraffe"
+    """Words that they shall act as."""
+    editor: Literal["locoedit", "diff_quickfix", "time_edit", "uce", "swap"] = "locoedit"
+    sites: tuple[str, ...] = ()
+    """Globs or layers that a localizer chose; the editor's own when left out (locoedit: all cross-attention layers)."""
+    tokens: tuple[str, ...] = ()
+    """Which positions are keys; the editor's own when left out."""
+    lam: float | None = None
+    """The editor's own when left out."""
+    preserve: str | None = None
+    """A prompt set whose prompts keep their meaning, as swap/preserve."""
+    prompts: tuple[str, ...] = ()
+    """For the pictures; old and new when left out."""
+    seeds: int = 4
+    out: Path = Path("figures/edit")
+    """OUT.safetensors, OUT.png and OUT_lora/."""
+
+    def run(self):
+        model, settings = self.load(), {}
+        if self.sites or self.editor == "locoedit":
+            settings["sites"] = self.sites or ("unet.*.cross",)
+        settings |= ({"tokens": self.tokens} if self.tokens else {}) | ({} if self.lam is None else {"lam": self.lam})
+        if self.preserve:
+            settings |= dict(preserve=[Prompt("", ""), *(Prompt(p.prompt, "") for p in prompt_set(self.preserve))], preserve_tokens="all")
+        concepts = (self.old, self.new) if self.editor == "swap" else ({self.old: self.new},)
+        edit = getattr(edits, self.editor)(model, *concepts, **settings)
+        print(edit)
+        edit.save(self.out.with_suffix(".safetensors"))
+        edit.to_lora(self.out.with_name(f"{self.out.name}_lora"))
+        prompts = self.prompts or (self.old, self.new)
+        draw = lambda: model.generate([p for p in prompts for _ in range(self.seeds)], seed=[*range(self.seeds)] * len(prompts))
+        before = draw()
+        with model.applied(edit):
+            after = draw()
+        rows = {f"{prompt}\n{when}": np.stack(some[i * self.seeds : (i + 1) * self.seeds]) / 255
+                for i, prompt in enumerate(prompts) for when, some in (("before", before), ("after", after))}  # fmt: skip
+        images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
+                              coords={"world": list(rows), "seed": range(self.seeds)})  # fmt: skip
+        plot.image_grid(images, title=f"{self.editor}: {self.old} -> {self.new}").figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
+
+
+def _numbers(option: str, given: tuple[str, ...]) -> dict[str, float]:
+    """{"winter": 2.0} of "winter=2"."""
+    try:
+        return {word: float(number) for word, number in (each.rsplit("=", 1) for each in given)}
+    except ValueError:
+        raise ValueError(f"--{option} {' '.join(given)}: give word=number, as winter=2") from None

@@ -1,0 +1,136 @@
+"""Commands that find where a model keeps something: `workbench trace`, `locate`, `sites`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tyro
+import xarray as xr
+
+from workbench import plot
+from workbench.cli.common import Common
+from workbench.localize.causal_trace import TraceSpec, causal_trace
+from workbench.localize.compare import compare_localizers
+from workbench.localize.locogen import LocoGenSpec, locogen
+from workbench.metrics import METRICS, Scorer
+from workbench.prompts import prompt_set
+from workbench.results import effects, strongest, with_interval
+
+
+@dataclass
+class Study(Common):
+    """What every localizer is asked on."""
+
+    prompts: str = "object"
+    """A prompt set (object, style, colour, season, action, position, fact) or a CSV file."""
+    first: int | None = None
+    """Only so many of its prompts."""
+    metric: Literal[METRICS] = "probability"
+    scorer: str | None = None
+    """An open_clip model; the embedded grader when left out."""
+    pretrained: str | None = None
+    """Its weights."""
+    folder: Path | None = None
+    """Where finished parts are kept; the same command goes on where it was stopped."""
+    batch_size: int = 16
+
+    def common(self) -> dict:
+        return dict(folder=self.folder, batch_size=self.batch_size,
+                    scorer=Scorer(self.scorer, pretrained=self.pretrained, device=self.device))  # fmt: skip
+
+    def save(self, table: pd.DataFrame, figure: plt.Figure):
+        """Print the head of a table, and write it and its figure beside each other."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(self.out.with_suffix(".csv"), index=False)
+        print(table.head(10).round(3).to_string(index=False))
+        figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        print(f"wrote {self.out.with_suffix('.png')} and {self.out.with_suffix('.csv')}")
+
+
+@dataclass
+class Trace(Study):
+    """Trace where a model keeps a concept; write OUT.png, OUT.csv and print the strongest sites."""
+
+    spec: Annotated[TraceSpec, tyro.conf.arg(name="")] = field(default_factory=TraceSpec)
+    out: Path = Path("figures/trace")
+
+    def run(self):
+        data = causal_trace(self.load(), prompt_set(self.prompts)[: self.first], self.spec, **self.common())
+        found = effects(data, self.metric)
+        clean = float(data.clean.sel(metric=self.metric).mean())
+        print(f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {with_interval(found, 'total_effect')}; "
+              f"{data.sizes['prompt']} prompts x {data.sizes['draw']} draws x {data.sizes['seed']} seeds")  # fmt: skip
+        self.save(strongest(found), overview(found, f"{self.prompts}, {self.spec.corruption}: what restoring one state brings back"))
+
+
+@dataclass
+class Locate(Study):
+    """Find the cross-attention layers whose text decides an attribute (LocoGen); write OUT.png, OUT.csv and print the best window."""
+
+    spec: Annotated[LocoGenSpec, tyro.conf.arg(name="")] = field(default_factory=LocoGenSpec)
+    direction: Literal["min", "max"] = "min"
+    """How far the prompt's attribute falls, or how far the target's rises."""
+    compare: bool = False
+    """Rank the layers by causal tracing, entropy and attention contribution too, and say how far they agree."""
+    noise_multiple: float = 3.0
+    """Of compare's causal tracing."""
+    out: Path = Path("figures/locate")
+
+    def run(self):
+        model, prompts, spec = self.load(), prompt_set(self.prompts)[: self.first], self.spec
+        if self.compare:
+            trace = TraceSpec(noise_multiple=self.noise_multiple, seeds=spec.seeds, num_inference_steps=spec.num_inference_steps,
+                              guidance_scale=spec.guidance_scale)  # fmt: skip
+            found = compare_localizers(model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common())
+            print(found.agreement().round(3).to_string(index=False))
+            figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+            plot.ranks(found, ax=axes[0], title=f"{self.prompts}: rank of each layer")
+            plot.agreement(found, ax=axes[1], title="agreement; on the diagonal, of halves of the prompts")
+            self.save(found.table().sort_values("rank", kind="stable"), figure)
+            return
+        found = locogen(model, prompts, spec, **self.common())
+        several = {name: getattr(found.data, name).values.tolist() for name in ("inputs", "heads", "steps")}
+        where = {name: values[0] for name, values in several.items()}
+        panels = [found.effects(self.metric, self.direction, width=width) for width in spec.widths]
+        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 3.6 * len(panels)), layout="constrained", squeeze=False)
+        said = ", ".join(f"{name} {where[name]}" for name, values in several.items() if len(values) > 1)
+        for ax, width, panel in zip(axes.flat, spec.widths, panels):
+            plot.profile(panel.sel(**where), ax=ax, title=f"{self.prompts}: target prompt at {width} layer(s){', ' + said if said else ''}")
+            best = found.best(width, self.metric, self.direction, **where)
+            effect = panel.sel(site=best[0], **where)
+            print(f"width {width}: full replacement {with_interval(panel, 'total_effect')}, best {' + '.join(best)}: "
+                  f"{with_interval(effect, 'direct_effect')} ({panel.attrs['unit']}), "
+                  f"p = {found.chance(width, self.metric, self.direction, **where):.4f} against shuffled windows")  # fmt: skip
+        self.save(strongest(found.effects(self.metric, self.direction)), figure)
+
+
+@dataclass
+class ListSites(Common):
+    """Print a model's sites in execution order."""
+
+    globs: tyro.conf.Positional[tuple[str, ...]] = ("*",)
+
+    def run(self):
+        print(self.load().sites(*self.globs))
+
+
+def overview(found: xr.Dataset, title: str) -> plt.Figure:
+    """The picture that fits a trace: layer x token and module x steps as heat-maps, else layer x component or a profile."""
+    kinds = list(dict.fromkeys(found.kind.values))
+    if found.sizes["token"] > 1 or found.sizes["steps"] > 1:
+        x = "token" if found.sizes["token"] > 1 else "steps"
+        panels = [found.sel(site=found.kind == kind) for kind in kinds]
+        rows = max(panel.sizes["site"] for panel in panels)
+        figure, axes = plt.subplots(1, len(kinds), figsize=(len(kinds) * (2 + 0.4 * found.sizes[x]), 2 + 0.28 * rows), layout="constrained",
+                                    squeeze=False)  # fmt: skip
+        limit = float(np.nanmax(np.abs(found.indirect_effect)))
+        for ax, kind, panel in zip(axes.flat, kinds, panels):
+            plot.heatmap(panel, x, "layer", ax=ax, title=kind, limit=limit)
+        figure.suptitle(title)
+        return figure
+    if all(name.startswith("text_encoder") for name in found.site.values):
+        return plot.heatmap(found, "kind", "layer", title=title).figure
+    return plot.profile(found, title=title).figure
