@@ -235,6 +235,10 @@ def test_it_works_at_64_by_64_latents():
     assert {model.sites(name)[0].sizes[1] for name in blend.rule.maps} == {16 * 16}
     run = model.run(edit, num_inference_steps=2, seeds=(0,), progress=False)
     assert run.images.sizes["y"] == 128 and np.isfinite(run.images).all()
+    (photo,) = invert(model, [picture(model)], [ZEBRA], num_inference_steps=2, guidance_scale=3.0, inner_steps=1)
+    assert photo.latents.shape == (4, 64, 64)
+    real = photo.run(model, edit, progress=False)
+    assert real.images.sizes["y"] == 128 and apart(real.images.sel(world="source"), run.images.sel(world="source")) > 0.01
 
 
 # Local blend.

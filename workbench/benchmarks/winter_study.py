@@ -170,6 +170,7 @@ class Winter:
         return adaptive_strength(self.model, self.held_out, self.directions["winter", TEXT], self.concepts["winter"], spec,
                                  strengths=self.searched[TEXT], folder=self.options.runs / "adaptive", **self.common)  # fmt: skip
 
+    @cached_property
     def tuned(self) -> dict[tuple[str, str], pd.DataFrame]:
         """What the tuning prompts gave, by place and kind of method; the unsteered images first."""
         found = {}
@@ -183,7 +184,7 @@ class Winter:
     @property
     def favourite(self) -> str:
         """How the method begins that the rule prefers among all, on the tuning prompts: it is submitted."""
-        return ", ".join(max(self.tuned().items(), key=lambda item: self.chosen(item[1]).concept_similarity)[0])
+        return ", ".join(max(self.tuned.items(), key=lambda item: self.chosen(item[1]).concept_similarity)[0])
 
     def methods(self) -> dict[str, Variant]:
         """Everything that is compared, by name."""
@@ -193,7 +194,7 @@ class Winter:
         for layer, strength in PUBLISHED.items():
             site = text.sites[layer * depth // PUBLISHED_DEPTH]
             four[site] = four.get(site, 0) + strength
-        best = {which: self.chosen(table) for which, table in self.tuned().items()}
+        best = {which: self.chosen(table) for which, table in self.tuned.items()}
         single, every = ({where: best[where, which] for where in SITES} for which in ("one layer", "all layers"))
         name = lambda row: f"{row.site.removeprefix('text_encoder.').removeprefix('unet.').rsplit('.', 1)[0]} at {row.strength:g}"
         fixed, kinds = self.fixed, [keyword_class(prompt.prompt) for prompt in self.held_out]

@@ -78,7 +78,7 @@ def prompt_to_prompt(model: Model, source: str, target: str | Sequence[str] | Ma
     cross_replace_steps: the share f of the steps that take the source's cross-attention, (0, f); a window (a, b); or by target word,
     {"default_": 0.8, "giraffe": (0, 0.4)}. self_replace_steps: the same for self-attention, of layers whose side is at most
     `self_resolution` of the latents' (the paper's 16 of 64). reweight: by target word, what its column is multiplied by, in that
-    word's own steps; with any kind. blend: `LocalBlend`.
+    word's own steps; with any kind. blend: `LocalBlend`. In SDXL each world keeps the pooled text vector of its own prompt.
 
     Raises ValueError, before anything is generated, for a kind, word, share or resolution that there is not, and for prompts that do
     not fit the kind.
