@@ -42,7 +42,7 @@ shown = ax.imshow(used, cmap="Blues", vmin=0, vmax=1)
 ax.set_xticks(range(used.shape[1]), found.target.pieces[: used.shape[1]], rotation=90)
 ax.set_yticks(range(used.shape[0]), found.source.pieces[: used.shape[0]])
 _ = figure.colorbar(shown, label="share of the source token's attention")
-ax.set(xlabel="target token", ylabel="source token", title="M of zebra -> elephant")
+_ = ax.set(xlabel="target token", ylabel="source token", title="M of zebra -> elephant")
 
 # %% [markdown]
 # ## Replace
@@ -101,7 +101,7 @@ to = wb.prompt_to_prompt(model, photo.prompt, "a camel on the beach", self_resol
 drawn = photo.run(model, to, progress=False).images.isel(seed=0)
 
 # %%
-named = {"picture": picture, "DDIM inversion": back, "null-text": drawn[0], "edited": drawn[1], "rendered camel": truth}
+named = {"picture": picture, "DDIM\ninversion": back, "null-text": drawn[0], "edited": drawn[1], "rendered\ncamel": truth}
 strip = xr.DataArray(np.stack(list(named.values()))[None], dims=("row", "picture", "y", "x", "colour"),
                      coords={"row": [""], "picture": list(named)})  # fmt: skip
 _ = wb.plot.image_grid(strip, title="a rendered cow, reconstructed, then edited").set(xlabel="", ylabel="")

@@ -79,14 +79,16 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
 def image_grid(images: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Images (ROW, COLUMN, y, x, colour) in [0, 1], such as a run's (world, seed, ...); transpose them to lay them otherwise."""
     rows, columns, height, width = images.shape[:4]
-    ax = ax or plt.subplots(figsize=(1.5 + 1.2 * columns, 0.6 + 1.2 * rows), layout="constrained")[1]
+    names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
+    longest = max(len(line) for name in names[1] for line in name.split("\n"))
+    space = 0.6 + (0.08 * longest if longest > 10 else 0)  # inches, for the title and what stands below
+    ax = ax or plt.subplots(figsize=(1.5 + 1.2 * columns, space + 1.2 * rows), layout="constrained")[1]
     sheet = np.ones((rows * (height + 2), columns * (width + 2), 3), np.float32)
     for r in range(rows):
         for c in range(columns):
             sheet[r * (height + 2) : r * (height + 2) + height, c * (width + 2) : c * (width + 2) + width] = images[r, c]
     ax.imshow(sheet)
-    names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
-    ax.set_xticks(np.arange(columns) * (width + 2) + width / 2, names[1], rotation=90 if max(map(len, names[1])) > 10 else 0)
+    ax.set_xticks(np.arange(columns) * (width + 2) + width / 2, names[1], rotation=90 if longest > 10 else 0)
     ax.set_yticks(np.arange(rows) * (height + 2) + height / 2, names[0])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -167,7 +169,7 @@ def activation_difference(directions: Mapping[str, Direction], *, ax: Axes | Non
             [sites.index(site) for site in rows.site], rows.relative_length, rows.relative_error, marker="o", ms=4, capsize=2, label=name
         )
     prefix, short = _shorten(sites)
-    ax.set_xticks(range(len(sites)), short, rotation=90 if len(sites) > 12 else 0)
+    ax.set_xticks(range(len(sites)), short, rotation=90 if len(sites) > 8 else 0)
     ax.set(xlabel=f"{prefix} site, in execution order".strip(), ylabel="difference of means / mean activation norm", title=title or "")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=8)

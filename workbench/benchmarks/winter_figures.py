@@ -74,7 +74,7 @@ def differences(text: Mapping[str, Direction], unet: Direction, path: Path):
 def strips(rows: Mapping[str, xr.DataArray], path: Path):
     """Images over strengths, one panel for each family: (prompt, strength, y, x, colour)."""
     figure, axes = plt.subplots(
-        1, len(rows), figsize=(9 * len(rows), 1.2 + 1.3 * max(len(images) for images in rows.values())), layout="constrained"
+        1, len(rows), figsize=(9 * len(rows), 0.9 + 1.05 * max(len(images) for images in rows.values())), layout="constrained"
     )
     for ax, (where, images) in zip(np.atleast_1d(axes), rows.items()):
         plot.image_grid(images, ax=ax, title=where)

@@ -245,11 +245,12 @@ class Winter:
         return xr.concat(rows.values(), pd.Index(rows, name="world"))
 
     def other(self, names: Sequence[str]) -> tuple[float, dict[str, xr.Dataset]]:
-        """Other concepts, alone and together, by all layers of the text encoder at one strength, chosen by the same rule."""
+        """Other concepts, alone and together, by all layers of the text encoder at one strength, chosen by the same rule but for what is
+        most: the grader's probability, for telling "at night" lowers the similarity to the bare word on the tuning prompts."""
         joined = "+".join(names)
         steered = sum((self.directions[name, TEXT] for name in names[1:]), start=self.directions[names[0], TEXT])
         told = lambda prompts: [replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)) for prompt in prompts]
-        strengths = (0.25, 0.5, 0.75, 1.0)
+        strengths = [strength for strength in self.ladder if strength <= 1]
         at = lambda strength, prompts: [steered.steer(strength)] * len(prompts)
         tuned = {str(s): ({"variant": f"{s:g}"}, at(s, self.tune)) for s in strengths} | {
             "told": ({"variant": "told"}, [(t,) for t in told(self.tune)])
@@ -257,7 +258,7 @@ class Winter:
         found = [self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, **self.tuning).mean(("prompt", "seed"))
                  for name in names]  # fmt: skip
         lost = found[0].steered.sel(metric="similarity")
-        gained = sum(each.steered.sel(metric="concept_similarity") for each in found)
+        gained = sum(each.steered.sel(metric="concept_probability") for each in found)
         kept = [f"{s:g}" for s in strengths if lost.sel(variant=f"{s:g}") >= lost.sel(variant="told")] or [f"{strengths[0]:g}"]
         best = float(max(kept, key=lambda each: float(gained.sel(variant=each))))
         held = {"steered": ({"variant": f"steered (x {best:g})"}, at(best, self.held_out)),
