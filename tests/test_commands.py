@@ -132,7 +132,7 @@ def test_the_winter_benchmark_reports_every_method(tmp_path):
     winter.main(options)
     table = pd.read_csv(tmp_path / "steering.csv")
     assert len(table) == 5 * (1 + 14 + 4) and set(table.metric) == set(winter.METRICS)
-    assert len(pd.read_csv(tmp_path / "steering_equal_fidelity.csv")) == len(winter.SHARES) * 6
+    assert len(pd.read_csv(tmp_path / "steering_equal_fidelity.csv")) == 2 * len(winter.SHARES) * 6
     submission = pd.read_csv(tmp_path / "r" / "submission" / "submission.csv")
     assert list(submission.ID) == [1, 2] and all((tmp_path / "r" / "submission" / name).exists() for name in submission.image)
     others = pd.read_csv(tmp_path / "steering_concepts.csv")

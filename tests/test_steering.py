@@ -358,7 +358,7 @@ def test_families_are_compared_where_they_lost_as_much():
         steered.loc[dict(metric="similarity", variant=variant)] = 0.9 - np.array(lost[variant.split(",")[0]])
         steered.loc[dict(metric="concept_similarity", variant=variant)] = [0.5, 0.6]
     data = xr.Dataset(dict(steered=steered, unsteered=unsteered))
-    found = at_equal_fidelity(data, (0.1, 0.4, 0.6)).set_index(["drop", "variant"])
+    found = at_equal_fidelity(data, (0.1, 0.4, 0.6), "concept_similarity").set_index(["drop", "variant"])
     assert found.value[0.1, variants[0]] == pytest.approx(0.3) and found.value[0.1, variants[1]] == pytest.approx(0.2)
     assert found.value[0.1, "UNet, all layers minus text encoder, all layers"] == pytest.approx(-0.1)
     assert found.low[0.1, variants[0]] == found.high[0.1, variants[0]] == pytest.approx(0.3) and (found.n == 6).all()

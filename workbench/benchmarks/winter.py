@@ -51,8 +51,7 @@ def against(data: xr.Dataset, a: str, b: str, metrics: Sequence[str] = METRICS) 
     return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
 
 
-def at_equal_fidelity(data: xr.Dataset, drops: Sequence[float], concept: str = "concept_similarity", fidelity: str = "similarity"
-                      ) -> pd.DataFrame:  # fmt: skip
+def at_equal_fidelity(data: xr.Dataset, drops: Sequence[float], concept: str, fidelity: str = "similarity") -> pd.DataFrame:
     """How much of the concept each family has where it has lost as much fidelity, and what the UNet has more than the text encoder.
 
     data: scores over factors. drops: of fidelity, from the unsteered images. Between two factors, and from the unsteered images to
@@ -137,7 +136,8 @@ def main(options: WinterOptions):
     winter_figures.layers(study.sweeps, options.out / "steering_layers.png")
     curves = summary(study.frontier)
     curves.to_csv(options.out / "steering_frontier.csv", index=False)
-    equal = at_equal_fidelity(study.frontier, [part * study.budget for part in SHARES])
+    drops = [part * study.budget for part in SHARES]
+    equal = pd.concat([at_equal_fidelity(study.frontier, drops, concept) for concept in ("concept_similarity", "concept")])
     equal.to_csv(options.out / "steering_equal_fidelity.csv", index=False)
     print(equal.to_string(index=False))
     winter_figures.frontier(curves, report, options.out / "steering.png")
