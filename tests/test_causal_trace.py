@@ -205,6 +205,13 @@ def test_the_prompt_sets_fit_their_model(menagerie):
         assert sum(map(len, found.labels.values())) == len(labels(name))
 
 
+def test_a_value_finds_the_labels_of_its_attribute():
+    from workbench.prompts import labels_of
+
+    assert labels_of("winter") == wb.prompt_set("season").labels and labels_of("watercolor") == wb.prompt_set("style").labels
+    assert labels_of("spring") == {}
+
+
 def test_own_prompt_sets(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("prompt,subject,value\na red car,red,red\na blue car,blue,blue\n")

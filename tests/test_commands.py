@@ -148,7 +148,8 @@ def test_the_steer_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
     assert "direction at 12 sites, from 100 positive and 100 negative prompts" in capsys.readouterr().out
     assert wb.Direction.load(tmp_path / "winter.safetensors").provenance["pool"] == "positions" and (tmp_path / "winter.png").exists()
     table = pd.read_csv(tmp_path / "winter.csv").set_index(["measure", "strength"])["value"]
-    assert table["winter", "1"] > table["winter", "unsteered"] + 0.1 and table["pixel_distance", "unsteered"] == 0
+    assert table["concept_similarity", "1"] > table["concept_similarity", "unsteered"] + 0.1 and table["pixel_distance", "unsteered"] == 0
+    assert table["concept_probability", "1"] > 0.9 and table["concept", "unsteered"] == 0
     monkeypatch.setattr("sys.argv", ["workbench", "steer", "--pairs", "spring"])
     with pytest.raises(SystemExit, match="the sets are night, watercolor, winter"):
         cli.main()

@@ -59,6 +59,11 @@ def attributes() -> list[str]:
     return _names(FOLDER, COLUMNS)
 
 
+def labels_of(value: str) -> Mapping[str, tuple[str, ...]]:
+    """Zero-shot texts of every value of the attribute that knows this one, such as the seasons of "winter"; none where no set does."""
+    return next((found for name in attributes() if value in (found := prompt_set(name).labels)), {})
+
+
 def _names(folder: Path, columns: Sequence[str]) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.csv") if set(columns) <= set(pd.read_csv(path, nrows=0)))
 

@@ -19,7 +19,7 @@ from workbench.menagerie.captions import HELD_OUT_SEASON, SEASON
 from workbench.menagerie.world import SUBJECTS
 from workbench.metrics import Scorer
 from workbench.models import load
-from workbench.prompts import FOLDER, Prompt, PromptSet, prompt_pairs, prompt_set
+from workbench.prompts import FOLDER, Prompt, PromptSet, labels_of, prompt_pairs, prompt_set
 from workbench.results import measured_by
 from workbench.steering.adaptive import AdaptiveSpec, adaptive_strength
 from workbench.steering.direction import Direction, direction
@@ -30,7 +30,6 @@ TEXT, UNET = "text encoder", "UNet"
 SITES = {TEXT: "text_encoder.*.mlp", UNET: "unet.*.cross"}
 SAID = {"winter": "{} in winter", "night": "{} at night", "watercolor": "a watercolor of {}"}
 OPPOSITE = {"winter": "summer", "night": "summer", "watercolor": "photo"}
-LABELS = {"winter": "season", "night": "season", "watercolor": "style"}
 PUBLISHED = {0: 0.8, 6: 0.5, 7: 1.0, 8: 2.0}  # layers of the 23 of SD 2.1-base's text encoder, and their strengths
 PUBLISHED_DEPTH = 23
 HOT = re.compile(r"\b(summer|sunny|hot|sun)\b")
@@ -67,7 +66,7 @@ class Winter:
         self.tune = PromptSet("tune", tuple(prompt_set("steer/tune"))[: options.prompts], labels)
         self.tuning = dict(seeds=(0,), num_inference_steps=options.num_inference_steps)
         self.reporting = self.tuning | dict(seeds=options.seeds)
-        self.concepts = {name: Concept(name, OPPOSITE[name], prompt_set(LABELS[name]).labels, name) for name in SAID}
+        self.concepts = {name: Concept(name, OPPOSITE[name], labels_of(name), name) for name in SAID}
         self.common = dict(scorer=self.scorer, batch_size=options.batch_size)
 
     @cached_property

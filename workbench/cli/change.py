@@ -16,9 +16,10 @@ from workbench.interventions import World
 from workbench.metrics import Scorer, as_pil, pixel_distance
 from workbench.p2p import edit as p2p
 from workbench.p2p.inversion import invert
-from workbench.prompts import Prompt, prompt_pairs, prompt_set
+from workbench.prompts import Prompt, labels_of, prompt_pairs, prompt_set
 from workbench.results import mean
 from workbench.steering.direction import direction
+from workbench.steering.experiment import Concept
 
 
 @dataclass
@@ -39,7 +40,8 @@ class SteerConcept(Common):
     keep_norm: bool = False
     """Every activation keeps its norm."""
     text: str | None = None
-    """What images are compared with; the name of the pairs when left out."""
+    """What images are compared with; the name of the pairs when left out. Of a value that a prompt set has labels for, such as
+    night, the probability among these too."""
     seeds: int = 2
     scorer: str | None = None
     """An open_clip model; the embedded grader when left out."""
@@ -50,6 +52,7 @@ class SteerConcept(Common):
 
     def run(self):
         model, text = self.load(), self.text or Path(self.pairs).stem
+        concept = Concept(text, labels=labels_of(text), value=text)
         scorer = Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
         found = direction(model, *prompt_pairs(self.pairs), self.sites, pool=self.pool)
         print(found)
@@ -61,8 +64,9 @@ class SteerConcept(Common):
             images = model.run([World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)).images
             for name in columns:
                 mine = images.sel(world=name)
-                values = {text: scorer.similarity(as_pil(mine), text), "prompt": scorer.similarity(as_pil(mine), prompt),
-                          "pixel_distance": pixel_distance(mine, images.sel(world="unsteered"))}  # fmt: skip
+                pictures = scorer.image_embeddings(as_pil(mine))
+                values = concept.measured(scorer, pictures) | {"similarity": scorer.similarity(pictures, prompt)}
+                values["pixel_distance"] = pixel_distance(mine, images.sel(world="unsteered"))
                 for measure, each in values.items():
                     value, low, high = mean(each)
                     rows.append(dict(prompt=prompt, strength=name, measure=measure, value=value, low=low, high=high, images=self.seeds))

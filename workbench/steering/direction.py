@@ -150,7 +150,7 @@ class Direction:
     def __repr__(self):
         zero = " (zero)" if not any(c.vectors.any() for c in self.components) else ""
         counts = " and ".join(f"{len(self.provenance[side])} {side}" for side in ("positive", "negative") if side in self.provenance)
-        with pd.option_context("display.max_rows", 12, "display.width", 160, "display.precision", 3):
+        with pd.option_context("display.max_rows", 12, "display.max_columns", None, "display.width", 160, "display.precision", 3):
             return f"direction{zero} at {len(self.sites)} sites{f', from {counts} prompts' if counts else ''}\n{self.table()}"
 
     def steer(self, strength: float | Mapping[str, float] = 1.0, *, unit: bool = False, keep_norm: bool = False,
