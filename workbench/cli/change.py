@@ -75,9 +75,7 @@ class SteerConcept(Common):
         table.round(4).to_csv(self.out.with_suffix(".csv"), index=False)
         print(table.pivot_table(index=["prompt", "strength"], columns="measure", values="value", sort=False).round(3).to_string())
         grid = xr.concat(strips.values(), pd.Index(strips, name="image")).rename(world="strength").transpose("image", "strength", ...)
-        plot.image_grid(grid, title=f"Steered towards {text} at {', '.join(self.sites)}").figure.savefig(
-            self.out.with_suffix(".png"), dpi=120
-        )
+        save_grid(grid, f"Steered towards {text} at {', '.join(self.sites)}", self.out)
         print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}.csv")
 
 
@@ -132,8 +130,8 @@ class P2P(Common):
             drawn = photo.run(model, edit).images
             images = xr.concat([drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn], "world")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        title = f"{self.source} -> {', '.join(self.target) or ', '.join(self.reweight)}"
-        plot.image_grid(images, title=title).figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        title = f"{self.source}\n-> {', '.join(self.target) or ', '.join(self.reweight)}"
+        save_grid(images, title, self.out)
         print(f"wrote {self.out.with_suffix('.png')}")
 
 
@@ -181,8 +179,12 @@ class EditConcept(Common):
                 for i, prompt in enumerate(prompts) for when, some in (("before", before), ("after", after))}  # fmt: skip
         images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
                               coords={"world": list(rows), "seed": range(self.seeds)})  # fmt: skip
-        plot.image_grid(images, title=f"{self.editor}: {self.old} -> {self.new}").figure.savefig(self.out.with_suffix(".png"), dpi=120)
+        save_grid(images, f"{self.editor}: {self.old} -> {self.new}", self.out)
         print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
+
+
+def save_grid(images: xr.DataArray, title: str, out: Path):
+    plot.image_grid(images, title=title).figure.savefig(out.with_suffix(".png"), dpi=120, bbox_inches="tight")
 
 
 def _numbers(option: str, given: tuple[str, ...]) -> dict[str, float]:
