@@ -390,12 +390,12 @@ def test_the_benchmark_prompts():
 def test_the_benchmark_end_to_end(tmp_path):
     options = WinterOptions(runs=tmp_path, out=tmp_path, seeds=(17,), num_inference_steps=1, prompts=2)
     study = Winter(options)
-    told = study.told("winter", study.held_out)[1]
+    told = study.told(["winter"], study.held_out)
     assert [what[0].rule.prompt for what in told] == [
         "a photo of a zebra in the desert in winter",
         "a photo of a giraffe in the savanna in winter",
     ]
-    variants = {"told": study.told("winter", study.held_out), "plain": ({"variant": "plain"}, [()] * 2)}
+    variants = {"told": ({"variant": "told winter"}, told), "plain": ({"variant": "plain"}, [()] * 2)}
     found = summary(study.measure("some", study.held_out, study.concepts["winter"], variants, seeds=(17,), num_inference_steps=1))
     plain, unsteered = (found[found.variant == name].value.tolist() for name in ("plain", "unsteered"))
     assert plain == unsteered and set(found.n) == {2} and torch.is_grad_enabled()

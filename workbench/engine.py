@@ -22,7 +22,7 @@ from workbench.blend import add_maps, inside
 from workbench.interventions import BlendLatents, MapInput, ReplacePrompt, World, source_world, transform
 from workbench.pipeline import PipelineRoot, encode, explicit_attention, quiet
 from workbench.plan import Action, batches, resolve
-from workbench.sites import IMAGE, Site
+from workbench.sites import IMAGE, LATENTS, Site
 
 
 @dataclass
@@ -62,9 +62,6 @@ class Start:
 
     images: Mapping[str, Image.Image]
     step: int
-
-
-LATENTS = "latents"  # the site between steps
 
 
 def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
@@ -128,9 +125,9 @@ class Batch:
         self.fired: Counter = Counter()
         self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
         self.recorded = [fold.name for fold in folds]
-        blends = {a.rule.maps: Fold(" ".join(a.rule.maps), a.rule.maps, ("pixel", "token"), add_maps)
-                  for a in actions if isinstance(a.rule, BlendLatents)}  # fmt: skip
-        self.folds = {fold: list(model.sites(*fold.sites)) for fold in (*folds, *blends.values())}
+        self.blends = {a.rule.maps: Fold(" ".join(a.rule.maps), a.rule.maps, ("pixel", "token"), add_maps)
+                       for a in actions if isinstance(a.rule, BlendLatents)}  # fmt: skip
+        self.folds = {fold: list(model.sites(*fold.sites)) for fold in (*folds, *self.blends.values())}
         self.folded: dict[str, torch.Tensor] = {}
         self.prompts = {a.rule.prompt: encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
 
@@ -280,7 +277,7 @@ class Batch:
 
     def blended(self, action: Action, side: int) -> torch.Tensor:
         """Where a local blend lets the edit through: bool (row, pixel, 1)."""
-        rule, maps = action.rule, self.folded[" ".join(action.rule.maps)]
+        rule, maps = action.rule, self.folded[self.blends[action.rule.maps].name]
         own, source = (maps[self.rows(action.site, "cond", world)] for world in (action.world, rule.world))
         return rearrange(inside(rule, own, source, side), "row y x -> row (y x) 1")
 

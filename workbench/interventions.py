@@ -21,6 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from workbench.sites import LATENTS
+
 
 @dataclass(frozen=True, repr=False)
 class Array:
@@ -274,7 +276,7 @@ def blend_latents(from_world: str, maps, own, source, *, own_less=(), source_les
                   threshold_less: float = 0.3, **where) -> Intervention:  # fmt: skip
     """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments."""
     rule = BlendLatents(from_world, tuple(maps), *map(tuple, (own, source, own_less, source_less)), threshold, threshold_less)
-    return _make("latents", rule, **where)
+    return _make(LATENTS, rule, **where)
 
 
 def map_input(sites, b, a, **where) -> Intervention:

@@ -14,7 +14,7 @@ from workbench.steering.direction import Direction
 
 NAMES = {"indirect_effect": "indirect effect", "direct_effect": "direct effect", "total_effect": "total effect", "kind": "component",
          "concept_similarity": "similarity to the concept", "similarity": "similarity to the original prompt",
-         "concept": "images classified as the concept", "strength": "strength", "change": "change against unsteered",
+         "concept": "images classified as the concept", "change": "change against unsteered",
          "steps": "denoising steps (share of the run)", "window": "cross-attention layers given the target prompt"}  # fmt: skip
 
 

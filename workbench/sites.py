@@ -20,6 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 IMAGE = ("row", "channel", "y", "x")
+LATENTS = "latents"  # what one denoising step hands to the next
 PIXELS = ("row", "pixel", "channel")
 TEXT = ("row", "token", "channel")
 
@@ -137,7 +138,7 @@ def find_sites(pipeline: DiffusionPipeline) -> Sites:
     length = getattr(pipeline, encoders[0]).config.max_position_embeddings
     sites += _unet_sites(pipeline.unet, length)
     latents = (pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size)
-    return Sites([*sites, Site("latents", "", "step", IMAGE, latents), Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents)])
+    return Sites([*sites, Site(LATENTS, "", "step", IMAGE, latents), Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents)])
 
 
 def _text_sites(name: str, encoder: torch.nn.Module) -> Iterator[Site]:

@@ -188,13 +188,14 @@ def outside(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> flo
     return float(np.abs(image - reference)[~region].mean())
 
 
-def renamed(edit, name: str) -> World:
-    return replace(edit[1], name=name)
+def edited(model: Model, pair: Pair, name: str, kind: str = "replace", **more) -> World:
+    """A pair's edited world, by the name of its arm."""
+    return prompt_to_prompt(model, pair.source, {name: pair.target}, kind, **more)[1]
 
 
 def swap(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
     def worlds(pair: Pair) -> list[World]:
-        made = [renamed(prompt_to_prompt(model, pair.source, pair.target, **more), name) for name, more in arms(pair.words).items()]
+        made = [edited(model, pair, name, **more) for name, more in arms(pair.words).items()]
         return [World(SOURCE, pair.source), World(NEW, pair.target), *made]
 
     return summary("swap", Study("swap", swap_pairs(options.images), model, scorer, options).table(worlds))
@@ -202,8 +203,7 @@ def swap(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
 
 def refine(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
     def worlds(pair: Pair) -> list[World]:
-        edit = renamed(prompt_to_prompt(model, pair.source, pair.target, "refine"), P2P)
-        return [World(SOURCE, pair.source), World(NEW, pair.target), edit]
+        return [World(SOURCE, pair.source), World(NEW, pair.target), edited(model, pair, P2P, "refine")]
 
     return summary("refine", Study("refine", refine_pairs(options.images // 2), model, scorer, options).table(worlds))
 
@@ -214,7 +214,7 @@ def reweight(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
     def worlds(pair: Pair) -> list[World]:
         word = {"winter": "winter", "night": "night", "watercolor": "watercolor", "pencil sketch": "sketch"}[pair.wanted[1]]
         made = {f"c {c:g}": prompt_to_prompt(model, pair.source, kind="reweight", reweight={word: c}) for c in FACTORS}
-        return [World(SOURCE, pair.source), *(renamed(edit, name) for name, edit in made.items())]
+        return [World(SOURCE, pair.source), *(replace(edit[1], name=name) for name, edit in made.items())]
 
     pairs = [replace(pair, source=pair.target) for pair in refine_pairs(options.images // 2)]
     return summary("reweight", Study("reweight", pairs, model, scorer, options).table(worlds))
@@ -265,8 +265,7 @@ def real(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
 
 def real_worlds(model: Model, pair: Pair) -> list[World]:
     chosen = {name: arms(pair.words)[name] for name in (P2P, "self 0.4, all sizes", "P2P, blend 0.5, threshold 0.7")}
-    edits = [renamed(prompt_to_prompt(model, pair.source, pair.target, **more), name) for name, more in chosen.items()]
-    return [World(SOURCE, pair.source), World(NEW, pair.target), *edits]
+    return [World(SOURCE, pair.source), World(NEW, pair.target), *(edited(model, pair, name, **more) for name, more in chosen.items())]
 
 
 def against_truth(scorer: Scorer, pair: Pair, image: Image.Image, worlds: Sequence[World], drawn: np.ndarray) -> list[dict]:

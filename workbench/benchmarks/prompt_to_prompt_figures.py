@@ -69,14 +69,13 @@ def pictures(model: Model, pairs, path: Path, steps: int | None):
     """Pairs as rows: the source, the new prompt from the same noise, and edits."""
     rows = []
     for i, pair in enumerate(pairs):
-        edit = lambda pair=pair, **more: prompt_to_prompt(model, pair.source, {"edited": pair.target}, **more)[1]
         blend = LocalBlend(pair.words, resolution=0.5, threshold=0.7)
-        found = {"source": World("source", pair.source), "new prompt": World("new prompt", pair.target), "P2P": edit(),
-                 "P2P, blend 0.5,\nthreshold 0.7": edit(blend=blend),
-                 "self 0.8, all sizes": edit(self_replace_steps=0.8, self_resolution=1.0)}  # fmt: skip
-        worlds = [World(name, world.prompt, world.interventions) for name, world in found.items()]
+        arms = {"P2P": {}, "P2P, blend 0.5,\nthreshold 0.7": dict(blend=blend),
+                "self 0.8, all sizes": dict(self_replace_steps=0.8, self_resolution=1.0)}  # fmt: skip
+        edits = [prompt_to_prompt(model, pair.source, {name: pair.target}, **more)[1] for name, more in arms.items()]
+        worlds = [World("source", pair.source), World("new prompt", pair.target), *edits]
         run = model.run(worlds, seeds=[1000 + i], num_inference_steps=steps, progress=False)
-        rows.append(run.images.isel(seed=0, drop=True).assign_coords(world=list(found)))
+        rows.append(run.images.isel(seed=0, drop=True))
     names = [f"{pair.words[0]} -> {pair.words[1]}\n{pair.source.split(maxsplit=2)[2]}" for pair in pairs]
     sheet = xr.concat(rows, dim=pd.Index(names, name="pair")).rename(world="drawn by").transpose("pair", "drawn by", ...)
     ax = plt.subplots(figsize=(8.5, 1.5 * len(pairs)), layout="constrained")[1]

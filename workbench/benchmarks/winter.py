@@ -117,22 +117,21 @@ def main(options: WinterOptions):
           f"of {study.enough:.3f}, which is enough")  # fmt: skip
     for where in SITES:
         stem = where.replace(" ", "_").lower()
-        study.sweeps[where].table().round(4).to_csv(options.out / f"steering_sweep_{stem}.csv", index=False)
+        study.tables[where].round(4).to_csv(options.out / f"steering_sweep_{stem}.csv", index=False)
         study.searches[where].table.round(4).to_csv(options.out / f"steering_search_{stem}.csv", index=False)
         print(f"{where}, searched: { {site: round(strength, 2) for site, strength in study.searched[where].items()} }")
     print(f"fixed strengths {study.fixed}")
     study.adaptive.round(4).to_csv(options.out / "steering_adaptive.csv", index=False)
-    methods = study.methods()
-    fixed = next(place["variant"] for place, _ in methods.values() if place["variant"].startswith("fixed strength"))
+    methods = {place["variant"]: some for place, some in study.methods.values()}
+    fixed, best = (next(name for name in methods if name.startswith(begin)) for begin in ("fixed strength", study.favourite))
     report = summary(study.report)
-    best, images = next((place["variant"], some) for place, some in methods.values() if place["variant"].startswith(study.favourite))
     pairs = [("adaptive", fixed), ("adaptive", "three keyword classes"), (best, fixed), ("UNet, searched", "text encoder, searched")]
     report = pd.concat([report, *(against(study.report, a, b) for a, b in pairs)], ignore_index=True)
     report.to_csv(options.out / "steering.csv", index=False)
     print(
         report.pivot(index="variant", columns="metric", values="value").reindex(report.variant.unique())[list(METRICS)].round(3).to_string()
     )
-    submit(study, best, images)
+    submit(study, best, methods[best])
     winter_figures.layers(study.sweeps, options.out / "steering_layers.png")
     curves = summary(study.frontier)
     curves.to_csv(options.out / "steering_frontier.csv", index=False)

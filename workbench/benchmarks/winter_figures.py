@@ -37,13 +37,12 @@ def frontier(curves: pd.DataFrame, report: pd.DataFrame, path: Path):
     figure, axes = plt.subplots(2, len(PANELS), figsize=(15, 11), layout="constrained")
     for ax, (concept, fidelity) in zip(axes[0], PANELS):
         plot.frontier(curves, concept, fidelity, by="variant", ax=ax, title="From weak to strong, factors 0.25 to 2")
-    for ax, (concept, fidelity) in zip(axes[1], PANELS):
+    for above, ax, (concept, fidelity) in zip(*axes, PANELS):
         for (_, row), colour in zip(points.iterrows(), sns.color_palette("husl", len(points))):
             spread = [[[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in (concept, fidelity)]
             ax.errorbar(row[concept], row[fidelity], spread[1], spread[0], fmt="s" if row.variant.startswith("UNet") else "o", capsize=2,
                         color=colour, label=row.variant)  # fmt: skip
-        ax.set(xlabel=axes[0, 0].get_xlabel() if concept == "concept" else axes[0, 1].get_xlabel(), title="All methods of the report")
-        ax.set_ylabel(axes[0, 0].get_ylabel() if concept == "concept" else axes[0, 1].get_ylabel())
+        ax.set(xlabel=above.get_xlabel(), ylabel=above.get_ylabel(), title="All methods of the report")
     for ax in axes[:, 0]:
         ax.set_ylabel("probability of the right subject, mean and 95 % interval")
     axes[1, 1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -82,10 +82,9 @@ class Winter:
             found[name, where] = Direction.load(path)
         return found
 
-    def told(self, name: str, prompts: PromptSet) -> Variant:
+    def told(self, names: Sequence[str], prompts: PromptSet) -> list[tuple[Intervention, ...]]:
         """What the model does when the prompt says it, summer left out: the ceiling, and the measure of what it may cost."""
-        context = lambda text: replace_prompt("unet.*.cross.context", text)
-        return {"variant": f"told {name}"}, [(context(SAID[name].format(_neutral(prompt.prompt, name))),) for prompt in prompts]
+        return [(replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)),) for prompt in prompts]
 
     def measure(self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], **spec) -> xr.Dataset:
         study = Steered(self.model, prompts, concept, SteerSpec(**spec), self.scorer, self.options.batch_size, variants)
@@ -100,7 +99,8 @@ class Winter:
 
     @cached_property
     def told_so(self) -> xr.Dataset:
-        return self.measure("told", self.tune, self.concepts["winter"], {"told": self.told("winter", self.tune)}, **self.tuning)
+        variants = {"told": ({"variant": "told winter"}, self.told(["winter"], self.tune))}
+        return self.measure("told", self.tune, self.concepts["winter"], variants, **self.tuning)
 
     @cached_property
     def budget(self) -> float:
@@ -170,11 +170,16 @@ class Winter:
                                  strengths=self.searched[TEXT], folder=self.options.runs / "adaptive", **self.common)  # fmt: skip
 
     @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every cell of the sweeps."""
+        return {where: sweep.table() for where, sweep in self.sweeps.items()}
+
+    @cached_property
     def tuned(self) -> dict[tuple[str, str], pd.DataFrame]:
         """What the tuning prompts gave, by place and kind of method; the unsteered images first."""
         found = {}
         for where in SITES:
-            table = self.sweeps[where].table()
+            table = self.tables[where]
             found[where, "one layer"] = table[table.site != ALL]
             found[where, "all layers"] = table[table.site.isin([UNSTEERED, ALL])]
             found[where, "searched"] = self.searches[where].table
@@ -185,9 +190,10 @@ class Winter:
         """How the method begins that the rule prefers among all, on the tuning prompts: it is submitted."""
         return ", ".join(max(self.tuned.items(), key=lambda item: self.chosen(item[1]).concept_similarity)[0])
 
+    @cached_property
     def methods(self) -> dict[str, Variant]:
         """Everything that is compared, by name."""
-        text, unet = self.directions["winter", TEXT], self.directions["winter", UNET]
+        text, unet = (self.directions["winter", where] for where in SITES)
         depth, source = len(text.sites), 0.5 * text  # the source divides the sum of differences by the number of all prompts
         four: dict[str, float] = {}
         for layer, strength in PUBLISHED.items():
@@ -201,23 +207,23 @@ class Winter:
             f"source's form, one layer ({single[TEXT].site.split('.')[1]})": source.steer({single[TEXT].site: 1.0}),
             f"source's form, its layers ({', '.join(site.split('.')[1] for site in four)})": source.steer(four),
             "source's form, all layers": source.steer(1.0),
-            f"text encoder, one layer ({name(single[TEXT])})": text.steer({single[TEXT].site: single[TEXT].strength}, unit=True),
-            f"text encoder, all layers (at {every[TEXT].strength:g})": text.steer(every[TEXT].strength, unit=True),
+            f"text encoder, one layer ({name(single[TEXT])})": self.strengthened(TEXT, 1.0, {single[TEXT].site: single[TEXT].strength}),
+            f"text encoder, all layers (at {every[TEXT].strength:g})": self.strengthened(TEXT, 1.0, {"*": every[TEXT].strength}),
             "text encoder, searched": self.strengthened(TEXT, 1.0),
             f"fixed strength (x {fixed['all']:g})": self.strengthened(TEXT, fixed["all"]),
-            f"UNet, one layer ({name(single[UNET])})": unet.steer({single[UNET].site: single[UNET].strength}, unit=True, keep_norm=True),
-            f"UNet, all layers (at {every[UNET].strength:g})": unet.steer(every[UNET].strength, unit=True, keep_norm=True),
+            f"UNet, one layer ({name(single[UNET])})": self.strengthened(UNET, 1.0, {single[UNET].site: single[UNET].strength}),
+            f"UNet, all layers (at {every[UNET].strength:g})": self.strengthened(UNET, 1.0, {"*": every[UNET].strength}),
             "UNet, searched": self.strengthened(UNET, 1.0),
             "UNet, summer removed": (-unet).remove(2.0),
         }
         found = {f"m{i:02d}": ({"variant": variant}, [what] * len(kinds)) for i, (variant, what) in enumerate(alike.items())}
         found["keywords"] = ({"variant": "three keyword classes"}, [self.strengthened(TEXT, fixed[kind]) for kind in kinds])
         found["adaptive"] = ({"variant": "adaptive"}, [self.strengthened(TEXT, factor) for factor in self.adaptive.strength])
-        return {"told": self.told("winter", self.held_out)} | found
+        return {"told": ({"variant": "told winter"}, self.told(["winter"], self.held_out))} | found
 
     @cached_property
     def report(self) -> xr.Dataset:
-        return self.measure("report", self.held_out, self.concepts["winter"], self.methods(), **self.reporting)
+        return self.measure("report", self.held_out, self.concepts["winter"], self.methods, **self.reporting)
 
     @cached_property
     def frontier(self) -> xr.Dataset:
@@ -226,7 +232,7 @@ class Winter:
         for where in SITES:
             for layers, strengths in (
                 ("searched", self.searched[where]),
-                ("all", dict.fromkeys(self.directions["winter", where].sites, 1.0)),
+                ("all", {"*": 1.0}),
             ):
                 for factor in FRONTIER:
                     place = {"variant": f"{where}, {layers} layers", "factor": factor}
@@ -248,11 +254,10 @@ class Winter:
         most: the grader's probability, for telling "at night" lowers the similarity to the bare word on the tuning prompts."""
         joined = "+".join(names)
         steered = sum((self.directions[name, TEXT] for name in names[1:]), start=self.directions[names[0], TEXT])
-        told = lambda prompts: [replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)) for prompt in prompts]
         strengths = [strength for strength in self.ladder if strength <= 1]
         at = lambda strength, prompts: [steered.steer(strength)] * len(prompts)
         tuned = {str(s): ({"variant": f"{s:g}"}, at(s, self.tune)) for s in strengths} | {
-            "told": ({"variant": "told"}, [(t,) for t in told(self.tune)])
+            "told": ({"variant": "told"}, self.told(names, self.tune))
         }
         found = [self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, **self.tuning).mean(("prompt", "seed"))
                  for name in names]  # fmt: skip
@@ -261,7 +266,7 @@ class Winter:
         kept = [f"{s:g}" for s in strengths if lost.sel(variant=f"{s:g}") >= lost.sel(variant="told")] or [f"{strengths[0]:g}"]
         best = float(max(kept, key=lambda each: float(gained.sel(variant=each))))
         held = {"steered": ({"variant": f"steered (x {best:g})"}, at(best, self.held_out)),
-                "told": ({"variant": "told"}, [(t,) for t in told(self.held_out)])}  # fmt: skip
+                "told": ({"variant": "told"}, self.told(names, self.held_out))}  # fmt: skip
         return best, {
             name: self.measure(f"{joined} report {name}", self.held_out, self.concepts[name], held, **self.reporting) for name in names
         }

@@ -1,6 +1,6 @@
 """Real images: the noise that a picture comes from, and unconditional embeddings that bring it back under guidance.
 
-photo = invert(model, image, "a zebra in the savanna")
+(photo,) = invert(model, [image], ["a zebra in the savanna"])
 run = photo.run(model, prompt_to_prompt(model, photo.prompt, "a giraffe in the savanna"))
 """
 
