@@ -26,7 +26,9 @@ grader = wb.Scorer()  # an open_clip model that was never used to train the othe
 # A seed is its starting noise, in any row of any batch. The grader scores pictures against texts.
 
 # %%
-run = model.run([wb.World("zebra", "a zebra in the savanna"), wb.World("giraffe", "a giraffe in the savanna")], seeds=range(4))
+run = model.run(
+    [wb.World("zebra", "a zebra in the savanna"), wb.World("giraffe", "a giraffe in the savanna")], seeds=range(4)
+)
 wb.plot.image_grid(run.images, title="one noise per column")
 
 # %%
@@ -60,7 +62,8 @@ prompt, other = "a zebra in the savanna", "a giraffe in the savanna"
 layers = [site.name for site in model.sites("unet.*.cross.context")]
 worlds = [wb.World("zebra", prompt)]
 worlds += [
-    wb.World(f"layers {a}-{b - 1}", prompt, [wb.replace_prompt(layers[a:b], other)]) for a, b in [(0, 6), (6, 10), (10, 16), (0, 16)]
+    wb.World(f"layers {a}-{b - 1}", prompt, [wb.replace_prompt(layers[a:b], other)])
+    for a, b in [(0, 6), (6, 10), (10, 16), (0, 16)]
 ]
 run = model.run(worlds, seeds=range(4))
 wb.plot.image_grid(run.images, title='"giraffe" given to some of the 16 cross-attention layers')

@@ -32,10 +32,14 @@ prompts = wb.prompt_set("object")[:3]
 
 # %%
 for multiple in (3.0, 6.0):
-    spec = wb.TraceSpec(sites=("text_encoder.embedding",), noise_multiple=multiple, draws=2, seeds=(0,), num_inference_steps=12)
+    spec = wb.TraceSpec(
+        sites=("text_encoder.embedding",), noise_multiple=multiple, draws=2, seeds=(0,), num_inference_steps=12
+    )
     found = wb.effects(wb.causal_trace(model, prompts, spec, scorer=grader), "probability")
-    print(f"{multiple:g} standard deviations: total effect {float(found.total_effect):.2f} "
-          f"({float(found.total_effect_low):.2f} to {float(found.total_effect_high):.2f})")  # fmt: skip
+    print(
+        f"{multiple:g} standard deviations: total effect {float(found.total_effect):.2f} "
+        f"({float(found.total_effect_low):.2f} to {float(found.total_effect_high):.2f})"
+    )
 
 # %% [markdown]
 # ## Text encoder: layer and component
@@ -57,7 +61,13 @@ wb.strongest(text).head(6).round(2)
 # For one prompt, every position. Positions before the subject must be exactly zero, for the encoder is causal: a check of the method.
 
 # %%
-spec = wb.TraceSpec(sites=("text_encoder.{0,2,4,6,8,10,11}.hidden",), tokens=("each",), noise_multiple=6.0, draws=1, num_inference_steps=12)
+spec = wb.TraceSpec(
+    sites=("text_encoder.{0,2,4,6,8,10,11}.hidden",),
+    tokens=("each",),
+    noise_multiple=6.0,
+    draws=1,
+    num_inference_steps=12,
+)
 tokens = wb.effects(wb.causal_trace(model, prompts[:1], spec, scorer=grader), "probability")
 wb.plot.heatmap(tokens, "token", "layer", title=prompts[0].prompt)
 

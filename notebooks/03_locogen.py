@@ -75,7 +75,9 @@ rows = [strip(attribute) for attribute in best.attribute]
 images = np.stack([row.values for row in rows])
 sheet = rows[0].copy().expand_dims(attribute=best.attribute.tolist()).copy(data=images)
 figure, ax = plt.subplots(figsize=(16, 6.5), layout="constrained")
-_ = wb.plot.image_grid(sheet, ax=ax, title="the target prompt at two layers, seed 0").set_xlabel("layers given the target")
+_ = wb.plot.image_grid(sheet, ax=ax, title="the target prompt at two layers, seed 0").set_xlabel(
+    "layers given the target"
+)
 # %% [markdown]
 # ## Keys or values? Early or late?
 # Keys say where the image looks, values what it gets. The same window, given keys only or values only, in the first or second half of

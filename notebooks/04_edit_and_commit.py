@@ -104,6 +104,10 @@ edit.to_lora(folder)
 plain = diffusers.DiffusionPipeline.from_pretrained(wb.models.MENAGERIE)
 plain.load_lora_weights(folder)
 images = plain(
-    [prompt] * 4, latents=model.latents(SEEDS), num_inference_steps=STEPS, guidance_scale=model.guidance_scale, output_type="np"
+    [prompt] * 4,
+    latents=model.latents(SEEDS),
+    num_inference_steps=STEPS,
+    guidance_scale=model.guidance_scale,
+    output_type="np",
 ).images
 print("LoRA in plain diffusers, largest difference from the committed model:", np.abs(images - committed.values).max())

@@ -75,7 +75,9 @@ tune = wb.PromptSet("tune", tuple(wb.prompt_set("steer/tune"))[:4], wb.prompt_se
 spec = wb.SweepSpec(strengths=(0.5, 1.0, 2.0), num_inference_steps=8)
 some = winter.at("text_encoder.[0369].mlp")
 sweep = wb.steer_sweep(model, tune, some, concept, spec, scorer=grader, batch_size=32)
-_ = wb.plot.heatmap(sweep.effects("concept_similarity"), "strength", "layer", "change", title="similarity to winter, 4 prompts")
+_ = wb.plot.heatmap(
+    sweep.effects("concept_similarity"), "strength", "layer", "change", title="similarity to winter, 4 prompts"
+)
 
 # %%
 table = sweep.table()
@@ -113,8 +115,11 @@ wb.adaptive_strength(model, tune, winter, concept, spec, scorer=grader, batch_si
 
 # %%
 unet = wb.direction(model, positive[:6], negative[:6], "unet.*.cross", num_inference_steps=12)
-worlds = [wb.World("plain", hot), wb.World("winter added", hot, unet.steer(0.5, unit=True, keep_norm=True)),
-          wb.World("summer removed", hot, (-unet).remove(2.0))]  # fmt: skip
+worlds = [
+    wb.World("plain", hot),
+    wb.World("winter added", hot, unet.steer(0.5, unit=True, keep_norm=True)),
+    wb.World("summer removed", hot, (-unet).remove(2.0)),
+]
 _ = wb.plot.image_grid(model.run(worlds, seeds=range(4), num_inference_steps=12, progress=False).images, title=hot)
 
 # %% [markdown]
@@ -123,7 +128,11 @@ _ = wb.plot.image_grid(model.run(worlds, seeds=range(4), num_inference_steps=12,
 
 # %%
 both = winter.steer(0.75) + others["watercolor"].steer(0.75)
-worlds = [wb.World("plain", prompt), wb.World("winter", prompt, winter.steer(0.75)), wb.World("winter, watercolor", prompt, both)]
+worlds = [
+    wb.World("plain", prompt),
+    wb.World("winter", prompt, winter.steer(0.75)),
+    wb.World("winter, watercolor", prompt, both),
+]
 _ = wb.plot.image_grid(model.run(worlds, seeds=range(4), progress=False).images, title=prompt)
 
 # %% [markdown]

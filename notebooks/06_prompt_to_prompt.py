@@ -63,8 +63,12 @@ _ = wb.plot.image_grid(run.images, title="zebra -> giraffe, 8 steps")
 
 # %%
 winter = wb.prompt_to_prompt(model, "a lion in the forest", "a lion in the forest in winter", "refine")
-night = {f"night x {c:g}": wb.prompt_to_prompt(model, "a cow in the city at night", kind="reweight", reweight={"night": c})[1]
-         for c in (-2.0, 1.0, 4.0)}  # fmt: skip
+night = {
+    f"night x {c:g}": wb.prompt_to_prompt(model, "a cow in the city at night", kind="reweight", reweight={"night": c})[
+        1
+    ]
+    for c in (-2.0, 1.0, 4.0)
+}
 weighted = [wb.World("source", "a cow in the city at night")]
 weighted += [wb.World(name, world.prompt, world.interventions) for name, world in night.items()]
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained", width_ratios=(2, 5))
@@ -101,9 +105,18 @@ to = wb.prompt_to_prompt(model, photo.prompt, "a camel on the beach", self_resol
 drawn = photo.run(model, to, progress=False).images.isel(seed=0)
 
 # %%
-named = {"picture": picture, "DDIM\ninversion": back, "null-text": drawn[0], "edited": drawn[1], "rendered\ncamel": truth}
-strip = xr.DataArray(np.stack(list(named.values()))[None], dims=("row", "picture", "y", "x", "colour"),
-                     coords={"row": [""], "picture": list(named)})  # fmt: skip
+named = {
+    "picture": picture,
+    "DDIM\ninversion": back,
+    "null-text": drawn[0],
+    "edited": drawn[1],
+    "rendered\ncamel": truth,
+}
+strip = xr.DataArray(
+    np.stack(list(named.values()))[None],
+    dims=("row", "picture", "y", "x", "colour"),
+    coords={"row": [""], "picture": list(named)},
+)
 _ = wb.plot.image_grid(strip, title="a rendered cow, reconstructed, then edited").set(xlabel="", ylabel="")
 {name: round(float(np.abs(each - picture).mean()), 3) for name, each in list(named.items())[1:3]}
 

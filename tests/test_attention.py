@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 
 import workbench as wb
-from workbench import AttentionSpec, PromptSet, TraceSpec, World, attention_contribution, attention_maps, diffusion_lens, mask_iou, plot
+from workbench import (
+    AttentionSpec,
+    PromptSet,
+    TraceSpec,
+    World,
+    attention_contribution,
+    attention_maps,
+    diffusion_lens,
+    mask_iou,
+    plot,
+)
 from workbench.benchmarks import memory
 from workbench.engine import Fold
 from workbench.localize import looking
@@ -49,12 +59,14 @@ def test_a_words_map_is_the_mean_of_its_tokens(model):
     assert len(positions) > 1
     largest = max(maps.maps, key=lambda name: maps.maps[name].sizes["y"])
     word = maps.word("elephant", sites=largest)
-    assert np.allclose(word.sel(site=largest).values, maps.maps[largest].isel(token=positions).mean("token").values, atol=1e-6)
+    assert np.allclose(
+        word.sel(site=largest).values, maps.maps[largest].isel(token=positions).mean("token").values, atol=1e-6
+    )
     every = maps.word("elephant")
     assert every.sizes["site"] == len(maps.maps) and every.sizes["y"] == maps.maps[largest].sizes["y"]
-    assert [int(every.sel(site=name).isel(world=0, seed=0, steps=0, y=0, x=0).notnull().sum()) for name in maps.maps] == [
-        values.sizes["head"] for values in maps.maps.values()
-    ]
+    assert [
+        int(every.sel(site=name).isel(world=0, seed=0, steps=0, y=0, x=0).notnull().sum()) for name in maps.maps
+    ] == [values.sizes["head"] for values in maps.maps.values()]
 
 
 def test_entropy_is_zero_of_a_point_and_one_of_a_plane(menagerie):
@@ -78,7 +90,9 @@ def test_word_maps_cover_rendered_subjects(menagerie):
     pictures = looking.draw_pictures(options)
     images = {each.world.name: each.image for each in pictures}
     maps = attention_maps(menagerie, [each.world for each in pictures], images=images, step=12)
-    found = [float(mask_iou(looking.word_map(maps, each), each.mask).sel(site="unet.up.3.1.cross")) for each in pictures]
+    found = [
+        float(mask_iou(looking.word_map(maps, each), each.mask).sel(site="unet.up.3.1.cross")) for each in pictures
+    ]
     chance = [iou for name, _, iou in looking.baselines(pictures) if name == looking.CHANCE]
     assert np.mean(found) > 0.4 > 4 * np.mean(chance)
 
@@ -87,7 +101,9 @@ def test_looking_once_is_a_call_of_the_unet(menagerie):
     """By hand: encode, noise, one call; the state that the engine reads is the same."""
     pipeline = menagerie.pipeline
     image, _ = render(Scene("zebra", scene="beach", seed=3))
-    run = menagerie.run_once([World("w", "a zebra on the beach")], {"w": image}, step=10, seeds=(4,), record=["unet.noise"])
+    run = menagerie.run_once(
+        [World("w", "a zebra on the beach")], {"w": image}, step=10, seeds=(4,), record=["unet.noise"]
+    )
     pipeline.scheduler.set_timesteps(menagerie.num_inference_steps)
     time = pipeline.scheduler.timesteps[10]
     noisy = pipeline.scheduler.add_noise(menagerie.encode([image]), menagerie.latents([4]), time[None])
@@ -117,7 +133,9 @@ def test_contribution_is_that_of_the_formula(model):
     values = values.unflatten(-1, (site.heads, -1)).transpose(-2, -3)  # seed step head token c
     words = list(wb.attention_maps(model, ELEPHANT, **QUICK).tokens["clean"].of("elephant"))
     out = model.pipeline.unet.get_submodule(f"{site.module.removeprefix('unet.')}.to_out.0").weight
-    norm = lambda at: F.linear((probs[..., at] @ values[..., at, :]).transpose(-2, -3).flatten(-2), out).norm(dim=-1).mean((-1, -2))
+    norm = lambda at: (
+        F.linear((probs[..., at] @ values[..., at, :]).transpose(-2, -3).flatten(-2), out).norm(dim=-1).mean((-1, -2))
+    )
     whole = norm(list(range(probs.shape[-1])))
     chosen = found.sel(site=site.name)
     assert np.allclose(chosen.sel(metric="contribution"), norm(words).detach(), rtol=1e-4)
@@ -135,8 +153,14 @@ def test_the_lens_ends_at_the_plain_image_and_begins_at_the_embedding(menagerie)
     with torch.no_grad():
         states = inner.final_layer_norm(encoder(ids, output_hidden_states=True).hidden_states[4])  # behind layer 3
     latents = menagerie.latents([0, 1])
-    by_hand = pipeline(prompt_embeds=states.repeat(2, 1, 1), latents=latents, num_inference_steps=3, guidance_scale=3.0, output_type="np",
-                       negative_prompt=["", ""]).images  # fmt: skip
+    by_hand = pipeline(
+        prompt_embeds=states.repeat(2, 1, 1),
+        latents=latents,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        output_type="np",
+        negative_prompt=["", ""],
+    ).images
     assert np.allclose(found.sel(layer="text_encoder.3.hidden"), by_hand, atol=1e-3)
     assert float(np.abs(found[0] - found[-1]).max()) > 0.1
 
@@ -149,16 +173,23 @@ def test_the_lens_works_in_every_family(model):
 
 def test_localizers_are_compared_layer_by_layer(menagerie, tmp_path):
     trace = TraceSpec(seeds=(0,), num_inference_steps=2, draws=1, noise_multiple=6)
-    found = wb.compare_localizers(menagerie, wb.prompt_set("object")[:4], trace=trace, folder=tmp_path / "c", batch_size=32)
+    found = wb.compare_localizers(
+        menagerie, wb.prompt_set("object")[:4], trace=trace, folder=tmp_path / "c", batch_size=32
+    )
     assert dict(found.scores.sizes) == dict(localizer=4, prompt=4, seed=1, layer=16) and found.scores.notnull().all()
     table = found.table(resamples=50)
     assert len(table) == 64 and set(table[table.localizer == "LocoGen"]["rank"]) <= set(range(1, 17))
-    assert np.allclose(table[table.localizer == "LocoGen"].score, found.locogen.effects(width=1).direct_effect.values.squeeze())
+    assert np.allclose(
+        table[table.localizer == "LocoGen"].score, found.locogen.effects(width=1).direct_effect.values.squeeze()
+    )
     assert ((table.low <= table.score + 1e-9) & (table.score <= table.high + 1e-9)).mean() > 0.9
     agreement = found.agreement(resamples=50)
     assert len(agreement) == 10 and agreement.spearman.between(-1, 1).all()
     assert found.best("LocoGen", 1) == found.locogen.best(1) and len(found.best("low entropy", 3)) == 3
-    assert plot.ranks(found).get_xlabel() == "localizer" and "Spearman" in plot.agreement(found).collections[0].colorbar.ax.get_ylabel()
+    assert (
+        plot.ranks(found).get_xlabel() == "localizer"
+        and "Spearman" in plot.agreement(found).collections[0].colorbar.ax.get_ylabel()
+    )
     plt.close("all")
 
 
@@ -174,7 +205,9 @@ def test_iou_knows_a_perfect_and_an_opposite_map():
 def test_an_overlay_keeps_the_images_size():
     import xarray as xr
 
-    ax = plot.overlay(np.zeros((64, 64, 3)), xr.DataArray(np.random.default_rng(0).random((16, 16)), dims=("y", "x")), title="zebra")
+    ax = plot.overlay(
+        np.zeros((64, 64, 3)), xr.DataArray(np.random.default_rng(0).random((16, 16)), dims=("y", "x")), title="zebra"
+    )
     assert [tuple(image.get_extent()) for image in ax.images] == [(0, 64, 64, 0)] * 2 and ax.get_title() == "zebra"
     plt.close("all")
 
@@ -185,9 +218,17 @@ def test_an_overlay_keeps_the_images_size():
         (KeyError, "sites='unet.*.self' matches unet.down.0.0.self", dict(sites="unet.*.self")),
         (ValueError, "bins=9: the run has 3 steps; give 1 to 3, or raise num_inference_steps", dict(bins=9)),
         (ValueError, "images and step go together; found step=2 and no images", dict(step=2)),
-        (ValueError, "run_once: no image for the worlds ['clean']; images has ['zebra']", dict(images={"zebra": None}, step=2)),
+        (
+            ValueError,
+            "run_once: no image for the worlds ['clean']; images has ['zebra']",
+            dict(images={"zebra": None}, step=2),
+        ),
         (ValueError, "images of 8 x 8 pixels: the model draws 64 x 64; resize them", dict(images=8, step=2)),
-        (ValueError, "run_once: step=7, but the run has steps 0 to 2; raise num_inference_steps", dict(images=64, step=7)),
+        (
+            ValueError,
+            "run_once: step=7, but the run has steps 0 to 2; raise num_inference_steps",
+            dict(images=64, step=7),
+        ),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(menagerie, monkeypatch, error, text, call):
@@ -205,7 +246,9 @@ def test_a_word_or_layer_that_is_not_there_is_told(menagerie):
     maps = attention_maps(menagerie, ELEPHANT, num_inference_steps=1)
     with pytest.raises(ValueError, match="'zebra' is not in the prompt"):
         maps.word("zebra")
-    with pytest.raises(KeyError, match=r"sites='unet.up.9.\*' matches no layer whose maps were kept; they are unet.down.0.0.cross, "):
+    with pytest.raises(
+        KeyError, match=r"sites='unet.up.9.\*' matches no layer whose maps were kept; they are unet.down.0.0.cross, "
+    ):
         maps.word("elephant", sites="unet.up.9.*")
 
 
@@ -224,7 +267,9 @@ def test_a_fold_sees_every_step_behind_the_interventions(model):
     assert seen == [(step, ["clean", "clean", "zeroed", "zeroed"]) for step in range(3)]
     both = run.values["both"]
     assert (
-        both.dims == ("world", "seed", "what") and (both.sel(world="zeroed")[:, 0] == 0).all() and (both.sel(world="clean")[:, 0] > 0).all()
+        both.dims == ("world", "seed", "what")
+        and (both.sel(world="zeroed")[:, 0] == 0).all()
+        and (both.sel(world="clean")[:, 0] > 0).all()
     )
     assert np.allclose(both[..., 1], 1, atol=1e-5) and run.values["unet.noise"].sizes["step"] == 3
     plain = model.run(worlds, **QUICK)

@@ -55,12 +55,21 @@ def test_without_noise_there_is_nothing_to_recover(model, scorer):
 def test_other_corruptions(model, scorer, corruption):
     two = PromptSet("two", PROMPTS.prompts[:2], LABELS)
     found = trace(
-        model, scorer, two, sites=("text_encoder.2.hidden", "unet.mid*.cross"), tokens=("subject", "all"), corruption=corruption, draws=1
+        model,
+        scorer,
+        two,
+        sites=("text_encoder.2.hidden", "unet.mid*.cross"),
+        tokens=("subject", "all"),
+        corruption=corruption,
+        draws=1,
     )
     if corruption == "replace":  # the corrupted world is the other word's
         other = model.run([wb.World("w", "a lion in the savanna")], **QUICK)
-        assert np.allclose(found.corrupted.sel(metric="similarity", prompt=0, draw=0),
-                           scorer.similarity(wb.as_pil(other.images.sel(world="w")), ZEBRA.prompt), atol=1e-3)  # fmt: skip
+        assert np.allclose(
+            found.corrupted.sel(metric="similarity", prompt=0, draw=0),
+            scorer.similarity(wb.as_pil(other.images.sel(world="w")), ZEBRA.prompt),
+            atol=1e-3,
+        )
     assert found.restored.sel(site="text_encoder.2.hidden").notnull().all()
     cross = found.restored.sel(site=[name for name in found.site.values if name.startswith("unet")])
     assert cross.sel(token="all").notnull().all() and cross.sel(token="subject").isnull().all()
@@ -72,12 +81,19 @@ def test_windows_restore_neighbours_of_one_kind(model):
     assert windows["text_encoder.0.mlp"] == ["text_encoder.0.mlp", "text_encoder.1.mlp"]
     last = sites[-2].name
     assert windows[last] == [last] and last.endswith(".attention")  # cut at the end
-    assert [site.name for site in dict(module._windows(sites, 3))[sites[0]]] == ["text_encoder.0.attention", "text_encoder.1.attention"]
+    assert [site.name for site in dict(module._windows(sites, 3))[sites[0]]] == [
+        "text_encoder.0.attention",
+        "text_encoder.1.attention",
+    ]
 
 
 def test_a_token_that_a_prompt_lacks_is_missing_not_zero(model, scorer):
     found = trace(model, scorer, sites=("text_encoder.0.mlp",), tokens=("after_subject",), draws=1)
-    assert found.restored.isnull().any(["metric", "draw", "seed", "site", "token", "steps"]).values.tolist() == [False, True, False]
+    assert found.restored.isnull().any(["metric", "draw", "seed", "site", "token", "steps"]).values.tolist() == [
+        False,
+        True,
+        False,
+    ]
     assert effects(found, "similarity").prompts.item() == 2
 
 
@@ -114,14 +130,17 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
     spec = dict(sites=("text_encoder.0.mlp",), draws=1)
     trace(model, scorer, PROMPTS[:1], folder=tmp_path / "t", **spec)
     with pytest.raises(
-        ValueError, match=r"holds the results of another specification; .*\n  noise_multiple: the folder has 3.0, asked 5.0"
+        ValueError,
+        match=r"holds the results of another specification; .*\n  noise_multiple: the folder has 3.0, asked 5.0",
     ):
         trace(model, scorer, PROMPTS[:1], folder=tmp_path / "t", **spec, noise_multiple=5.0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=r"holds files but no spec.json; name an empty or a new folder"):
         trace(model, scorer, PROMPTS[:1], folder=tmp_path / "other", **spec)
-    with pytest.raises(FileNotFoundError, match=r"no spec.json with finished parts there \(it holds \['thesis.tex'\]\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no spec.json with finished parts there \(it holds \['thesis.tex'\]\)"
+    ):
         wb.open_results(tmp_path / "other")
 
 
@@ -129,18 +148,47 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
     ("error", "text", "prompts", "spec"),
     [
         (KeyError, "no site matches 'text_encoder.99.mlp'", PROMPTS, dict(sites=("text_encoder.99.mlp",))),
-        (ValueError, "'giraffe' is not in the prompt 'a lion'", PromptSet("x", (Prompt("a lion", "giraffe", "lion"),), LABELS), {}),
+        (
+            ValueError,
+            "'giraffe' is not in the prompt 'a lion'",
+            PromptSet("x", (Prompt("a lion", "giraffe", "lion"),), LABELS),
+            {},
+        ),
         (ValueError, "'savanna' is not in the prompt 'a photo of a lion'", PROMPTS, dict(tokens=("savanna",))),
-        (ValueError, "fractions of the run go from 0.0 to 1.0", PROMPTS, dict(sites=("unet.mid.0.resnet",), steps=((0.5, 2.0),))),
-        (ValueError, "'flamingo' and 'lion' have different numbers of tokens", PROMPTS[2:], dict(corruption="replace", draws=1)),
-        (ValueError, "has no replacement for 'lion'", PromptSet("x", (Prompt("a lion", "lion", "lion"),), LABELS),
-         dict(corruption="replace", draws=1)),
-        (ValueError, 'tokens="each": positions mean different things in different prompts', PROMPTS, dict(tokens=("each",))),
-        (ValueError, "corruption='zero' has nothing random, but draws=3; give draws=1", PROMPTS, dict(corruption="zero")),
+        (
+            ValueError,
+            "fractions of the run go from 0.0 to 1.0",
+            PROMPTS,
+            dict(sites=("unet.mid.0.resnet",), steps=((0.5, 2.0),)),
+        ),
+        (
+            ValueError,
+            "'flamingo' and 'lion' have different numbers of tokens",
+            PROMPTS[2:],
+            dict(corruption="replace", draws=1),
+        ),
+        (
+            ValueError,
+            "has no replacement for 'lion'",
+            PromptSet("x", (Prompt("a lion", "lion", "lion"),), LABELS),
+            dict(corruption="replace", draws=1),
+        ),
+        (
+            ValueError,
+            'tokens="each": positions mean different things in different prompts',
+            PROMPTS,
+            dict(tokens=("each",)),
+        ),
+        (
+            ValueError,
+            "corruption='zero' has nothing random, but draws=3; give draws=1",
+            PROMPTS,
+            dict(corruption="zero"),
+        ),
         (ValueError, 'corruption=\'blur\': may be "noise", "replace" or "zero"', PROMPTS, dict(corruption="blur")),
         (ValueError, "seeds=(): give a tuple of at least one", PROMPTS, dict(seeds=())),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_told_before_anything_runs(menagerie, scorer, monkeypatch, error, text, prompts, spec):
     monkeypatch.setattr(type(menagerie.pipeline), "__call__", lambda *a, **k: pytest.fail("the pipeline ran"))
     with pytest.raises(error) as raised:
@@ -150,11 +198,13 @@ def test_bad_input_is_told_before_anything_runs(menagerie, scorer, monkeypatch, 
 
 def made(clean, corrupted, restored) -> xr.Dataset:
     """A trace with the given scores: (prompt, seed), (prompt, draw, seed), (prompt, draw, seed, site)."""
-    data = xr.Dataset({
-        "clean": (("metric", "prompt", "seed"), clean[None]),
-        "corrupted": (("metric", "prompt", "draw", "seed"), corrupted[None]),
-        "restored": (("metric", "prompt", "draw", "seed", "site"), restored[None]),
-    })  # fmt: skip
+    data = xr.Dataset(
+        {
+            "clean": (("metric", "prompt", "seed"), clean[None]),
+            "corrupted": (("metric", "prompt", "draw", "seed"), corrupted[None]),
+            "restored": (("metric", "prompt", "draw", "seed", "site"), restored[None]),
+        }
+    )
     return data.assign_coords(metric=["probability"])
 
 
@@ -165,7 +215,11 @@ def test_effects_are_signed_means_with_intervals():
     restored[0, ..., 1] = np.nan
     found = effects(made(clean, corrupted, restored), "probability")
     assert np.isclose(found.total_effect, (clean[:, None] - corrupted).mean())
-    assert np.allclose(found.indirect_effect[:2], [0.4, -0.05]) and found.significant.values.tolist() == [True, True, False]
+    assert np.allclose(found.indirect_effect[:2], [0.4, -0.05]) and found.significant.values.tolist() == [
+        True,
+        True,
+        False,
+    ]
     assert np.isclose(found.recovery[0], 0.4 / found.total_effect) and found.prompts.values.tolist() == [12, 11, 12]
     assert (found.indirect_effect_low <= found.indirect_effect + 1e-9).all() and (
         found.indirect_effect <= found.indirect_effect_high + 1e-9
@@ -200,7 +254,9 @@ def test_the_prompt_sets_fit_their_model(menagerie):
             assert tokenize(tokenizer, prompt.prompt).of(prompt.subject) and prompt.value in found.labels
             if prompt.replacement:
                 module.replaced(menagerie, prompt)
-        assert [(p.prompt, p.target) for p in found] == [tuple(row) for row in prompt_set(name, tokenizer)[["prompt", "target"]].values]
+        assert [(p.prompt, p.target) for p in found] == [
+            tuple(row) for row in prompt_set(name, tokenizer)[["prompt", "target"]].values
+        ]
         assert all(prompt.target and prompt.value != prompt.target_value for prompt in found)
         assert sum(map(len, found.labels.values())) == len(labels(name))
 
@@ -208,7 +264,10 @@ def test_the_prompt_sets_fit_their_model(menagerie):
 def test_a_value_finds_the_labels_of_its_attribute():
     from workbench.prompts import labels_of
 
-    assert labels_of("winter") == wb.prompt_set("season").labels and labels_of("watercolor") == wb.prompt_set("style").labels
+    assert (
+        labels_of("winter") == wb.prompt_set("season").labels
+        and labels_of("watercolor") == wb.prompt_set("style").labels
+    )
     assert labels_of("spring") == {}
 
 
@@ -216,9 +275,14 @@ def test_own_prompt_sets(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("prompt,subject,value\na red car,red,red\na blue car,blue,blue\n")
     found = wb.prompt_set(path)
-    assert found[0] == Prompt("a red car", "red", "red") and found.labels == {"red": ("a photo of red",), "blue": ("a photo of blue",)}
+    assert found[0] == Prompt("a red car", "red", "red") and found.labels == {
+        "red": ("a photo of red",),
+        "blue": ("a photo of blue",),
+    }
     assert len(found[:1]) == 1
-    with pytest.raises(ValueError, match=r"prompt set 'x' has the values \['cow'\], which its labels lack: \['zebra', .*; add texts"):
+    with pytest.raises(
+        ValueError, match=r"prompt set 'x' has the values \['cow'\], which its labels lack: \['zebra', .*; add texts"
+    ):
         PromptSet("x", (Prompt("a cow", "cow", "cow"),), LABELS)
     path.write_text("prompt,subject\na red car,red\n")
     with pytest.raises(ValueError, match=r"mine.csv lacks the columns \['value'\]; found \['prompt', 'subject'\]"):
@@ -233,10 +297,10 @@ def test_own_prompt_sets(tmp_path):
 def test_the_command_line_traces(tmp_path, monkeypatch, capsys):
     from workbench import cli
 
-    arguments = (
-        "workbench trace --prompts object --first 2 --sites text_encoder.{0,11}.attention --draws 1 --seeds 0 --num-inference-steps 2"
+    arguments = "workbench trace --prompts object --first 2 --sites text_encoder.{0,11}.attention --draws 1 --seeds 0 --num-inference-steps 2"
+    monkeypatch.setattr(
+        "sys.argv", [*arguments.split(), "--folder", str(tmp_path / "t"), "--out", str(tmp_path / "object")]
     )
-    monkeypatch.setattr("sys.argv", [*arguments.split(), "--folder", str(tmp_path / "t"), "--out", str(tmp_path / "object")])
     cli.main()
     assert "total effect" in capsys.readouterr().out
     assert (tmp_path / "object.png").exists() and "text_encoder.11.attention" in (tmp_path / "object.csv").read_text()
@@ -250,11 +314,15 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
     from workbench import cli
 
     monkeypatch.setattr("sys.argv", "workbench trace --corruption zero".split())
-    with pytest.raises(SystemExit, match=r"^workbench: corruption='zero' has nothing random, but draws=3; give draws=1$"):
+    with pytest.raises(
+        SystemExit, match=r"^workbench: corruption='zero' has nothing random, but draws=3; give draws=1$"
+    ):
         cli.main()
     monkeypatch.setattr("sys.argv", "workbench sites unet.middle".split())
     count = len(wb.load().sites)
-    with pytest.raises(SystemExit, match=rf"^workbench: no site matches 'unet.middle'; of {count} sites the nearest are "):
+    with pytest.raises(
+        SystemExit, match=rf"^workbench: no site matches 'unet.middle'; of {count} sites the nearest are "
+    ):
         cli.main()
 
     def stopped(*args):

@@ -36,9 +36,14 @@ def test_the_agreement_of_localizers_is_drawn_with_every_number(tmp_path):
     )
     agreement.main(options)
     tables = {
-        name: pd.read_csv(tmp_path / f"{name}.csv") for name in ("locogen", "locogen_best", "locogen_search", "localizers", "agreement")
+        name: pd.read_csv(tmp_path / f"{name}.csv")
+        for name in ("locogen", "locogen_best", "locogen_search", "localizers", "agreement")
     }
-    assert len(tables["locogen"]) == 2 * (16 + 15) and len(tables["localizers"]) == 2 * 4 * 16 and len(tables["agreement"]) == 2 * 10
+    assert (
+        len(tables["locogen"]) == 2 * (16 + 15)
+        and len(tables["localizers"]) == 2 * 4 * 16
+        and len(tables["agreement"]) == 2 * 10
+    )
     assert (tables["locogen_search"].windows < tables["locogen_search"].exhaustive).all()
     assert tables["locogen_best"].direction.tolist() == ["min", "max"]
     assert all((tmp_path / name).exists() for name in ("locogen.png", "localizers.png", "locogen_images.png"))
@@ -66,11 +71,18 @@ def test_the_benchmark_stops_when_the_sides_draw_different_images(tmp_path, monk
 
 def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path):
     options = swap.SwapOptions(
-        editors=("uce", "embedding_swap"), every=20, images=2, num_inference_steps=1, runs=tmp_path / "runs", out=tmp_path
+        editors=("uce", "embedding_swap"),
+        every=20,
+        images=2,
+        num_inference_steps=1,
+        runs=tmp_path / "runs",
+        out=tmp_path,
     )
     swap.main(options)
     table = pd.read_csv(tmp_path / "swap.csv")
-    assert set(table.editor) == {"unedited", "told the other", "uce", "embedding_swap"} and set(table.set) == set(swap.SETS)
+    assert set(table.editor) == {"unedited", "told the other", "uce", "embedding_swap"} and set(table.set) == set(
+        swap.SETS
+    )
     assert (table[(table.editor == "unedited") & (table.measure == "changed")].value == 0).all()
     assert (table[(table.editor == "uce") & (table.measure == "image distance")].value > 0).all()
     assert set(table[table.rules == "text encoder"].editor) == {"embedding_swap"}
@@ -78,15 +90,22 @@ def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path
     assert all((tmp_path / name).stat().st_size > 20_000 for name in ("swap.png", "swap_images.png"))
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
     swap.main(options)
-    assert len(finished) == 3 * 6 + 1 and finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    assert len(finished) == 3 * 6 + 1 and finished == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")
+    }
     with pytest.raises(ValueError, match=r"editors=\['magic'\]: unknown; there are swap, "):
         swap.main(swap.SwapOptions(editors=("magic",)))
 
 
 def test_edited_windows_are_correlated_with_localizers(tmp_path):
-    layers = [f"unet.{place}.cross" for place in ("down.0.0", "down.0.1", "down.1.0", "down.1.1", "down.2.0", "down.2.1", "mid")]
+    layers = [
+        f"unet.{place}.cross"
+        for place in ("down.0.0", "down.0.1", "down.1.0", "down.1.1", "down.2.0", "down.2.1", "mid")
+    ]
     layers += [f"unet.up.{i}.{j}.cross" for i in (1, 2, 3) for j in range(3)]
-    pd.DataFrame(dict(layer=layers, localizer="depth", score=range(16))).to_csv(tmp_path / "localizers.csv", index=False)
+    pd.DataFrame(dict(layer=layers, localizer="depth", score=range(16))).to_csv(
+        tmp_path / "localizers.csv", index=False
+    )
     windows.main(
         windows.WindowsOptions(
             width=14,
@@ -107,15 +126,22 @@ def test_edited_windows_are_correlated_with_localizers(tmp_path):
     assert set(found.localizer) >= {"depth"} and found.spearman.abs().max() <= 1
     scores = pd.DataFrame(dict(editor=["window 0-0", "window 1-1", "window 2-2"], value=[0.1, 0.2, 0.9]))
     sets = {f"window {i}-{i}": (f"layer {i}",) for i in range(3)} | {f"all but {i}-{i}": () for i in range(3)}
-    scores = pd.concat([scores, pd.DataFrame(dict(editor=[f"all but {i}-{i}" for i in range(3)], value=[0.9, 0.5, 0.2]))])
+    scores = pd.concat(
+        [scores, pd.DataFrame(dict(editor=[f"all but {i}-{i}" for i in range(3)], value=[0.9, 0.5, 0.2]))]
+    )
     said = pd.DataFrame(dict(localizer="x", layer=[f"layer {i}" for i in range(3)], score=[1.0, 2.0, 3.0]))
-    assert windows.correlations(scores, sets, said).set_index("edit").spearman.to_dict() == {"window": 1.0, "all but": 1.0}
+    assert windows.correlations(scores, sets, said).set_index("edit").spearman.to_dict() == {
+        "window": 1.0,
+        "all but": 1.0,
+    }
     with pytest.raises(ValueError, match=r"localizer 'x' has no score for some layers"):
         windows.correlations(scores, sets, said[:2])
 
 
 def test_erasing_style_and_fact_are_measured(tmp_path):
-    edit_tasks.main(edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path))
+    edit_tasks.main(
+        edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path)
+    )
     table = pd.read_csv(tmp_path / "edit_tasks.csv")
     assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 4
 
@@ -127,14 +153,24 @@ def test_the_edit_is_timed(tmp_path):
 
 
 def test_the_winter_benchmark_reports_every_method(tmp_path):
-    options = winter.WinterOptions(runs=tmp_path / "r", out=tmp_path, seeds=(17,), num_inference_steps=1, prompts=2,
-                                   strengths=(0.25,), trials=6, batch_size=32)  # fmt: skip
+    options = winter.WinterOptions(
+        runs=tmp_path / "r",
+        out=tmp_path,
+        seeds=(17,),
+        num_inference_steps=1,
+        prompts=2,
+        strengths=(0.25,),
+        trials=6,
+        batch_size=32,
+    )
     winter.main(options)
     table = pd.read_csv(tmp_path / "steering.csv")
     assert len(table) == 5 * (1 + 14 + 4) and set(table.metric) == set(winter.METRICS)
     assert len(pd.read_csv(tmp_path / "steering_equal_fidelity.csv")) == 2 * len(winter.SHARES) * 6
     submission = pd.read_csv(tmp_path / "r" / "submission" / "submission.csv")
-    assert list(submission.ID) == [1, 2] and all((tmp_path / "r" / "submission" / name).exists() for name in submission.image)
+    assert list(submission.ID) == [1, 2] and all(
+        (tmp_path / "r" / "submission" / name).exists() for name in submission.image
+    )
     others = pd.read_csv(tmp_path / "steering_concepts.csv")
     assert set(others.measured) == {"winter", "night", "watercolor", "both at once"}
     pictures = ("steering", "steering_layers", "steering_directions", "steering_images")
@@ -142,13 +178,32 @@ def test_the_winter_benchmark_reports_every_method(tmp_path):
 
 
 def test_the_steer_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["workbench", "steer", "--seeds", "1", "--strengths", "1", "--prompts", "a lion", "--out",
-                                     str(tmp_path / "winter")])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "workbench",
+            "steer",
+            "--seeds",
+            "1",
+            "--strengths",
+            "1",
+            "--prompts",
+            "a lion",
+            "--out",
+            str(tmp_path / "winter"),
+        ],
+    )
     cli.main()
     assert "direction at 12 sites, from 100 positive and 100 negative prompts" in capsys.readouterr().out
-    assert wb.Direction.load(tmp_path / "winter.safetensors").provenance["pool"] == "positions" and (tmp_path / "winter.png").exists()
+    assert (
+        wb.Direction.load(tmp_path / "winter.safetensors").provenance["pool"] == "positions"
+        and (tmp_path / "winter.png").exists()
+    )
     table = pd.read_csv(tmp_path / "winter.csv").set_index(["measure", "strength"])["value"]
-    assert table["concept_similarity", "1"] > table["concept_similarity", "unsteered"] + 0.1 and table["pixel_distance", "unsteered"] == 0
+    assert (
+        table["concept_similarity", "1"] > table["concept_similarity", "unsteered"] + 0.1
+        and table["pixel_distance", "unsteered"] == 0
+    )
     assert table["concept_probability", "1"] > 0.9 and table["concept", "unsteered"] == 0
     monkeypatch.setattr("sys.argv", ["workbench", "steer", "--pairs", "spring"])
     with pytest.raises(SystemExit, match="the sets are night, watercolor, winter"):
@@ -156,7 +211,9 @@ def test_the_steer_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
 
 
 def test_the_edit_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["workbench", "edit", "--editor", "uce", "--seeds", "1", "--out", str(tmp_path / "edit")])
+    monkeypatch.setattr(
+        "sys.argv", ["workbench", "edit", "--editor", "uce", "--seeds", "1", "--out", str(tmp_path / "edit")]
+    )
     cli.main()
     assert "uce: 32 weights" in capsys.readouterr().out
     assert wb.Edit.load(tmp_path / "edit.safetensors", wb.load()).provenance["editor"] == "uce"
@@ -178,12 +235,21 @@ def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
     )
     prompt_to_prompt.main(options)
     table = pd.read_csv(tmp_path / "prompt_to_prompt.csv")
-    assert set(table.study) >= {"swap", "refine", "reweight", "real: VAE alone", "real: DDIM, guidance 1", "real: null-text, guidance 3"}
+    assert set(table.study) >= {
+        "swap",
+        "refine",
+        "reweight",
+        "real: VAE alone",
+        "real: DDIM, guidance 1",
+        "real: null-text, guidance 3",
+    }
     swap_rows = table[table.study == "swap"].set_index(["arm", "measure"])
     assert swap_rows.value["source", "background"] == 0 and swap_rows.value["source", "position kept"] == 1
     assert set(table[table.study == "swap"].arm) == {"source", "new prompt", *prompt_to_prompt.arms(("a", "b"))}
     apart = swap_rows.value["P2P", "background, minus new prompt"]
-    assert apart == pytest.approx(swap_rows.value["P2P", "background"] - swap_rows.value["new prompt", "background"], abs=2e-4)
+    assert apart == pytest.approx(
+        swap_rows.value["P2P", "background"] - swap_rows.value["new prompt", "background"], abs=2e-4
+    )
     one = table[(table.study == "reweight") & (table.arm == "c 1") & (table.measure == "distance")]
     assert one.value.item() < 1e-4
     assert ((table.low <= table.value + 1e-4) & (table.value <= table.high + 1e-4)).all()
@@ -198,8 +264,14 @@ def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
 
 def test_the_p2p_command_draws_generated_and_real_edits(tmp_path, monkeypatch, capsys):
     render(Scene("zebra", seed=3))[0].save(tmp_path / "zebra.png")
-    command = P2P(target=("a giraffe in the savanna",), word_steps=("giraffe=0.5",), blend=("zebra", "giraffe"), blend_resolution=0.5,
-                      seeds=1, out=tmp_path / "edit")  # fmt: skip
+    command = P2P(
+        target=("a giraffe in the savanna",),
+        word_steps=("giraffe=0.5",),
+        blend=("zebra", "giraffe"),
+        blend_resolution=0.5,
+        seeds=1,
+        out=tmp_path / "edit",
+    )
     monkeypatch.setattr(command, "load", lambda: replace(wb.load(), num_inference_steps=2))
     command.run()
     assert "zebra -> giraffe" in capsys.readouterr().out and (tmp_path / "edit.png").exists()

@@ -80,8 +80,15 @@ def test_the_solver_is_the_dense_solution(problem, lam, s_e, s_p, covariance):
     keys, values, preserved, weight = problem
     moments = wb.edit.Moments.of(torch.cat([keys, torch.eye(keys.shape[1])])) if covariance else None
     base = lam * (moments.second if covariance else torch.eye(keys.shape[1], dtype=torch.float64))
-    solution = wb.edit.solve(keys, lam=lam, weight=s_e, preserved=preserved, preserve_weight=s_p, moments=moments,
-                             preservation="covariance" if covariance else "ridge")  # fmt: skip
+    solution = wb.edit.solve(
+        keys,
+        lam=lam,
+        weight=s_e,
+        preserved=preserved,
+        preserve_weight=s_p,
+        moments=moments,
+        preservation="covariance" if covariance else "ridge",
+    )
     b, a = solution.factors(values - keys @ weight.T)
     expected = dense(keys, values, preserved, weight, base, s_e, s_p)
     assert torch.allclose(weight + b @ a, expected, rtol=1e-7, atol=1e-7)
@@ -96,7 +103,9 @@ def test_one_pair_alone_is_shrunk_as_the_formula_says(problem, lam):
     b, a = solution.factors(values - keys @ weight.T)
     square = (keys**2).sum()
     assert torch.allclose(solution.shrinkage, square / (lam + square))
-    assert torch.allclose((weight + b @ a) @ keys[0], weight @ keys[0] + square / (lam + square) * (values[0] - weight @ keys[0]))
+    assert torch.allclose(
+        (weight + b @ a) @ keys[0], weight @ keys[0] + square / (lam + square) * (values[0] - weight @ keys[0])
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -134,7 +143,9 @@ def test_moments_merge_save_and_come_back(tmp_path):
     again = wb.edit.Moments.load(tmp_path / "moments.safetensors")
     assert torch.equal(again.total, parts.total) and again.count == 30 and "30 keys of 5 channels" in repr(again)
     (tmp_path / "other").write_bytes(b"no such thing")
-    with pytest.raises(ValueError, match=r"other is no file of moments .*; give path= of a file that Moments.save wrote"):
+    with pytest.raises(
+        ValueError, match=r"other is no file of moments .*; give path= of a file that Moments.save wrote"
+    ):
         wb.edit.Moments.load(tmp_path / "other")
     with pytest.raises(ValueError, match="moments of 5 and 4 channels do not add"):
         _ = parts + wb.edit.Moments.of(torch.ones(2, 4))
@@ -146,26 +157,54 @@ NAN = torch.tensor([[1.0, float("nan")]])
 @pytest.mark.parametrize(
     ("text", "arguments"),
     [
-        (r"keys= has 1 of 1 rows that are not finite \(condition number nan\); check the model's dtype", dict(keys=NAN, lam=1.0)),
+        (
+            r"keys= has 1 of 1 rows that are not finite \(condition number nan\); check the model's dtype",
+            dict(keys=NAN, lam=1.0),
+        ),
         ("preserved= has 1 of 1 rows that are not finite", dict(keys=torch.ones(1, 2), lam=1.0, preserved=NAN)),
-        (r"2 equations is singular: condition number inf, .*; raise lam=, or leave out", dict(keys=torch.ones(2, 3), lam=0.0)),
-        (r"singular: condition number \d\.\de\+1\d, .*; raise lam=", dict(keys=torch.tensor([[1.0, 0], [1, 1e-7]]), lam=0.0)),
-        (r"3 equations is singular: .*; raise lam= or give more and more varied keys", dict(keys=torch.ones(4, 3), lam=0.0)),
+        (
+            r"2 equations is singular: condition number inf, .*; raise lam=, or leave out",
+            dict(keys=torch.ones(2, 3), lam=0.0),
+        ),
+        (
+            r"singular: condition number \d\.\de\+1\d, .*; raise lam=",
+            dict(keys=torch.tensor([[1.0, 0], [1, 1e-7]]), lam=0.0),
+        ),
+        (
+            r"3 equations is singular: .*; raise lam= or give more and more varied keys",
+            dict(keys=torch.ones(4, 3), lam=0.0),
+        ),
         (
             r"singular: condition number inf, .*; give moments of a larger corpus, or moments.floored",
-            dict(keys=torch.ones(1, 3), lam=1.0, preservation="covariance", moments=wb.edit.Moments.of(torch.ones(1, 3))),
+            dict(
+                keys=torch.ones(1, 3), lam=1.0, preservation="covariance", moments=wb.edit.Moments.of(torch.ones(1, 3))
+            ),
         ),
         (r"keys= has shape \(3,\); give a matrix \(key, in\)", dict(keys=torch.ones(3), lam=1.0)),
-        (r"preserved= has \(1, 2\) entries, keys \(1, 3\)", dict(keys=torch.ones(1, 3), lam=1.0, preserved=torch.ones(1, 2))),
+        (
+            r"preserved= has \(1, 2\) entries, keys \(1, 3\)",
+            dict(keys=torch.ones(1, 3), lam=1.0, preserved=torch.ones(1, 2)),
+        ),
         ("lam=-1, .* lam and preserve_weight are at least 0", dict(keys=torch.ones(1, 3), lam=-1)),
-        ('preservation=\'none\': may be "ridge", "covariance" or "nullspace"', dict(keys=torch.ones(1, 3), lam=1, preservation="none")),
+        (
+            'preservation=\'none\': may be "ridge", "covariance" or "nullspace"',
+            dict(keys=torch.ones(1, 3), lam=1, preservation="none"),
+        ),
         ('preservation="covariance" needs moments=', dict(keys=torch.ones(1, 3), lam=1, preservation="covariance")),
-        ("moments= has 2 channels, the keys have 3", dict(keys=torch.ones(1, 3), lam=1, moments=wb.edit.Moments.of(torch.ones(1, 2)))),
-        ('preservation="nullspace" needs preserved= keys or moments=', dict(keys=torch.ones(1, 3), lam=1, preservation="nullspace")),
-        ("preserved spans all 3 channels, nothing is left to edit; raise retain=0.01",
-         dict(keys=torch.ones(1, 3), lam=1, preservation="nullspace", preserved=torch.eye(3))),
+        (
+            "moments= has 2 channels, the keys have 3",
+            dict(keys=torch.ones(1, 3), lam=1, moments=wb.edit.Moments.of(torch.ones(1, 2))),
+        ),
+        (
+            'preservation="nullspace" needs preserved= keys or moments=',
+            dict(keys=torch.ones(1, 3), lam=1, preservation="nullspace"),
+        ),
+        (
+            "preserved spans all 3 channels, nothing is left to edit; raise retain=0.01",
+            dict(keys=torch.ones(1, 3), lam=1, preservation="nullspace", preserved=torch.eye(3)),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_solved_says_why(text, arguments):
     with pytest.raises(ValueError, match=text):
         wb.edit.solve(**arguments)
@@ -199,8 +238,12 @@ def test_a_preview_is_data(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_undo_is_bit_exact_after_fifty_mixed_commits(sd1, dtype):
-    edits = [wb.edit.locoedit(sd1, PAIR, sites="unet.*.cross"), wb.edit.diff_quickfix(sd1, {"a zebra": "a lion"}),
-             wb.edit.embedding_swap(sd1, "zebra", "giraffe"), wb.edit.swap(sd1, "a cow", "a camel", sites=WINDOW).scaled(0.7)]  # fmt: skip
+    edits = [
+        wb.edit.locoedit(sd1, PAIR, sites="unet.*.cross"),
+        wb.edit.diff_quickfix(sd1, {"a zebra": "a lion"}),
+        wb.edit.embedding_swap(sd1, "zebra", "giraffe"),
+        wb.edit.swap(sd1, "a cow", "a camel", sites=WINDOW).scaled(0.7),
+    ]
     sd1.pipeline.to(dtype=dtype)
     try:
         before = weights(sd1)
@@ -221,7 +264,10 @@ def test_the_log_says_what_where_when_and_on_what(sd1):
     sd1.commit(edit)
     try:
         (entry,) = sd1.edits
-        assert entry.what["editor"] == "locoedit" and entry.where == edit.sites == ("unet.mid.cross.k", "unet.mid.cross.v")
+        assert entry.what["editor"] == "locoedit" and entry.where == edit.sites == (
+            "unet.mid.cross.k",
+            "unet.mid.cross.v",
+        )
         assert (
             entry.base["unet.mid.cross.k"] == base == edit.updates[0].base
             and entry.when.endswith("Z")
@@ -252,13 +298,18 @@ def test_an_exception_leaves_the_weights_as_they_were(sd1, monkeypatch):
 
 
 def test_edits_add_and_scale(model):
-    a, b = wb.edit.locoedit(model, PAIR, sites=WINDOW), wb.edit.locoedit(model, {"a cow": "a camel"}, sites="unet.*.cross")
+    a, b = (
+        wb.edit.locoedit(model, PAIR, sites=WINDOW),
+        wb.edit.locoedit(model, {"a cow": "a camel"}, sites="unet.*.cross"),
+    )
     name = a.sites[0]
     assert torch.allclose(change(a + b, name), change(a, name) + change(b, name), atol=1e-6)
     assert set((a + b).sites) == set(b.sites) and (a + b).updates[-1].rank >= 1
     assert torch.allclose(change(a.scaled(-0.5), name), -0.5 * change(a, name))
     assert torch.allclose(
-        torch.tensor([u.norm() for u in a.updates]), torch.stack([change(a, u.site).norm() for u in a.updates]).float(), rtol=1e-4
+        torch.tensor([u.norm() for u in a.updates]),
+        torch.stack([change(a, u.site).norm() for u in a.updates]).float(),
+        rtol=1e-4,
     )
     assert (a + b.scaled(2.0)).provenance["sum"][1]["scaled"] == 2.0
 
@@ -274,8 +325,10 @@ def test_a_part_of_an_edit_is_the_edit_of_that_part(model):
 
 def test_the_rank_is_at_most_the_number_of_pairs(model):
     for templates in (["{}"], ["{}", "a photo of {}"]):
-        for edit, pairs in ((wb.edit.locoedit(model, PAIR, sites=WINDOW, templates=templates), 1),
-                            (wb.edit.swap(model, "a zebra", "a giraffe", sites=WINDOW, templates=templates), 2)):  # fmt: skip
+        for edit, pairs in (
+            (wb.edit.locoedit(model, PAIR, sites=WINDOW, templates=templates), 1),
+            (wb.edit.swap(model, "a zebra", "a giraffe", sites=WINDOW, templates=templates), 2),
+        ):
             assert {update.rank for update in edit.updates} == {pairs * len(templates)}
             dense_rank = torch.linalg.matrix_rank(change(edit, edit.sites[0]), rtol=1e-5)
             assert dense_rank <= pairs * len(templates)
@@ -286,7 +339,10 @@ def test_the_rank_is_at_most_the_number_of_pairs(model):
 
 def test_the_editors_are_one_solver(model):
     equal = dict(sites=WINDOW, lam=0.3, tokens="subject")
-    first, *others = (editor(model, PAIR, **equal) for editor in (wb.edit.locoedit, wb.edit.uce, wb.edit.time_edit, wb.edit.diff_quickfix))
+    first, *others = (
+        editor(model, PAIR, **equal)
+        for editor in (wb.edit.locoedit, wb.edit.uce, wb.edit.time_edit, wb.edit.diff_quickfix)
+    )
     for other in others:
         assert all(torch.equal(a.b, b.b) and torch.equal(a.a, b.a) for a, b in zip(first.updates, other.updates))
     pair = wb.edit.swap(model, "a zebra", "a giraffe", **equal)
@@ -311,10 +367,16 @@ def test_rome_meets_its_value_exactly_and_is_the_limit_of_memit(model):
 def test_quickfix_forgets_no_bias(model):
     """Values are the projection's outputs for the new caption without the bias: with it, the new output would be off by one."""
     edit = wb.edit.diff_quickfix(model, {"a zebra": "a lion"}, lam=1e-6, templates=["{}"])
-    recorded = {name: model.run([World("w", name)], seeds=[0], num_inference_steps=1, record=["text_encoder.0.out"], guidance_scale=1.0)
-                for name in ("a zebra", "a lion")}  # fmt: skip
+    recorded = {
+        name: model.run(
+            [World("w", name)], seeds=[0], num_inference_steps=1, record=["text_encoder.0.out"], guidance_scale=1.0
+        )
+        for name in ("a zebra", "a lion")
+    }
     with model.applied(edit):
-        after = model.run([World("w", "a zebra")], seeds=[0], num_inference_steps=1, record=["text_encoder.0.out"], guidance_scale=1.0)
+        after = model.run(
+            [World("w", "a zebra")], seeds=[0], num_inference_steps=1, record=["text_encoder.0.out"], guidance_scale=1.0
+        )
     at = lambda run: run.values["text_encoder.0.out"].isel(world=0, seed=0, token=2).values
     assert np.allclose(at(after), at(recorded["a lion"]), atol=1e-4) and not np.allclose(
         at(recorded["a zebra"]), at(recorded["a lion"]), atol=1e-3
@@ -324,19 +386,29 @@ def test_quickfix_forgets_no_bias(model):
 def test_what_is_preserved_drifts_less(model):
     kept = [Prompt(text, "") for text in CORPUS]
     free = wb.edit.swap(model, "a zebra", "a giraffe", tokens="all")
-    held = wb.edit.swap(model, "a zebra", "a giraffe", tokens="all", preserve=kept, preserve_tokens="all", preserve_weight=10.0)
+    held = wb.edit.swap(
+        model, "a zebra", "a giraffe", tokens="all", preserve=kept, preserve_tokens="all", preserve_weight=10.0
+    )
     states = encode(model.pipeline, CORPUS)[0].flatten(0, 1).double()
     drift = lambda edit: (states @ change(edit, edit.sites[0]).T).norm()
     assert drift(held) < 0.5 * drift(free)
-    assert held.provenance["diagnostics"][held.sites[0]]["drift"] > 0 and free.provenance["diagnostics"][free.sites[0]]["drift"] is None
+    assert (
+        held.provenance["diagnostics"][held.sites[0]]["drift"] > 0
+        and free.provenance["diagnostics"][free.sites[0]]["drift"] is None
+    )
     assert "condition" in repr(held) and "swap: " in repr(held)
 
 
 def test_localized_layers_stand_for_their_keys_and_values(model):
     layers = [site.name for site in model.sites("unet.*.cross")][:2]
     for asked in (tuple(layers), model.sites(*layers), list(model.sites(*layers)), iter(layers)):
-        assert [site.name for site in editable(model, asked)] == [f"{layer}.{kind}" for layer in layers for kind in "kv"]
-    assert [site.name for site in editable(model, "text_encoder.1.{attention,mlp}")] == ["text_encoder.1.out", "text_encoder.1.fc2"]
+        assert [site.name for site in editable(model, asked)] == [
+            f"{layer}.{kind}" for layer in layers for kind in "kv"
+        ]
+    assert [site.name for site in editable(model, "text_encoder.1.{attention,mlp}")] == [
+        "text_encoder.1.out",
+        "text_encoder.1.fc2",
+    ]
 
 
 def test_tokens_are_aligned_at_the_end_of_the_words(sd1):
@@ -344,8 +416,16 @@ def test_tokens_are_aligned_at_the_end_of_the_words(sd1):
     shift = new.end - old.end
     assert shift > 0  # elephant has more tokens
     found = dict(aligned(old, "a zebra", new, "an elephant", "all"))
-    assert found[0] == 0 and found[2] == 2 + shift and found[old.end] == new.end and max(found.values()) == len(new.ids) - 1
-    assert list(aligned(old, "a zebra", new, "an elephant", ("subject_last", "eos"))) == [(2, 2 + shift), (old.end, new.end)]
+    assert (
+        found[0] == 0
+        and found[2] == 2 + shift
+        and found[old.end] == new.end
+        and max(found.values()) == len(new.ids) - 1
+    )
+    assert list(aligned(old, "a zebra", new, "an elephant", ("subject_last", "eos"))) == [
+        (2, 2 + shift),
+        (old.end, new.end),
+    ]
 
 
 def test_lam_v_is_obeyed(model):
@@ -356,7 +436,12 @@ def test_lam_v_is_obeyed(model):
 
 def test_neurons_set_the_strongest_channels_to_the_neutral_mean(model):
     edit = wb.edit.neurons(
-        model, {"a zebra": "a lion"}, sites=WINDOW, count=3, lam=1e-8, templates=["{}", "a photo of {}", "a picture of {}"]
+        model,
+        {"a zebra": "a lion"},
+        sites=WINDOW,
+        count=3,
+        lam=1e-8,
+        templates=["{}", "a photo of {}", "a picture of {}"],
     )
     for update in edit.updates:
         assert (update.b.abs().sum(1) > 0).sum() == 3
@@ -364,9 +449,13 @@ def test_neurons_set_the_strongest_channels_to_the_neutral_mean(model):
     changed = (change(edit, name).abs().sum(1) > 0).nonzero().flatten().tolist()
     with model.applied(edit):
         after = model.run([World("w", "a zebra")], seeds=[0], num_inference_steps=1, record=[name], guidance_scale=1.0)
-    read = lambda text: model.run([World("w", text)], seeds=[0], num_inference_steps=1, record=[name], guidance_scale=1.0).values[name]
-    neutral = [read(text).values[0, 0, 0, at]
-               for text, at in (("a lion", 2), ("a photo of a lion", 5), ("a picture of a lion", 5))]  # fmt: skip
+    read = lambda text: model.run(
+        [World("w", text)], seeds=[0], num_inference_steps=1, record=[name], guidance_scale=1.0
+    ).values[name]
+    neutral = [
+        read(text).values[0, 0, 0, at]
+        for text, at in (("a lion", 2), ("a photo of a lion", 5), ("a picture of a lion", 5))
+    ]
     assert np.allclose(after.values[name].values[0, 0, 0, 2, changed], np.mean(neutral, 0)[changed], atol=2e-3)
 
 
@@ -407,7 +496,10 @@ def test_a_file_brings_the_edit_back(sd1, saved):
     edit, path = saved
     again = wb.Edit.load(path, sd1)
     assert again.provenance == edit.provenance and again.sites == edit.sites
-    assert all(torch.equal(a.b, b.b) and torch.equal(a.a, b.a) and a.base == b.base for a, b in zip(edit.updates, again.updates))
+    assert all(
+        torch.equal(a.b, b.b) and torch.equal(a.a, b.a) and a.base == b.base
+        for a, b in zip(edit.updates, again.updates)
+    )
 
 
 LIES = [
@@ -461,13 +553,17 @@ def test_another_model_is_refused(saved, sd1):
     torch.manual_seed(1)
     other = wb.load(conftest.sd1())
     with pytest.raises(
-        ValueError, match=r"made for a weight of SHA-256 [0-9a-f]{64}, the model's is [0-9a-f]{64} \(torch.float32\); load the"
+        ValueError,
+        match=r"made for a weight of SHA-256 [0-9a-f]{64}, the model's is [0-9a-f]{64} \(torch.float32\); load the",
     ):
         wb.Edit.load(path, other)
-    with pytest.raises(ValueError, match=r"is for a weight of .*, the model's is .*; load the model that it was made for"):
+    with pytest.raises(
+        ValueError, match=r"is for a weight of .*, the model's is .*; load the model that it was made for"
+    ):
         wb.Edit.load(path, wb.load())
     with pytest.raises(
-        ValueError, match=r"the edit changes 'unet.mid.cross.k', which this model lacks; load the model that it was made for"
+        ValueError,
+        match=r"the edit changes 'unet.mid.cross.k', which this model lacks; load the model that it was made for",
     ):
         wb.edit.locoedit(sd1, PAIR, sites=WINDOW).check(wb.load(conftest.sdxl()))
     with pytest.raises(ValueError, match="SHA-256"):
@@ -509,8 +605,14 @@ def test_an_exported_lora_is_the_commit_in_plain_diffusers(tmp_path):
     for make in (conftest.sd1, conftest.sdxl, conftest.menagerie):
         torch.manual_seed(0)
         model, folder = wb.load(make()), tmp_path / make.__name__
-        text = wb.edit.diff_quickfix(model, {"a zebra": "a lion"}, sites=["text_encoder*.0.attention", "text_encoder*.1.{fc1,fc2}"])
-        edit = wb.edit.swap(model, "a zebra", "a giraffe") + text + wb.edit.locoedit(model, PAIR, sites=WINDOW, templates=["{}"])
+        text = wb.edit.diff_quickfix(
+            model, {"a zebra": "a lion"}, sites=["text_encoder*.0.attention", "text_encoder*.1.{fc1,fc2}"]
+        )
+        edit = (
+            wb.edit.swap(model, "a zebra", "a giraffe")
+            + text
+            + wb.edit.locoedit(model, PAIR, sites=WINDOW, templates=["{}"])
+        )
         assert len({update.rank for update in edit.updates}) > 1
         model.pipeline.save_pretrained(folder / "base")
         edit.to_lora(folder / "lora")
@@ -533,42 +635,121 @@ ROW = torch.ones(1, 16)
 
 
 def broken_update(**changes):
-    return lambda model: Update(**dict(site="s", module="m", b=torch.ones(2, 1), a=torch.ones(1, 2), base="0") | changes)
+    return lambda model: Update(
+        **dict(site="s", module="m", b=torch.ones(2, 1), a=torch.ones(1, 2), base="0") | changes
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "text", "use"),
     [
-        (ValueError, "concepts={}: give a mapping of old words to new", lambda m: wb.edit.locoedit(m, {}, sites=WINDOW)),
+        (
+            ValueError,
+            "concepts={}: give a mapping of old words to new",
+            lambda m: wb.edit.locoedit(m, {}, sites=WINDOW),
+        ),
         (ValueError, "concepts='a zebra': give a mapping", lambda m: wb.edit.locoedit(m, "a zebra", sites=WINDOW)),
-        (ValueError, "prompts that have a subject and a replacement", lambda m: wb.edit.uce(m, [Prompt(ZEBRA, "zebra")])),
-        (ValueError, "templates='{}': give a list of texts", lambda m: wb.edit.locoedit(m, PAIR, sites=WINDOW, templates="{}")),
-        (ValueError, "templates=['a photo']: give a list of texts that each", lambda m: wb.edit.uce(m, PAIR, templates=["a photo"])),
-        (ValueError, "the words' states at text states are those of their guides", lambda m: wb.edit.uce(m, {"a cow": "a cow"})),
-        (ValueError, "'giraffe' is not in the prompt 'a zebra'", lambda m: wb.edit.uce(m, [Prompt("a zebra", "giraffe", "", "cow")])),
-        (KeyError, "no site matches 'unet.middle.cross'", lambda m: wb.edit.locoedit(m, PAIR, sites="unet.middle.cross")),
+        (
+            ValueError,
+            "prompts that have a subject and a replacement",
+            lambda m: wb.edit.uce(m, [Prompt(ZEBRA, "zebra")]),
+        ),
+        (
+            ValueError,
+            "templates='{}': give a list of texts",
+            lambda m: wb.edit.locoedit(m, PAIR, sites=WINDOW, templates="{}"),
+        ),
+        (
+            ValueError,
+            "templates=['a photo']: give a list of texts that each",
+            lambda m: wb.edit.uce(m, PAIR, templates=["a photo"]),
+        ),
+        (
+            ValueError,
+            "the words' states at text states are those of their guides",
+            lambda m: wb.edit.uce(m, {"a cow": "a cow"}),
+        ),
+        (
+            ValueError,
+            "'giraffe' is not in the prompt 'a zebra'",
+            lambda m: wb.edit.uce(m, [Prompt("a zebra", "giraffe", "", "cow")]),
+        ),
+        (
+            KeyError,
+            "no site matches 'unet.middle.cross'",
+            lambda m: wb.edit.locoedit(m, PAIR, sites="unet.middle.cross"),
+        ),
         (ValueError, "sites=() names nothing; give names or globs", lambda m: wb.edit.locoedit(m, PAIR, sites=())),
-        (ValueError, "unet.mid.self.k is not given text states; name cross", lambda m: wb.edit.uce(m, PAIR, sites="unet.mid.self.k")),
-        (ValueError, "unet.mid.0.resnet has no weight of its own, ResnetBlock", lambda m: wb.edit.uce(m, PAIR, sites="unet.mid.0.resnet")),
-        (ValueError, "text_encoder.embedding is not given text states", lambda m: wb.edit.uce(m, PAIR, sites="text_encoder.embedding")),
-        (ValueError, "count=99: unet.mid.cross.k has 16 channels; give 1", lambda m: wb.edit.neurons(m, PAIR, sites=WINDOW, count=99)),
-        (ValueError, "a variance needs two; give more templates", lambda m: wb.edit.neurons(m, PAIR, sites=WINDOW, templates=["{}"])),
-        (ValueError, "give two different words of equally many", lambda m: wb.edit.embedding_swap(m, "zebra", "elephant")),
-        (ValueError, "textual_inversion: 0 images, templates=['{}']; give pictures", lambda m: wb.edit.textual_inversion(m, "zebra", [])),
+        (
+            ValueError,
+            "unet.mid.self.k is not given text states; name cross",
+            lambda m: wb.edit.uce(m, PAIR, sites="unet.mid.self.k"),
+        ),
+        (
+            ValueError,
+            "unet.mid.0.resnet has no weight of its own, ResnetBlock",
+            lambda m: wb.edit.uce(m, PAIR, sites="unet.mid.0.resnet"),
+        ),
+        (
+            ValueError,
+            "text_encoder.embedding is not given text states",
+            lambda m: wb.edit.uce(m, PAIR, sites="text_encoder.embedding"),
+        ),
+        (
+            ValueError,
+            "count=99: unet.mid.cross.k has 16 channels; give 1",
+            lambda m: wb.edit.neurons(m, PAIR, sites=WINDOW, count=99),
+        ),
+        (
+            ValueError,
+            "a variance needs two; give more templates",
+            lambda m: wb.edit.neurons(m, PAIR, sites=WINDOW, templates=["{}"]),
+        ),
+        (
+            ValueError,
+            "give two different words of equally many",
+            lambda m: wb.edit.embedding_swap(m, "zebra", "elephant"),
+        ),
+        (
+            ValueError,
+            "textual_inversion: 0 images, templates=['{}']; give pictures",
+            lambda m: wb.edit.textual_inversion(m, "zebra", []),
+        ),
         (ValueError, "nothing to undo: model.edits is empty; commit an edit first", lambda m: m.undo()),
         (ValueError, "Edit(updates=) of the sites []: give at least one", lambda m: wb.Edit([])),
         (ValueError, "s: a= is not finite; raise lam= of the editor", broken_update(a=torch.full((1, 2), torch.inf))),
         (ValueError, "s: b= has shape (2,); give b (out, rank)", broken_update(b=torch.ones(2))),
         (ValueError, "s: b= is (2, 1) and a= (3, 2); their ranks must agree", broken_update(a=torch.ones(3, 2))),
-        (ValueError, "would not be finite; scale it (edit.scaled), or load the model in float32",
-         lambda m: m.commit(wb.Edit([update_of(m, "unet.mid.cross.k", 3e38 * ROW.T, 3e38 * ROW)]))),
-        (ValueError, "text_encoder.embedding cannot travel as LoRA", lambda m: wb.edit.embedding_swap(m, "zebra", "lion").to_lora("no")),
-        (ValueError, "do not add: one is for a weight", lambda m: wb.Edit([update_of(m, "unet.mid.cross.k", ROW.T, ROW)])
-         + wb.Edit([Update("unet.mid.cross.k", "unet", ROW.T, ROW, "0")])),
-        (TypeError, "commit(edit='edit.safetensors'): give an Edit; wb.Edit.load(path, model)", lambda m: m.commit("edit.safetensors")),
-        (FileNotFoundError, "no such file; give path= of a file that Edit.save wrote", lambda m: wb.Edit.load("no/such/edit.safetensors")),
+        (
+            ValueError,
+            "would not be finite; scale it (edit.scaled), or load the model in float32",
+            lambda m: m.commit(wb.Edit([update_of(m, "unet.mid.cross.k", 3e38 * ROW.T, 3e38 * ROW)])),
+        ),
+        (
+            ValueError,
+            "text_encoder.embedding cannot travel as LoRA",
+            lambda m: wb.edit.embedding_swap(m, "zebra", "lion").to_lora("no"),
+        ),
+        (
+            ValueError,
+            "do not add: one is for a weight",
+            lambda m: (
+                wb.Edit([update_of(m, "unet.mid.cross.k", ROW.T, ROW)])
+                + wb.Edit([Update("unet.mid.cross.k", "unet", ROW.T, ROW, "0")])
+            ),
+        ),
+        (
+            TypeError,
+            "commit(edit='edit.safetensors'): give an Edit; wb.Edit.load(path, model)",
+            lambda m: m.commit("edit.safetensors"),
+        ),
+        (
+            FileNotFoundError,
+            "no such file; give path= of a file that Edit.save wrote",
+            lambda m: wb.Edit.load("no/such/edit.safetensors"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_uses_are_told_and_change_nothing(sd1, error, text, use):
     before = weights(sd1)
     with pytest.raises(error) as raised:

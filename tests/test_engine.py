@@ -31,7 +31,11 @@ def far(run, a, b):
 def test_without_interventions_it_is_the_plain_pipeline(model):
     ours = run(model, World("a", ZEBRA), World("b", LION))
     plain = model.pipeline(
-        [ZEBRA, ZEBRA, LION, LION], latents=model.latents([0, 1, 0, 1]), num_inference_steps=STEPS, guidance_scale=3.0, output_type="np"
+        [ZEBRA, ZEBRA, LION, LION],
+        latents=model.latents([0, 1, 0, 1]),
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        output_type="np",
     ).images
     assert np.array_equal(ours.images.values.reshape(plain.shape), plain)
     assert ours.images.dims == ("world", "seed", "y", "x", "colour") and list(ours.images.world.values) == ["a", "b"]
@@ -51,7 +55,12 @@ def test_identity_interventions_change_nothing(model, guidance):
         "map": map_input("unet.mid*.cross.{k,v}", np.ones((out, 1)), np.zeros((1, context)), rows="both"),
         "replace": replace_prompt("unet.*.cross.context", ZEBRA),
     }
-    found = run(model, World("clean", ZEBRA), *[World(name, ZEBRA, [what]) for name, what in identities.items()], guidance_scale=guidance)
+    found = run(
+        model,
+        World("clean", ZEBRA),
+        *[World(name, ZEBRA, [what]) for name, what in identities.items()],
+        guidance_scale=guidance,
+    )
     # row by row against the same batch without them: rows of one batch may round differently among themselves
     plain = run(model, World("clean", ZEBRA), *[World(name, ZEBRA) for name in identities], guidance_scale=guidance)
     for name in identities:
@@ -98,7 +107,8 @@ def test_splitting_batches_carries_the_sources(model):
     whole, split = run(model, *worlds, batch_size=16), run(model, *worlds, batch_size=2)
     assert np.allclose(whole.images, split.images, atol=1e-4)
     with pytest.raises(
-        ValueError, match=r"world 'restored 0' with those that it reads, \['clean', 'restored 0'\], is 2 rows; raise batch_size=1"
+        ValueError,
+        match=r"world 'restored 0' with those that it reads, \['clean', 'restored 0'\], is 2 rows; raise batch_size=1",
     ):
         run(model, *worlds, batch_size=1)
 
@@ -157,7 +167,8 @@ def test_recorded_values_are_those_that_hooks_see(model):
         assert steps.shape[1] == STEPS
         assert np.array_equal(found.values[name].values.reshape(steps.shape), steps)
     assert np.array_equal(
-        found.values["text_encoder.1.mlp"].values.reshape(seen["text_encoder.1.mlp"][0].shape), seen["text_encoder.1.mlp"][0]
+        found.values["text_encoder.1.mlp"].values.reshape(seen["text_encoder.1.mlp"][0].shape),
+        seen["text_encoder.1.mlp"][0],
     )
 
 
@@ -170,26 +181,42 @@ def test_only_the_named_steps_rows_tokens_and_heads_change(model):
     values = next(iter(found.values.values()))
     width = values.sizes["channel"] // model.sites(site)[0].heads
     assert (
-        np.array_equal(values.sel(world="steps", step=0), values.sel(world="clean", step=0)) and not values.sel(world="steps", step=1).any()
+        np.array_equal(values.sel(world="steps", step=0), values.sel(world="clean", step=0))
+        and not values.sel(world="steps", step=1).any()
     )
     tokens = values.sel(world="tokens", step=0)
-    assert not tokens.isel(token=2).any() and np.array_equal(tokens.isel(token=3), values.sel(world="clean", step=0).isel(token=3))
+    assert not tokens.isel(token=2).any() and np.array_equal(
+        tokens.isel(token=3), values.sel(world="clean", step=0).isel(token=3)
+    )
     heads = values.sel(world="heads", step=0)
-    assert not heads[..., :width].any() and np.array_equal(heads[..., width:], values.sel(world="clean", step=0)[..., width:])
+    assert not heads[..., :width].any() and np.array_equal(
+        heads[..., width:], values.sel(world="clean", step=0)[..., width:]
+    )
 
 
 def test_rows_name_the_halves_of_a_guided_batch(model):
     """Scaling the noise prediction by a at both halves scales the guided one; at one half it does not."""
-    both, cond, uncond = (World(rows, ZEBRA, [scale("unet.noise", 0.5, rows=rows)]) for rows in ("both", "cond", "uncond"))
+    both, cond, uncond = (
+        World(rows, ZEBRA, [scale("unet.noise", 0.5, rows=rows)]) for rows in ("both", "cond", "uncond")
+    )
     found = run(model, World("clean", ZEBRA), both, cond, uncond)
-    assert all(far(found, a, b) for a in ("both", "cond", "uncond") for b in ("clean", "both", "cond", "uncond") if a < b)
-    default = run(model, World("default", ZEBRA, [scale("unet.noise", 0.5)]), both, World("x", ZEBRA), World("y", ZEBRA))
+    assert all(
+        far(found, a, b) for a in ("both", "cond", "uncond") for b in ("clean", "both", "cond", "uncond") if a < b
+    )
+    default = run(
+        model, World("default", ZEBRA, [scale("unet.noise", 0.5)]), both, World("x", ZEBRA), World("y", ZEBRA)
+    )
     assert same(default, "default", "both")
 
 
 def test_fired_counts_are_reported_and_checked(model, monkeypatch):
     found = run(
-        model, World("a", ZEBRA, [scale(["unet.mid.0.resnet", "unet.mid.1.resnet"], 1.0, steps=[0, 2]), scale("text_encoder.final", 1.0)])
+        model,
+        World(
+            "a",
+            ZEBRA,
+            [scale(["unet.mid.0.resnet", "unet.mid.1.resnet"], 1.0, steps=[0, 2]), scale("text_encoder.final", 1.0)],
+        ),
     )
     assert found.fired == {("a", 0): 4, ("a", 1): 1}
     from workbench.engine import Batch
@@ -205,22 +232,58 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         (KeyError, "no site matches 'unet.middle'", lambda: scale("unet.middle", 2.0)),
         (ValueError, "'giraffe' is not in the prompt", lambda: scale("text_encoder.0.mlp", 2.0, tokens="giraffe")),
         (ValueError, "names no subject", lambda: scale("text_encoder.0.mlp", 2.0, tokens="subject")),
-        (ValueError, "steps=[3]: the run has steps 0 to 2; raise num_inference_steps", lambda: scale("unet.noise", 2.0, steps=[1, 3])),
+        (
+            ValueError,
+            "steps=[3]: the run has steps 0 to 2; raise num_inference_steps",
+            lambda: scale("unet.noise", 2.0, steps=[1, 3]),
+        ),
         (ValueError, "fractions of the run go from 0.0 to 1.0", lambda: scale("unet.noise", 2.0, steps=(0.5, 1.5))),
         (ValueError, "names none of the run's 3 steps", lambda: scale("unet.noise", 2.0, steps=slice(5, 9))),
-        (ValueError, "reads world 'clear', which the run lacks; its worlds are ['a']", lambda: restore("unet.noise", "clear")),
-        (ValueError, "the site's axes are ('row', 'channel', 'y', 'x'); leave tokens out", lambda: scale("unet.noise", 2.0, tokens="eos")),
-        (ValueError, "the text encoder runs once, before the steps; leave steps out", lambda: scale("text_encoder.0.mlp", 2.0, steps=[0])),
-        (ValueError, "the negative prompt alone is not the world's", lambda: scale("text_encoder.0.mlp", 2.0, rows="uncond")),
-        (ValueError, "b is 5 x 1 and a 1 x 2, the site's weight ", lambda: map_input("text_encoder.0.fc1", [[1.0]] * 5, [[1.0, 2.0]])),
-        (ValueError, "unet.noise has no weight of its own, Conv2d gives it", lambda: map_input("unet.noise", [[1.0]], [[1.0]])),
-        (ValueError, "heads are apart only at q, k, v and probs sites", lambda: scale("unet.mid.0.resnet", 2.0, heads=0)),
+        (
+            ValueError,
+            "reads world 'clear', which the run lacks; its worlds are ['a']",
+            lambda: restore("unet.noise", "clear"),
+        ),
+        (
+            ValueError,
+            "the site's axes are ('row', 'channel', 'y', 'x'); leave tokens out",
+            lambda: scale("unet.noise", 2.0, tokens="eos"),
+        ),
+        (
+            ValueError,
+            "the text encoder runs once, before the steps; leave steps out",
+            lambda: scale("text_encoder.0.mlp", 2.0, steps=[0]),
+        ),
+        (
+            ValueError,
+            "the negative prompt alone is not the world's",
+            lambda: scale("text_encoder.0.mlp", 2.0, rows="uncond"),
+        ),
+        (
+            ValueError,
+            "b is 5 x 1 and a 1 x 2, the site's weight ",
+            lambda: map_input("text_encoder.0.fc1", [[1.0]] * 5, [[1.0, 2.0]]),
+        ),
+        (
+            ValueError,
+            "unet.noise has no weight of its own, Conv2d gives it",
+            lambda: map_input("unet.noise", [[1.0]], [[1.0]]),
+        ),
+        (
+            ValueError,
+            "heads are apart only at q, k, v and probs sites",
+            lambda: scale("unet.mid.0.resnet", 2.0, heads=0),
+        ),
         (ValueError, "it was made for 5 channels, the site has ", lambda: steer("text_encoder.0.mlp", [1.0] * 5)),
         (ValueError, "mix_attention works at probs sites", lambda: mix_attention("unet.noise", "a")),
         (ValueError, "replace_prompt works at cross-attention's", lambda: replace_prompt("unet.noise", LION)),
         (ValueError, "worlds read one another in a circle: a -> a", lambda: restore("unet.noise", "a")),
         (ValueError, 'rows=\'left\': may be "cond", "uncond" or "both"', lambda: scale("unet.noise", 2.0, rows="left")),
-        (ValueError, 'to may be "zero", "mean" or "resample", the last with a world', lambda: ablate("unet.noise", "one")),
+        (
+            ValueError,
+            'to may be "zero", "mean" or "resample", the last with a world',
+            lambda: ablate("unet.noise", "one"),
+        ),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(model, monkeypatch, error, text, intervention):
@@ -238,7 +301,9 @@ def test_an_exception_leaves_the_model_as_it_was(model, monkeypatch):
 
     before = run(model, World("a", ZEBRA))
     weights, processors = weights_and_hooks()
-    with pytest.raises(FloatingPointError, match=r"images of worlds \['b'\] are not finite: weaken their interventions"):
+    with pytest.raises(
+        FloatingPointError, match=r"images of worlds \['b'\] are not finite: weaken their interventions"
+    ):
         run(model, World("a", ZEBRA), World("b", ZEBRA, [scale("unet.*.probs", float("nan"))]))
     from workbench import engine
 
@@ -280,9 +345,13 @@ def by_hooks(model, prompts, seeds, edits):
     handles.append(pipeline.unet.register_forward_pre_hook(lambda *_: counter.__setitem__(0, counter[0] + 1)))
     for name, changes in edits.items():
         part = model.nn._module.get_submodule(name)
-        handles.append(part.register_forward_hook(lambda m, a, out, changes=changes: changes.get(counter[0], lambda x: x)(out)))
+        handles.append(
+            part.register_forward_hook(lambda m, a, out, changes=changes: changes.get(counter[0], lambda x: x)(out))
+        )
     try:
-        return pipeline(prompts, latents=model.latents(seeds), num_inference_steps=STEPS, guidance_scale=3.0, output_type="np").images
+        return pipeline(
+            prompts, latents=model.latents(seeds), num_inference_steps=STEPS, guidance_scale=3.0, output_type="np"
+        ).images
     finally:
         for handle in handles:
             handle.remove()
@@ -295,15 +364,26 @@ def times(factor, rows):
 def test_a_step_is_not_taken_for_the_next(model):
     """Asked for in an order that is not the execution's, at some steps only: each change lands at its own step."""
     late, early = "unet.noise", "unet.mid.0.resnet"
-    changes = [scale(late, 1.5, steps=[1]), scale(early, 3.0, steps=[0, 2]), scale("unet.down.0.0.resnet", 0.5, steps=[1])]
+    changes = [
+        scale(late, 1.5, steps=[1]),
+        scale(early, 3.0, steps=[0, 2]),
+        scale("unet.down.0.0.resnet", 0.5, steps=[1]),
+    ]
     ours = run(model, World("a", ZEBRA), World("b", ZEBRA, changes), seeds=(0,)).images.sel(world="b", seed=0)
     path = {site.name: site.module for site in model.sites(late, early, "unet.down.0.0.resnet")}
     rows = (1, 3)  # of [uncond a, uncond b, cond a, cond b]
-    plain = by_hooks(model, [ZEBRA, ZEBRA], [0, 0], {
-        path[late]: {1: lambda out: (times(1.5, rows)(out[0]),) if isinstance(out, tuple) else times(1.5, rows)(out)},
-        path[early]: {0: times(3.0, rows), 2: times(3.0, rows)},
-        path["unet.down.0.0.resnet"]: {1: times(0.5, rows)},
-    })  # fmt: skip
+    plain = by_hooks(
+        model,
+        [ZEBRA, ZEBRA],
+        [0, 0],
+        {
+            path[late]: {
+                1: lambda out: (times(1.5, rows)(out[0]),) if isinstance(out, tuple) else times(1.5, rows)(out)
+            },
+            path[early]: {0: times(3.0, rows), 2: times(3.0, rows)},
+            path["unet.down.0.0.resnet"]: {1: times(0.5, rows)},
+        },
+    )
     assert np.allclose(ours, plain[1], atol=1e-6)
     assert np.abs(ours - by_hooks(model, [ZEBRA, ZEBRA], [0, 0], {})[1]).max() > 1e-4
 
@@ -312,7 +392,9 @@ def test_edits_of_several_prompts_under_guidance_are_kept(model):
     worlds = [World("a", ZEBRA), World("b", LION, [scale("unet.mid.0.resnet", 3.0)]), World("c", "a red car")]
     ours = run(model, *worlds, seeds=(0,)).images.isel(seed=0)
     path = model.sites("unet.mid.0.resnet")[0].module
-    plain = by_hooks(model, [ZEBRA, LION, "a red car"], [0, 0, 0], {path: {step: times(3.0, (1, 4)) for step in range(STEPS)}})
+    plain = by_hooks(
+        model, [ZEBRA, LION, "a red car"], [0, 0, 0], {path: {step: times(3.0, (1, 4)) for step in range(STEPS)}}
+    )
     assert np.allclose(ours, plain, atol=1e-6)
 
 
@@ -329,7 +411,9 @@ def test_a_slicing_vae_changes_nothing_or_is_refused(model):
     try:
         sliced = run(model, *worlds)
         assert np.allclose(sliced.images, whole.images, atol=1e-5) and np.array_equal(sliced.latents, whole.latents)
-        with pytest.raises(ValueError, match=r"vae.latents in world 'a': the VAE decodes image by image .* call vae.disable_slicing"):
+        with pytest.raises(
+            ValueError, match=r"vae.latents in world 'a': the VAE decodes image by image .* call vae.disable_slicing"
+        ):
             run(model, World("a", ZEBRA, [scale("vae.latents", 1.0)]))
     finally:
         model.pipeline.vae.disable_slicing()
@@ -341,14 +425,25 @@ def test_no_backward_stands_on_the_line_of_its_with():
     files = [path for folder in ("workbench", "notebooks", "tests") for path in (root / folder).rglob("*.py")]
     assert len(files) > 20
     written = [
-        (path.name, line) for path in files for line in path.read_text().splitlines() if re.match(r"\s*with .*:\s*\S.*backward\(", line)
+        (path.name, line)
+        for path in files
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*with .*:\s*\S.*backward\(", line)
     ]
     assert written == []
 
 
 def test_an_empty_selection_of_tokens_is_refused(model):
     with pytest.raises(ValueError, match=r"tokens='after_subject' names no token of .*; name others"):
-        run(model, World("a", "in the savanna a zebra", [scale("text_encoder.0.mlp", 2.0, tokens="after_subject")], subject="zebra"))
+        run(
+            model,
+            World(
+                "a",
+                "in the savanna a zebra",
+                [scale("text_encoder.0.mlp", 2.0, tokens="after_subject")],
+                subject="zebra",
+            ),
+        )
 
 
 def test_the_pipelines_own_progress_bar_is_left_as_it_was(model, capsys):
@@ -368,5 +463,8 @@ worlds = [wb.World("clean", "a zebra in the savanna"),
 run = wb.load().run(worlds, seeds=[0, 5], num_inference_steps=3, record=["unet.mid.cross.probs"])
 print(hashlib.sha256(run.images.values.tobytes() + run.values["unet.mid.cross.probs"].values.tobytes()).hexdigest())
 """
-    found = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    found = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
     assert found[0] == found[1] and len(found[0].strip()) == 64

@@ -13,7 +13,9 @@ from workbench.localize import locogen as module
 
 LABELS = {"zebra": ("a zebra",), "lion": ("a lion",)}
 ZEBRA = Prompt("a zebra in the savanna", "zebra", "zebra", target="a photo of a lion on the beach", target_value="lion")
-PROMPTS = PromptSet("two", (ZEBRA, Prompt("a photo of a lion", "lion", "lion", target="a zebra", target_value="zebra")), LABELS)
+PROMPTS = PromptSet(
+    "two", (ZEBRA, Prompt("a photo of a lion", "lion", "lion", target="a zebra", target_value="zebra")), LABELS
+)
 QUICK = dict(num_inference_steps=2, guidance_scale=3.0, seeds=(0, 1))
 
 
@@ -52,9 +54,14 @@ def test_keys_and_values_and_all_heads_add_up_to_the_layer(model):
     """Both inputs of a layer's every head, given one by one, are the layer given whole."""
     layer = module.cross_layers(model)[1]
     heads = list(range(layer.heads))
-    parts = [wb.replace_prompt(f"{layer.name}.{port}", ZEBRA.target, heads=[head]) for port in ("k", "v") for head in heads]
+    parts = [
+        wb.replace_prompt(f"{layer.name}.{port}", ZEBRA.target, heads=[head]) for port in ("k", "v") for head in heads
+    ]
     whole = wb.replace_prompt(f"{layer.name}.context", ZEBRA.target)
-    worlds = [wb.World(name, ZEBRA.prompt, what) for name, what in dict(whole=[whole], parts=parts, some=parts[: len(heads)]).items()]
+    worlds = [
+        wb.World(name, ZEBRA.prompt, what)
+        for name, what in dict(whole=[whole], parts=parts, some=parts[: len(heads)]).items()
+    ]
     run = model.run([wb.World("clean", ZEBRA.prompt), *worlds], **QUICK)
     shown = lambda world: run.images.sel(world=world)
     assert apart(shown("whole"), shown("parts")) < 1e-4
@@ -62,17 +69,23 @@ def test_keys_and_values_and_all_heads_add_up_to_the_layer(model):
 
 
 def test_windows_steps_heads_and_inputs_are_told_apart(menagerie, scorer):
-    spec = LocoGenSpec(**QUICK, windows=((3, 2), (10, 1)), inputs=("kv", "v"), heads=(0, 3), steps=((0.0, 0.5), (0.5, 1.0)))
+    spec = LocoGenSpec(
+        **QUICK, windows=((3, 2), (10, 1)), inputs=("kv", "v"), heads=(0, 3), steps=((0.0, 0.5), (0.5, 1.0))
+    )
     found = locogen(menagerie, PROMPTS, spec, scorer=scorer)
     data = found.data
     assert dict(data.patched.sizes) == dict(metric=6, prompt=2, seed=2, site=2, width=2, inputs=2, heads=2, steps=2)
     assert data.heads.values.tolist() == ["0", "3"] and data.steps.values.tolist() == ["0-0.5", "0.5-1"]
     first, second = found.layers[3], found.layers[10]
-    assert data.patched.sel(site=first, width=2).notnull().all() and data.patched.sel(site=first, width=1).isnull().all()
+    assert (
+        data.patched.sel(site=first, width=2).notnull().all() and data.patched.sel(site=first, width=1).isnull().all()
+    )
     assert data.patched.sel(site=second, width=1).notnull().all() and data.width.dtype.kind == "i"
     cells = data.patched.sel(metric="pixel_distance", site=first, width=2).stack(cell=("inputs", "heads", "steps"))
     assert len(np.unique(cells.mean(["prompt", "seed"]).values.round(9))) == 8
-    with pytest.raises(ValueError, match=r"several inputs were measured: \['kv', 'v'\]; name one, as in best\(2, inputs='kv'\)"):
+    with pytest.raises(
+        ValueError, match=r"several inputs were measured: \['kv', 'v'\]; name one, as in best\(2, inputs='kv'\)"
+    ):
         found.best(2)
     assert found.best(2, inputs="v", heads="0", steps="0-0.5") == (first, found.layers[4])
     with pytest.raises(ValueError, match=r"width=5 was not measured; found \[2, 1\]; ask for it in LocoGenSpec"):
@@ -87,8 +100,16 @@ def test_on_the_menagerie_the_object_is_in_the_later_layers(menagerie, scorer, t
     effects = found.effects()
     assert float(effects.total_effect) > 0.5
     best = found.best(2)
-    assert best[0] in ("unet.up.1.2.cross", "unet.up.2.0.cross") and best[1] == found.layers[found.layers.index(best[0]) + 1]
-    assert float(effects.direct_effect.sel(site=best[0]).squeeze()) > 0.3 > 0.1 > abs(float(effects.direct_effect[0].squeeze()))
+    assert (
+        best[0] in ("unet.up.1.2.cross", "unet.up.2.0.cross")
+        and best[1] == found.layers[found.layers.index(best[0]) + 1]
+    )
+    assert (
+        float(effects.direct_effect.sel(site=best[0]).squeeze())
+        > 0.3
+        > 0.1
+        > abs(float(effects.direct_effect[0].squeeze()))
+    )
     assert effects.window.values.tolist()[:2] == ["0-1", "1-2"] and wb.strongest(effects).site[0] == best[0]
     reread = LocoGen(wb.open_results(tmp_path / "all"))
     xr.testing.assert_identical(reread.effects(), effects)
@@ -106,7 +127,9 @@ def made(effect: np.ndarray) -> LocoGen:
     scored, unit = ("metric", "prompt", "seed"), dict(width=[1], inputs=["kv"], heads=["all"], steps=["0-1"])
     same = np.ones((1, *effect.shape[:2]))
     patched = (1 - effect)[None, ..., None, None, None, None]
-    data = xr.Dataset({"clean": (scored, same), "full": (scored, 0 * same), "patched": ((*scored, "site", *unit), patched)})
+    data = xr.Dataset(
+        {"clean": (scored, same), "full": (scored, 0 * same), "patched": ((*scored, "site", *unit), patched)}
+    )
     data = data.assign_coords(metric=["probability"], site=sites, **unit)
     return LocoGen(data.assign_attrs(spec=json.dumps({"layers": sites})))
 
@@ -120,7 +143,10 @@ def test_chance_is_a_permutation_p_value():
     effect[..., 5] += 0.5
     assert made(effect).chance(1, permutations=2000) < 0.01 and made(effect).best(1) == ("unet.up.5.0.cross",)
     found = made(effect).effects()
-    assert np.isclose(found.direct_effect.sel(site="unet.up.5.0.cross").item(), effect[..., 5].mean()) and float(found.total_effect) == 1
+    assert (
+        np.isclose(found.direct_effect.sel(site="unet.up.5.0.cross").item(), effect[..., 5].mean())
+        and float(found.total_effect) == 1
+    )
 
 
 def test_blocks_are_those_of_the_unet(tiny, menagerie):
@@ -132,17 +158,23 @@ def test_blocks_are_those_of_the_unet(tiny, menagerie):
 @pytest.mark.parametrize(
     ("text", "prompts", "spec"),
     [
-        ("LocoGen compares a prompt with its target, which ['a lion'] lack; give Prompt(..., target=...), or a column target",
-         PromptSet("x", (Prompt("a lion", "lion", "lion"),), LABELS), {}),
-        ("windows [(0, 17)] (first layer, width) do not fit the model's cross-attention layers, 0 to 15; name others", PROMPTS,
-         dict(widths=(17,))),
+        (
+            "LocoGen compares a prompt with its target, which ['a lion'] lack; give Prompt(..., target=...), or a column target",
+            PromptSet("x", (Prompt("a lion", "lion", "lion"),), LABELS),
+            {},
+        ),
+        (
+            "windows [(0, 17)] (first layer, width) do not fit the model's cross-attention layers, 0 to 15; name others",
+            PROMPTS,
+            dict(widths=(17,)),
+        ),
         ("windows [(15, 2)] (first layer, width) do not fit", PROMPTS, dict(windows=((15, 2), (0, 1)))),
-        ("inputs=('q',): may be \"kv\", \"k\" and \"v\"", PROMPTS, dict(inputs=("q",))),
+        ('inputs=(\'q\',): may be "kv", "k" and "v"', PROMPTS, dict(inputs=("q",))),
         ("heads=[9], the attention has heads 0 to 3", PROMPTS, dict(heads=(9,))),
         ("widths=(): give a tuple of at least one", PROMPTS, dict(widths=())),
         ("fractions of the run go from 0.0 to 1.0", PROMPTS, dict(steps=((0.5, 1.5),))),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_told_before_anything_runs(menagerie, scorer, monkeypatch, text, prompts, spec):
     monkeypatch.setattr(type(menagerie.pipeline), "__call__", lambda *a, **k: pytest.fail("the pipeline ran"))
     with pytest.raises(ValueError) as raised:
@@ -157,7 +189,9 @@ def test_directions_and_metrics_have_their_names(menagerie, scorer):
     assert np.isclose(rise.direct_effect.mean(), expected, atol=1e-6) and rise.attrs["metric"] == "target_probability"
     with pytest.raises(ValueError, match="direction='up': may be \"min\""):
         found.effects(direction="up")
-    with pytest.raises(KeyError, match="metric='clip' was not measured; the trace has probability, similarity, target_probability"):
+    with pytest.raises(
+        KeyError, match="metric='clip' was not measured; the trace has probability, similarity, target_probability"
+    ):
         found.effects("clip")
 
 
@@ -168,9 +202,16 @@ def test_the_command_line_locates(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*arguments.split(), "--widths", "1", "2", "--out", str(tmp_path / "locate")])
     cli.main()
     said = capsys.readouterr().out
-    assert "width 1: full replacement" in said and "against shuffled windows" in said and (tmp_path / "locate.png").exists()
+    assert (
+        "width 1: full replacement" in said
+        and "against shuffled windows" in said
+        and (tmp_path / "locate.png").exists()
+    )
     assert len((tmp_path / "locate.csv").read_text().splitlines()) == 1 + 16 + 15
-    monkeypatch.setattr("sys.argv", [*arguments.split(), "--compare", "--folder", str(tmp_path / "c"), "--out", str(tmp_path / "compare")])
+    monkeypatch.setattr(
+        "sys.argv",
+        [*arguments.split(), "--compare", "--folder", str(tmp_path / "c"), "--out", str(tmp_path / "compare")],
+    )
     cli.main()
     assert "causal tracing" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
     assert wb.open_results(tmp_path / "c" / "trace").sizes["prompt"] == 2

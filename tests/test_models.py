@@ -49,32 +49,41 @@ def test_plain_diffusers_and_plain_open_clip_load_them(model):
     pipeline = StableDiffusionPipeline.from_pretrained(MENAGERIE)
     pipeline.set_progress_bar_config(disable=True)
     ours = model.generate("a zebra", seed=3, num_inference_steps=3)[0]
-    theirs = pipeline("a zebra", latents=model.latents([3]), num_inference_steps=3, guidance_scale=model.guidance_scale).images[0]
+    theirs = pipeline(
+        "a zebra", latents=model.latents([3]), num_inference_steps=3, guidance_scale=model.guidance_scale
+    ).images[0]
     assert np.array_equal(ours, theirs)
     grader, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{GRADER}")
     tokens = open_clip.get_tokenizer(f"local-dir:{GRADER}")(["a zebra", "a giraffe on the beach"])
     assert tokens.shape == (2, 32) and tokens.argmax(1).tolist() == [3, 6]
     ours = wb.Scorer().image_embeddings([theirs])
-    assert torch.allclose(torch.nn.functional.normalize(grader.eval().encode_image(preprocess(theirs)[None]), dim=-1), ours, atol=1e-6)
+    assert torch.allclose(
+        torch.nn.functional.normalize(grader.eval().encode_image(preprocess(theirs)[None]), dim=-1), ours, atol=1e-6
+    )
 
 
 def test_a_seed_is_its_noise_in_any_row(model):
     alone = np.asarray(model.generate("a lion", seed=2, num_inference_steps=4)[0], int)
-    among = np.asarray(model.generate(["a cow", "a lion", "a car"], seed=[0, 2, 5], num_inference_steps=4, batch_size=2)[1], int)
+    among = np.asarray(
+        model.generate(["a cow", "a lion", "a car"], seed=[0, 2, 5], num_inference_steps=4, batch_size=2)[1], int
+    )
     assert np.abs(alone - among).max() <= 1  # a batch sums in another order
     assert torch.equal(model.latents([7, 2])[1:], model.latents([2]))
 
 
 def test_the_embedded_model_draws_what_it_is_told(model):
     animals = ("zebra", "giraffe", "penguin", "elephant")
-    images = model.generate([f"a {animal} in the savanna" for animal in animals for _ in range(4)], seed=list(range(4)) * 4)
+    images = model.generate(
+        [f"a {animal} in the savanna" for animal in animals for _ in range(4)], seed=list(range(4)) * 4
+    )
     grader = wb.Scorer()
     found = classify(grader, "subject", images)
     assert (found == np.repeat(animals, 4)).mean() >= 0.8
     rows = grader.class_probabilities(images, attribute_prompts("subject"))
     assert torch.allclose(rows.sum(1), torch.ones(16))
     assert (
-        grader.similarity(images, [f"a {animal}" for animal in np.repeat(animals, 4)]) > grader.similarity(images, "a car")
+        grader.similarity(images, [f"a {animal}" for animal in np.repeat(animals, 4)])
+        > grader.similarity(images, "a car")
     ).float().mean() > 0.9
 
 
@@ -88,7 +97,9 @@ def test_generate_says_what_does_not_fit(model):
 def test_zero_shot_probabilities_marginalise_their_prompts(model):
     grader, images = wb.Scorer(), model.generate("a cow", seed=[0, 1], num_inference_steps=2)
     single = grader.class_probabilities(images, {"cow": ["a cow"], "car": ["a car"]})
-    logits = grader.model.logit_scale.exp() * grader.image_embeddings(images) @ grader.text_embeddings(["a cow", "a car"]).T
+    logits = (
+        grader.model.logit_scale.exp() * grader.image_embeddings(images) @ grader.text_embeddings(["a cow", "a car"]).T
+    )
     assert torch.allclose(single, logits.softmax(-1), atol=1e-6)
     twice = grader.class_probabilities(images, {"cow": ["a cow"] * 2, "car": ["a car"] * 2})
     assert torch.allclose(single, twice, atol=1e-6)
@@ -121,7 +132,9 @@ def test_an_altered_weight_file_is_named_with_both_hashes(copy):
 def test_every_committed_file_is_in_a_manifest():
     for folder in (MENAGERIE, GRADER):
         listed = {line.split("  ", 1)[1] for line in (folder / MANIFEST).read_text().splitlines()}
-        assert listed == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+        assert listed == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+            MANIFEST
+        }
         assert {"README.md"} <= listed
 
 
@@ -132,20 +145,27 @@ def test_a_live_pipeline_is_taken_as_it_is(model):
 def test_the_wheel_carries_the_menagerie(tmp_path):
     """Built, unpacked far from the clone, and run there."""
     root = DATA.parent
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, root], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, root],
+        check=True,
+    )
     with zipfile.ZipFile(next(tmp_path.glob("diffusion_workbench-*.whl"))) as wheel:
         wheel.extractall(tmp_path / "site")
-    code = (
-        "import workbench as wb; m = wb.load(); print(wb.__file__, len(m.generate('a zebra', num_inference_steps=1)), wb.Scorer().device)"
-    )
+    code = "import workbench as wb; m = wb.load(); print(wb.__file__, len(m.generate('a zebra', num_inference_steps=1)), wb.Scorer().device)"
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+        capture_output=True,
+        text=True,
     )
     assert str(tmp_path / "site") in run.stdout, run.stderr
 
 
 def test_a_scorer_without_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Scorer\('ViT-B-32'\) names no weights; pass pretrained=, a file or one of \['openai', "):
+    with pytest.raises(
+        ValueError, match=r"Scorer\('ViT-B-32'\) names no weights; pass pretrained=, a file or one of \['openai', "
+    ):
         wb.Scorer("ViT-B-32")
     shutil.copy(GRADER / "open_clip_config.json", tmp_path)
     with pytest.raises(ValueError, match=r"found no weights in .*; put open_clip_model.safetensors there"):

@@ -22,9 +22,20 @@ def effects(tokens=("subject_last",), steps=("0-1",)) -> xr.Dataset:
     sites = [f"{layer}.{kind}" for layer in LAYERS for kind in KINDS]
     value = np.random.default_rng(0).normal(0, 0.1, (len(sites), len(tokens), len(steps)))
     dims = ("site", "token", "steps")
-    data = {"indirect_effect": (dims, value), "indirect_effect_low": (dims, value - 0.1), "indirect_effect_high": (dims, value + 0.1),
-            "significant": (dims, np.abs(value) > 0.1), "total_effect": 0.4}  # fmt: skip
-    coords = dict(site=sites, token=list(tokens), steps=list(steps), layer=("site", np.repeat(LAYERS, 2)), kind=("site", KINDS * 3))
+    data = {
+        "indirect_effect": (dims, value),
+        "indirect_effect_low": (dims, value - 0.1),
+        "indirect_effect_high": (dims, value + 0.1),
+        "significant": (dims, np.abs(value) > 0.1),
+        "total_effect": 0.4,
+    }
+    coords = dict(
+        site=sites,
+        token=list(tokens),
+        steps=list(steps),
+        layer=("site", np.repeat(LAYERS, 2)),
+        kind=("site", KINDS * 3),
+    )
     return xr.Dataset(data, coords, attrs=dict(unit="probability", level=0.95))
 
 
@@ -34,7 +45,11 @@ def test_a_heatmap_shows_every_cell_its_sign_and_its_unit():
     mesh = ax.collections[0]
     assert np.allclose(np.asarray(mesh.get_array()).reshape(3, 2), found.indirect_effect.values.reshape(3, 2))
     assert mesh.norm.vmin == -mesh.norm.vmax == -np.abs(found.indirect_effect.values).max()
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"] and ax.get_ylabel() == "text_encoder layer"
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "0",
+        "1",
+        "2",
+    ] and ax.get_ylabel() == "text_encoder layer"
     assert [label.get_text() for label in ax.get_xticklabels()] == KINDS and ax.get_title() == "zebra"
     assert mesh.colorbar.ax.get_ylabel() == "indirect effect (probability)"
     assert sum(text.get_text() == "•" for text in ax.texts) == int(found.significant.sum())
@@ -42,7 +57,8 @@ def test_a_heatmap_shows_every_cell_its_sign_and_its_unit():
 
 def test_a_heatmap_of_several_values_a_cell_is_refused():
     with pytest.raises(
-        ValueError, match=r"several values for one cell, which differ in \['token'\]; select one, as in effects.sel\(token='a'\)"
+        ValueError,
+        match=r"several values for one cell, which differ in \['token'\]; select one, as in effects.sel\(token='a'\)",
     ):
         plot.heatmap(effects(tokens=("a", "b")), "kind", "layer")
     with pytest.raises(ValueError, match=r"several values for one site, which differ in \['steps'\]; select one"):
@@ -51,7 +67,10 @@ def test_a_heatmap_of_several_values_a_cell_is_refused():
 
 def test_a_profile_shows_intervals_in_execution_order():
     ax = plot.profile(effects())
-    assert len(ax.containers) == 2 and [text.get_text() for text in ax.get_legend().get_texts()] == ["total effect", *KINDS]
+    assert len(ax.containers) == 2 and [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "total effect",
+        *KINDS,
+    ]
     assert ax.get_ylabel() == "indirect effect (probability), 95% interval" and len(ax.get_xticks()) == 6
 
 
@@ -75,7 +94,11 @@ def test_the_overview_fits_what_was_traced(more):
 
 def test_a_frontier_joins_what_nothing_beats():
     values = dict(a=[0.0, 1.0, 2.0, 1.0], b=[3.0, 2.0, 0.0, 1.0])
-    ends = {f"{name}_{end}": np.array(column) + shift for name, column in values.items() for end, shift in (("low", -0.1), ("high", 0.1))}
+    ends = {
+        f"{name}_{end}": np.array(column) + shift
+        for name, column in values.items()
+        for end, shift in (("low", -0.1), ("high", 0.1))
+    }
     table = pd.DataFrame(values | ends | {"kind": list("xxyy")})
     line = plot.frontier(table, "a", "b").lines[-1]
     assert line.get_xydata().tolist() == [[0, 3], [1, 2], [2, 0]]
@@ -86,5 +109,8 @@ def test_a_frontier_joins_what_nothing_beats():
 def test_activation_differences_are_relative_to_the_norm():
     parts = [Component(f"text_encoder.{i}.mlp", "pooled", torch.full((1, 4), float(i + 1)), 2.0, 0.5) for i in range(3)]
     ax = plot.activation_difference({"winter": Direction(parts)})
-    assert ax.lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0] and ax.get_xlabel() == "text_encoder site, in execution order"
+    assert (
+        ax.lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0]
+        and ax.get_xlabel() == "text_encoder site, in execution order"
+    )
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.mlp", "1.mlp", "2.mlp"]

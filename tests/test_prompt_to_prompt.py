@@ -45,7 +45,10 @@ def test_the_examples_of_the_docstrings_are_true():
 
 def moved(found) -> dict[int, dict[int, float]]:
     """Target token: source token: share."""
-    return {int(j): {int(i): float(found.matrix[i, j]) for i in np.flatnonzero(found.matrix[:, j])} for j in range(len(found.matrix))}
+    return {
+        int(j): {int(i): float(found.matrix[i, j]) for i in np.flatnonzero(found.matrix[:, j])}
+        for j in range(len(found.matrix))
+    }
 
 
 def test_words_of_one_token_swap_by_the_identity(tokenizer):
@@ -56,16 +59,30 @@ def test_words_of_one_token_swap_by_the_identity(tokenizer):
 
 def test_unequal_counts_are_averaged_and_what_follows_is_shifted(tokenizer):
     length = tokenizer.model_max_length
-    found = align(tokenizer, ZEBRA, ELEPHANT)  # start a zebra in the savanna end -> start an el e p h ant in the savanna end
-    expected = {0: {0: 1.0}, 1: {1: 1.0}, **{j: {2: 0.2} for j in range(2, 7)}, **{j: {j - 4: 1.0} for j in range(7, length - 1)}}
+    found = align(
+        tokenizer, ZEBRA, ELEPHANT
+    )  # start a zebra in the savanna end -> start an el e p h ant in the savanna end
+    expected = {
+        0: {0: 1.0},
+        1: {1: 1.0},
+        **{j: {2: 0.2} for j in range(2, 7)},
+        **{j: {j - 4: 1.0} for j in range(7, length - 1)},
+    }
     assert moved(found) == expected | {length - 1: {i: 1.0 for i in range(length - 5, length)}}
     back = moved(align(tokenizer, ELEPHANT, ZEBRA))
-    assert back == {0: {0: 1.0}, 1: {1: 1.0}, 2: {i: 1.0 for i in range(2, 7)}, **{j: {j + 4: 1.0} for j in range(3, length - 4)},
-                    **{j: {} for j in range(length - 4, length)}}  # fmt: skip
+    assert back == {
+        0: {0: 1.0},
+        1: {1: 1.0},
+        2: {i: 1.0 for i in range(2, 7)},
+        **{j: {j + 4: 1.0} for j in range(3, length - 4)},
+        **{j: {} for j in range(length - 4, length)},
+    }
 
 
 def test_several_words_are_replaced_and_punctuation_stays(tokenizer):
-    found = align(tokenizer, "a photo of a zebra, running, in the savanna!", "a photo of an elephant, standing, in the city!")
+    found = align(
+        tokenizer, "a photo of a zebra, running, in the savanna!", "a photo of an elephant, standing, in the city!"
+    )
     pairs = [pair for pair in found.pairs if pair[0] != pair[1]]
     assert pairs == [("a", "an"), ("zebra", "elephant"), ("running", "standing"), ("savanna", "city")]
     assert [pair for pair in found.pairs if pair[0] == ","] == [(",", ","), (",", ",")] and ("!", "!") in found.pairs
@@ -95,7 +112,9 @@ def test_refining_aligns_what_is_common_and_leaves_the_rest_its_own(tokenizer, s
     for word, positions in added:
         assert any(not columns[j] for j in positions), word
     kept = [j for j in range(1, found.target.end) if columns[j]]
-    assert [found.target.ids[j] for j in kept] == [found.source.ids[next(iter(columns[j]))] for j in kept]  # equal tokens only
+    assert [found.target.ids[j] for j in kept] == [
+        found.source.ids[next(iter(columns[j]))] for j in kept
+    ]  # equal tokens only
     assert [next(iter(columns[j])) for j in kept] == sorted(next(iter(columns[j])) for j in kept)  # in order
     assert columns[found.target.end] == {found.source.end: 1.0} and columns[0] == {0: 1.0}
     assert set(found.new) == {j for j, column in columns.items() if not column}
@@ -144,7 +163,9 @@ def test_mapped_attention_is_the_sources_times_the_mapper(model):
     edits = {"replace": ELEPHANT, "refine": "a big zebra in the savanna"}
     for kind, target in edits.items():
         word = target.split()[1]
-        edit = prompt_to_prompt(model, ZEBRA, target, kind, reweight={"savanna": 2.0}, cross_replace_steps=1.0, self_replace_steps=0.0)
+        edit = prompt_to_prompt(
+            model, ZEBRA, target, kind, reweight={"savanna": 2.0}, cross_replace_steps=1.0, self_replace_steps=0.0
+        )
         run = model.run(edit, record=names, **QUICK)
         found = edit.alignments["edited"]
         columns = np.full(len(found.matrix), 1.0)
@@ -159,7 +180,10 @@ def test_mapped_attention_is_the_sources_times_the_mapper(model):
 
 
 def test_reweighting_by_one_changes_nothing(model):
-    one, two = (prompt_to_prompt(model, ZEBRA, kind="reweight", reweight={"zebra": c}, cross_replace_steps=1.0) for c in (1.0, -2.0))
+    one, two = (
+        prompt_to_prompt(model, ZEBRA, kind="reweight", reweight={"zebra": c}, cross_replace_steps=1.0)
+        for c in (1.0, -2.0)
+    )
     run = model.run(one, **QUICK)
     assert apart(run.images.sel(world="edited"), run.images.sel(world="source")) < 1e-4
     run = model.run(two, **QUICK)
@@ -167,11 +191,15 @@ def test_reweighting_by_one_changes_nothing(model):
 
 
 def test_words_have_schedules_of_their_own(menagerie):
-    edit = prompt_to_prompt(menagerie, ZEBRA, GIRAFFE, cross_replace_steps={"default_": 1.0, "giraffe": (0.0, 0.5)}, self_replace_steps=0.0)
+    edit = prompt_to_prompt(
+        menagerie, ZEBRA, GIRAFFE, cross_replace_steps={"default_": 1.0, "giraffe": (0.0, 0.5)}, self_replace_steps=0.0
+    )
     site = "unet.mid.cross.probs"
     run = menagerie.run(edit, record=[site], num_inference_steps=4, seeds=(0,), progress=False)
     values, giraffe = run.values[site], edit.alignments["edited"].target.of("giraffe")[0]
-    same = lambda step, token: np.array_equal(*(values.sel(world=w).isel(step=step, token=token) for w in ("edited", "source")))
+    same = lambda step, token: np.array_equal(
+        *(values.sel(world=w).isel(step=step, token=token) for w in ("edited", "source"))
+    )
     assert [same(step, giraffe) for step in range(4)] == [True, True, False, False]
     assert all(same(step, token) for step in range(4) for token in range(values.sizes["token"]) if token != giraffe)
 
@@ -205,7 +233,11 @@ def test_several_targets_share_a_source(model):
     assert [world.name for world in edit] == ["source", "g", "e"] and list(edit.alignments) == ["g", "e"]
     single = model.run(prompt_to_prompt(model, ZEBRA, ELEPHANT, **EVERY), **QUICK)
     assert apart(run.images.sel(world="e"), single.images.sel(world="edited")) < 1e-4
-    assert [world.name for world in prompt_to_prompt(model, ZEBRA, [GIRAFFE, ELEPHANT])] == ["source", "edited 0", "edited 1"]
+    assert [world.name for world in prompt_to_prompt(model, ZEBRA, [GIRAFFE, ELEPHANT])] == [
+        "source",
+        "edited 0",
+        "edited 1",
+    ]
 
 
 def test_an_edit_is_data_and_prints(menagerie):
@@ -213,7 +245,10 @@ def test_an_edit_is_data_and_prints(menagerie):
     edit = prompt_to_prompt(menagerie, ZEBRA, GIRAFFE, blend=blend, reweight={"savanna": 2.0})
     world = edit[1]
     assert World.from_json(world.to_json()) == world and hash(World.from_json(world.to_json())) == hash(world)
-    assert all(word in repr(edit) for word in ("zebra -> giraffe", "MixAttention", "Array(32 x 32", "BlendLatents", "steps=(0.0, 0.8)"))
+    assert all(
+        word in repr(edit)
+        for word in ("zebra -> giraffe", "MixAttention", "Array(32 x 32", "BlendLatents", "steps=(0.0, 0.8)")
+    )
     array = wb.set_to("unet.mid.cross", np.arange(6).reshape(2, 3) / 7)
     assert Intervention.from_json(array.to_json()) == array
     assert torch.equal(array.rule.values.tensor, torch.arange(6).reshape(2, 3) / 7)
@@ -225,9 +260,16 @@ def test_it_works_at_64_by_64_latents():
     from conftest import sd
 
     torch.manual_seed(0)
-    pipeline = sd(dict(sample_size=64, block_out_channels=(8, 8, 16, 16), cross_attention_dim=16, attention_head_dim=1,
-                       down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-                       up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3))  # fmt: skip
+    pipeline = sd(
+        dict(
+            sample_size=64,
+            block_out_channels=(8, 8, 16, 16),
+            cross_attention_dim=16,
+            attention_head_dim=1,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )
+    )
     model = wb.load(pipeline)
     edit = prompt_to_prompt(model, ZEBRA, GIRAFFE, blend=LocalBlend(("zebra", "giraffe"), start=0.0))
     mix, blend = edit[1].interventions[1:]
@@ -238,7 +280,9 @@ def test_it_works_at_64_by_64_latents():
     (photo,) = invert(model, [picture(model)], [ZEBRA], num_inference_steps=2, guidance_scale=3.0, inner_steps=1)
     assert photo.latents.shape == (4, 64, 64)
     real = photo.run(model, edit, progress=False)
-    assert real.images.sizes["y"] == 128 and apart(real.images.sel(world="source"), run.images.sel(world="source")) > 0.01
+    assert (
+        real.images.sizes["y"] == 128 and apart(real.images.sel(world="source"), run.images.sel(world="source")) > 0.01
+    )
 
 
 # Local blend.
@@ -309,7 +353,11 @@ def test_inversion_runs_the_sampler_backwards(model):
             for parameter, old in zip(model.pipeline.unet.conv_out.parameters(), before):
                 parameter.copy_(old)
     start = model.encode([picture(model)])[0]
-    assert torch.equal(photo.trajectory[0], start) and photo.trajectory.shape == (5, *start.shape) and photo.interventions == ()
+    assert (
+        torch.equal(photo.trajectory[0], start)
+        and photo.trajectory.shape == (5, *start.shape)
+        and photo.interventions == ()
+    )
     assert apart(photo.latents, start) > 0.1 and apart(run.latents[0, 0], start) < 1e-4 * float(start.abs().max())
 
 
@@ -352,36 +400,85 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
     [
         ("kind='swap': may be replace, refine, reweight", lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, "swap")),
         ("kind='replace' needs a target; give the prompt to draw", lambda m: prompt_to_prompt(m, ZEBRA)),
-        ('has 5, \'a big giraffe in the savanna\' has 6; use kind="refine"', lambda m: prompt_to_prompt(m, ZEBRA, BIG)),
-        ("found target='a giraffe in the savanna', reweight=None; give reweight={word: factor}",
-         lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, "reweight")),
-        ("reweight: ['lion'] are in none of the prompts", lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, reweight={"lion": 2.0})),
-        ("cross_replace_steps: ['zebra'] are in none of the prompts",
-         lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, cross_replace_steps={"default_": 0.8, "zebra": 0.2})),
-        ("'big' is new in 'a big zebra' and keeps its own attention at all steps; leave it out",
-         lambda m: prompt_to_prompt(m, "a zebra", "a big zebra", "refine", cross_replace_steps={"default_": 0.8, "big": 0.2})),
-        ("reweight: 'zebra' has no steps, (0.0, 0.0); raise cross_replace_steps",
-         lambda m: prompt_to_prompt(m, ZEBRA, kind="reweight", reweight={"zebra": 2.0}, cross_replace_steps=0.0)),
-        ('has no "default_" for the other words', lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, cross_replace_steps={"giraffe": 0.2})),
-        ("self_replace_steps=1.4: give a share of the steps", lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, self_replace_steps=1.4)),
-        ("self_resolution=0.01: self-attention has sides [2, 4, 8, 16] of latents of 16; raise it to at least 0.125",
-         lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, self_resolution=0.01)),
-        ("blend.words: ['lion'] are in none of the prompts", lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, blend=LocalBlend("lion"))),
-        ("'a giraffe in the savanna' has none of them, and nothing says where to blend",
-         lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, blend=LocalBlend("zebra"))),
-        ("stands beyond what the text encoder reads of 'a a a", lambda m: prompt_to_prompt(m, "a " * 40 + "zebra", "a " * 40 + "lion")),
+        ("has 5, 'a big giraffe in the savanna' has 6; use kind=\"refine\"", lambda m: prompt_to_prompt(m, ZEBRA, BIG)),
+        (
+            "found target='a giraffe in the savanna', reweight=None; give reweight={word: factor}",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, "reweight"),
+        ),
+        (
+            "reweight: ['lion'] are in none of the prompts",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, reweight={"lion": 2.0}),
+        ),
+        (
+            "cross_replace_steps: ['zebra'] are in none of the prompts",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, cross_replace_steps={"default_": 0.8, "zebra": 0.2}),
+        ),
+        (
+            "'big' is new in 'a big zebra' and keeps its own attention at all steps; leave it out",
+            lambda m: prompt_to_prompt(
+                m, "a zebra", "a big zebra", "refine", cross_replace_steps={"default_": 0.8, "big": 0.2}
+            ),
+        ),
+        (
+            "reweight: 'zebra' has no steps, (0.0, 0.0); raise cross_replace_steps",
+            lambda m: prompt_to_prompt(m, ZEBRA, kind="reweight", reweight={"zebra": 2.0}, cross_replace_steps=0.0),
+        ),
+        (
+            'has no "default_" for the other words',
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, cross_replace_steps={"giraffe": 0.2}),
+        ),
+        (
+            "self_replace_steps=1.4: give a share of the steps",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, self_replace_steps=1.4),
+        ),
+        (
+            "self_resolution=0.01: self-attention has sides [2, 4, 8, 16] of latents of 16; raise it to at least 0.125",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, self_resolution=0.01),
+        ),
+        (
+            "blend.words: ['lion'] are in none of the prompts",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, blend=LocalBlend("lion")),
+        ),
+        (
+            "'a giraffe in the savanna' has none of them, and nothing says where to blend",
+            lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, blend=LocalBlend("zebra")),
+        ),
+        (
+            "stands beyond what the text encoder reads of 'a a a",
+            lambda m: prompt_to_prompt(m, "a " * 40 + "zebra", "a " * 40 + "lion"),
+        ),
         ('by other names than "source"', lambda m: prompt_to_prompt(m, ZEBRA, {"source": GIRAFFE})),
-        ("images of 8 x 8 pixels: the model draws 64 x 64; resize them", lambda m: invert(m, [Image.new("RGB", (8, 8))], [ZEBRA])),
-        ("invert: 1 images and 2 prompts; give each image its prompt", lambda m: invert(m, [picture(m)], [ZEBRA, ZEBRA])),
-        ("latents of shape (1, 4, 8, 8): the run needs (seed, channel, y, x) = (2, 4, 16, 16)",
-         lambda m: m.run([World("a", ZEBRA)], seeds=(0, 1), latents=torch.zeros(1, 4, 8, 8))),
-        ("it was given values of shape (2, 3), the site's axes behind the row are ('pixel', 'channel') of (4, 96)",
-         lambda m: m.run([World("a", ZEBRA, [wb.set_to("unet.mid.cross", np.zeros((2, 3)))])])),
-        ("between the steps there are no halves", lambda m: m.run([World("a", ZEBRA, [wb.scale("latents", 1.0, rows="cond")])])),
-        ("maps of [64, 256] pixels; name those of one resolution",
-         lambda m: m.run([World("b", ZEBRA), World("a", ZEBRA, [wb.blend_latents("b", ["unet.up.{2,3}.0.cross.probs"], [1], [1])])])),
+        (
+            "images of 8 x 8 pixels: the model draws 64 x 64; resize them",
+            lambda m: invert(m, [Image.new("RGB", (8, 8))], [ZEBRA]),
+        ),
+        (
+            "invert: 1 images and 2 prompts; give each image its prompt",
+            lambda m: invert(m, [picture(m)], [ZEBRA, ZEBRA]),
+        ),
+        (
+            "latents of shape (1, 4, 8, 8): the run needs (seed, channel, y, x) = (2, 4, 16, 16)",
+            lambda m: m.run([World("a", ZEBRA)], seeds=(0, 1), latents=torch.zeros(1, 4, 8, 8)),
+        ),
+        (
+            "it was given values of shape (2, 3), the site's axes behind the row are ('pixel', 'channel') of (4, 96)",
+            lambda m: m.run([World("a", ZEBRA, [wb.set_to("unet.mid.cross", np.zeros((2, 3)))])]),
+        ),
+        (
+            "between the steps there are no halves",
+            lambda m: m.run([World("a", ZEBRA, [wb.scale("latents", 1.0, rows="cond")])]),
+        ),
+        (
+            "maps of [64, 256] pixels; name those of one resolution",
+            lambda m: m.run(
+                [
+                    World("b", ZEBRA),
+                    World("a", ZEBRA, [wb.blend_latents("b", ["unet.up.{2,3}.0.cross.probs"], [1], [1])]),
+                ]
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_told_before_anything_runs(menagerie, monkeypatch, text, call):
     monkeypatch.setattr(type(menagerie.pipeline), "__call__", lambda *a, **k: pytest.fail("the pipeline ran"))
     monkeypatch.setattr(menagerie.pipeline.unet, "forward", lambda *a, **k: pytest.fail("the UNet ran"))
@@ -391,9 +488,16 @@ def test_bad_input_is_told_before_anything_runs(menagerie, monkeypatch, text, ca
 
 
 def test_only_ddim_in_float32_is_inverted(menagerie, monkeypatch):
-    monkeypatch.setattr(menagerie.pipeline, "scheduler", EulerDiscreteScheduler.from_config(menagerie.pipeline.scheduler.config))
-    with pytest.raises(ValueError, match=r"scheduler is EulerDiscreteScheduler, whose steps cannot be run backwards; set model.pipeline"):
+    monkeypatch.setattr(
+        menagerie.pipeline, "scheduler", EulerDiscreteScheduler.from_config(menagerie.pipeline.scheduler.config)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"scheduler is EulerDiscreteScheduler, whose steps cannot be run backwards; set model.pipeline",
+    ):
         invert(menagerie, [picture(menagerie)], [ZEBRA])
     monkeypatch.setattr(menagerie.pipeline, "scheduler", DDIMScheduler.from_config(menagerie.pipeline.scheduler.config))
     with pytest.raises(ValueError, match="begin with that, or invert it with another prompt"):
-        invert(menagerie, [picture(menagerie)], [ZEBRA], num_inference_steps=2, guidance_scale=1.0)[0].run(menagerie, [World("a", GIRAFFE)])
+        invert(menagerie, [picture(menagerie)], [ZEBRA], num_inference_steps=2, guidance_scale=1.0)[0].run(
+            menagerie, [World("a", GIRAFFE)]
+        )

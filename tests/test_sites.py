@@ -64,9 +64,12 @@ def public_unet(**config):
 
 def test_the_sixteen_layers_of_sd_15_have_the_papers_numbers():
     unet = public_unet(
-        block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    )  # fmt: skip
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
     layers = Sites(_unet_sites(unet, 77))("unet.*.cross")
     places = ["down.0.0", "down.0.1", "down.1.0", "down.1.1", "down.2.0", "down.2.1", "mid"]
     places += [f"up.{i}.{j}" for i in (1, 2, 3) for j in range(3)]
@@ -77,13 +80,25 @@ def test_the_sixteen_layers_of_sd_15_have_the_papers_numbers():
 
 def test_the_seventy_layers_of_sdxl_have_the_papers_numbers():
     unet = public_unet(
-        block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=(5, 10, 20), use_linear_projection=True,
-        transformer_layers_per_block=(1, 2, 10), addition_embed_type="text_time", addition_time_embed_dim=256,
+        block_out_channels=(320, 640, 1280),
+        cross_attention_dim=2048,
+        attention_head_dim=(5, 10, 20),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 10),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-    )  # fmt: skip
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+    )
     sites = Sites(_unet_sites(unet, 77))
-    for block, first, last in (("down.1", 0, 3), ("down.2", 4, 23), ("mid", 24, 33), ("up.0", 34, 63), ("up.1", 64, 69)):
+    for block, first, last in (
+        ("down.1", 0, 3),
+        ("down.2", 4, 23),
+        ("mid", 24, 33),
+        ("up.0", 34, 63),
+        ("up.1", 64, 69),
+    ):
         assert [site.paper for site in sites(f"unet.{block}.*cross")] == list(range(first, last + 1))
 
 
@@ -98,7 +113,9 @@ def test_globs_select_in_execution_order(model):
 
 
 def test_what_matches_nothing_raises_with_the_nearest_names(model):
-    with pytest.raises(KeyError, match=r"no site matches 'unet.up.1.1.crss.v'; of \d+ sites the nearest are unet.up.1.1.cross.v, "):
+    with pytest.raises(
+        KeyError, match=r"no site matches 'unet.up.1.1.crss.v'; of \d+ sites the nearest are unet.up.1.1.cross.v, "
+    ):
         model.sites("unet.up.1.1.crss.v")
     with pytest.raises(KeyError, match=r"no site matches 'text_encoder.12.mlp'"):
         model.sites("text_encoder.*.mlp", "text_encoder.12.mlp")
@@ -108,6 +125,13 @@ def test_what_matches_nothing_raises_with_the_nearest_names(model):
 
 def test_the_table_is_shown(model):
     shown = repr(model.sites("unet.mid.cross"))
-    for word in ("unet.mid.cross", "unet.mid_block.attentions.0.transformer_blocks.0.attn2", "row pixel channel", "4 x 96", "paper", " 6"):
+    for word in (
+        "unet.mid.cross",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn2",
+        "row pixel channel",
+        "4 x 96",
+        "paper",
+        " 6",
+    ):
         assert word in shown
     assert "<table" in model.sites._repr_html_() and inspect.getdoc(Sites)

@@ -21,7 +21,10 @@ from workbench.results import pareto
 from workbench.steering.experiment import Steered
 
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach"
-WINTER, SUMMER = ["a zebra in winter", "a cow in the city in winter"], ["a zebra in summer", "a cow in the city in summer"]
+WINTER, SUMMER = (
+    ["a zebra in winter", "a cow in the city in winter"],
+    ["a zebra in summer", "a cow in the city in summer"],
+)
 MLP = "text_encoder.*.mlp"
 
 
@@ -36,7 +39,9 @@ def unet_site(model):
 @pytest.fixture
 def both(model):
     """A direction in the text encoder and one in the UNet."""
-    return wb.direction(model, WINTER, SUMMER), wb.direction(model, WINTER, SUMMER, unet_site(model), num_inference_steps=2, batch_size=2)
+    return wb.direction(model, WINTER, SUMMER), wb.direction(
+        model, WINTER, SUMMER, unet_site(model), num_inference_steps=2, batch_size=2
+    )
 
 
 @pytest.mark.parametrize("pool", ["own", "subject_last", "eos", "positions"])
@@ -44,7 +49,9 @@ def test_a_direction_is_the_difference_of_means(model, pool):
     site = "text_encoder.1.mlp"
     prompts = [[Prompt(text, text.split()[-1]) for text in side] for side in (WINTER, SUMMER)]
     found = wb.direction(model, *prompts, site, pool=pool)[site]
-    recorded = model.run([World(text, text) for text in WINTER + SUMMER], record=[site], num_inference_steps=1, progress=False).values[site]
+    recorded = model.run(
+        [World(text, text) for text in WINTER + SUMMER], record=[site], num_inference_steps=1, progress=False
+    ).values[site]
     tokens = lambda text: model.pipeline.tokenizer(text)["input_ids"]
     where = {
         "own": lambda text: slice(1, len(tokens(text)) - 1),
@@ -77,7 +84,9 @@ def test_the_pooled_vector_of_xl_has_a_direction():
     pooled = model.sites("text_encoder_2.pooled")
     found = wb.direction(model, WINTER, SUMMER, [*pooled, "text_encoder.0.mlp"], pool="positions")
     assert found[pooled[0].name].dims == ("channel",) and found["text_encoder.0.mlp"].dims == ("token", "channel")
-    steered = run(model, World("plain", ZEBRA), World("a", ZEBRA, found.at(pooled[0].name).steer(2.0, unit=True))).images
+    steered = run(
+        model, World("plain", ZEBRA), World("a", ZEBRA, found.at(pooled[0].name).steer(2.0, unit=True))
+    ).images
     assert not np.array_equal(steered[0], steered[1])
 
 
@@ -94,8 +103,12 @@ def test_directions_of_the_unet_are_by_step(model):
 
 def test_strength_zero_changes_nothing(model, both):
     text, unet = both
-    worlds = [World("text", ZEBRA, text.steer(0)), World("unit", ZEBRA, text.steer(0, unit=True, keep_norm=True)),
-              World("unet", ZEBRA, unet.steer(0, keep_norm=True)), World("removed", ZEBRA, unet.remove(0))]  # fmt: skip
+    worlds = [
+        World("text", ZEBRA, text.steer(0)),
+        World("unit", ZEBRA, text.steer(0, unit=True, keep_norm=True)),
+        World("unet", ZEBRA, unet.steer(0, keep_norm=True)),
+        World("removed", ZEBRA, unet.remove(0)),
+    ]
     steered, plain = run(model, *worlds), run(model, *[replace(world, interventions=()) for world in worlds])
     assert np.array_equal(steered.images, plain.images)
     assert not np.array_equal(run(model, World("text", ZEBRA, text.steer(3, unit=True))).images[0], plain.images[0])
@@ -105,7 +118,9 @@ def test_equal_prompts_give_zero_and_say_so(model):
     with pytest.warns(UserWarning, match="positive= and negative= are the same prompts, so the direction is zero"):
         found = wb.direction(model, WINTER, WINTER[::-1])
     assert not any(found[site].any() for site in found.sites) and "zero" in repr(found)
-    with pytest.raises(ValueError, match=r"the direction at text_encoder.0.mlp is zero and has no unit; leave unit=False"):
+    with pytest.raises(
+        ValueError, match=r"the direction at text_encoder.0.mlp is zero and has no unit; leave unit=False"
+    ):
         found.steer(1.0, unit=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -125,7 +140,12 @@ def test_a_direction_and_its_opposite_are_symmetric_on_activations(model, pool):
 def test_one_token_leaves_those_before_it(model):
     """The text encoder is causal: what is added at a token reaches itself and those behind."""
     found = wb.direction(model, WINTER, SUMMER, "text_encoder.0.mlp")
-    values = run(model, World("plain", ZEBRA), World("at 3", ZEBRA, found.steer(5.0, unit=True, tokens=3)), record=["text_encoder.final"])
+    values = run(
+        model,
+        World("plain", ZEBRA),
+        World("at 3", ZEBRA, found.steer(5.0, unit=True, tokens=3)),
+        record=["text_encoder.final"],
+    )
     plain, steered = (values.values["text_encoder.final"].sel(world=name) for name in ("plain", "at 3"))
     assert np.array_equal(plain[:, :3], steered[:, :3])
     assert all(not np.array_equal(plain[:, token], steered[:, token]) for token in range(3, plain.sizes["token"]))
@@ -134,7 +154,9 @@ def test_one_token_leaves_those_before_it(model):
 def test_unit_strength_is_the_activations_norm(model, both):
     for found in both:
         (site, *_) = found.sites
-        values = run(model, World("plain", ZEBRA), World("unit", ZEBRA, found.at(site).steer(1.0, unit=True)), record=[site]).values[site]
+        values = run(
+            model, World("plain", ZEBRA), World("unit", ZEBRA, found.at(site).steer(1.0, unit=True)), record=[site]
+        ).values[site]
         values = values.isel(step=0) if "step" in values.dims else values  # later steps have another input
         added = np.sqrt(((values.sel(world="unit") - values.sel(world="plain")) ** 2).sum("channel"))
         assert np.allclose(added, found.at(site).table().mean_norm.iloc[0], rtol=1e-3)
@@ -152,7 +174,12 @@ def test_norms_are_kept_and_the_direction_is_removed(model, both):
         unet.remove(1.0, keep_norm=False),
         unet.remove(2.0, keep_norm=False),
     )
-    worlds = [World("plain", ZEBRA), World("added", ZEBRA, added), World("removed", ZEBRA, removed), World("turned", ZEBRA, turned)]
+    worlds = [
+        World("plain", ZEBRA),
+        World("added", ZEBRA, added),
+        World("removed", ZEBRA, removed),
+        World("turned", ZEBRA, turned),
+    ]
     values = first(*worlds)
     norms = np.sqrt((values**2).sum("channel"))
     assert np.allclose(norms.sel(world="added"), norms.sel(world="plain"), rtol=1e-4)
@@ -182,8 +209,13 @@ def test_schedules_and_runs_of_another_length(model, both):
 def test_several_concepts_and_strengths(model):
     winter, lion = wb.direction(model, WINTER, SUMMER), wb.direction(model, [LION], ["a zebra on the beach"])
     site = "text_encoder.0.mlp"
-    together = run(model, World("plain", ZEBRA), World("sum", ZEBRA, (winter + 2 * lion).at(site).steer(1.0)),
-                   World("both", ZEBRA, winter.at(site).steer(1.0) + lion.at(site).steer(2.0)), record=[site]).values[site]  # fmt: skip
+    together = run(
+        model,
+        World("plain", ZEBRA),
+        World("sum", ZEBRA, (winter + 2 * lion).at(site).steer(1.0)),
+        World("both", ZEBRA, winter.at(site).steer(1.0) + lion.at(site).steer(2.0)),
+        record=[site],
+    ).values[site]
     assert np.allclose(together.sel(world="sum"), together.sel(world="both"), atol=1e-5)
     by_site = winter.steer({"text_encoder.0.mlp": 0.5, "text_encoder.2.*": 2.0})
     assert [(what.sites, what.rule.alpha) for what in by_site] == [((site,), 0.5), (("text_encoder.2.mlp",), 2.0)]
@@ -196,14 +228,17 @@ def test_algebra_and_cosine(model):
     assert (2 * a).table().relative_length.to_numpy() == pytest.approx(2 * a.table().relative_length.to_numpy())
     eos = wb.direction(model, WINTER, SUMMER, pool="positions")
     with pytest.raises(
-        ValueError, match=r"directions at text_encoder.0.mlp do not add: one is 1 pooled x \d+ channels, the other \d+ token"
+        ValueError,
+        match=r"directions at text_encoder.0.mlp do not add: one is 1 pooled x \d+ channels, the other \d+ token",
     ):
         a + eos
     with pytest.raises(ValueError, match=r"do not compare: .* make both with the same pool= and num_inference_steps="):
         a.cosine(eos)
     with pytest.raises(ValueError, match="the directions share no site: text_encoder"):
         a.at("text_encoder.0.mlp").cosine(a.at("text_encoder.1.mlp"))
-    with pytest.raises(KeyError, match=r"the direction has nothing at \['unet.\*'\]; its sites are text_encoder.0.mlp, "):
+    with pytest.raises(
+        KeyError, match=r"the direction has nothing at \['unet.\*'\]; its sites are text_encoder.0.mlp, "
+    ):
         a.steer({"unet.*": 1.0})
 
 
@@ -211,11 +246,17 @@ def test_a_file_brings_the_direction_back(model, both, tmp_path):
     for found in both:
         found.save(tmp_path / "d.safetensors")
         again = wb.Direction.load(tmp_path / "d.safetensors")
-        assert again.digest == found.digest and again.provenance == found.provenance and again.table().equals(found.table())
+        assert (
+            again.digest == found.digest
+            and again.provenance == found.provenance
+            and again.table().equals(found.table())
+        )
     data = bytearray((tmp_path / "d.safetensors").read_bytes())
     data[-3] ^= 1
     (tmp_path / "d.safetensors").write_bytes(data)
-    with pytest.raises(ValueError, match=r"d.safetensors: it was altered: .* give path= of a file that Direction.save wrote"):
+    with pytest.raises(
+        ValueError, match=r"d.safetensors: it was altered: .* give path= of a file that Direction.save wrote"
+    ):
         wb.Direction.load(tmp_path / "d.safetensors")
     wb.edit.swap(model, "a zebra", "a giraffe").save(tmp_path / "edit.safetensors")
     with pytest.raises(ValueError, match="it is a safetensors file but no direction"):
@@ -225,23 +266,46 @@ def test_a_file_brings_the_direction_back(model, both, tmp_path):
 def test_bad_input_says_what_to_change(model):
     bad = {
         (("a cow",), (), MLP, "own"): r"negative= names no prompt; give at least one on each side",
-        (("a cow",), ("",), MLP, "own"): r"""the prompt '' has no tokens of its own; leave it out, or give pool="eos\"""",
+        (
+            ("a cow",),
+            ("",),
+            MLP,
+            "own",
+        ): r"""the prompt '' has no tokens of its own; leave it out, or give pool="eos\"""",
         (("a cow",), ("a lion",), MLP, "subject_last"): r"'a cow' names no subject; give wb.Prompt\(text, subject\)",
-        (("a cow",), ("a lion",), MLP, "mean"): r"pool='mean'\): may be \"own\", \"subject_last\", \"eos\" or \"positions\"",
-        (("a cow",), ("a lion",), "unet.*.cross.probs", "own"): r"cannot be steered; name sites of the text encoder or the UNet that have",
+        (
+            ("a cow",),
+            ("a lion",),
+            MLP,
+            "mean",
+        ): r"pool='mean'\): may be \"own\", \"subject_last\", \"eos\" or \"positions\"",
+        (
+            ("a cow",),
+            ("a lion",),
+            "unet.*.cross.probs",
+            "own",
+        ): r"cannot be steered; name sites of the text encoder or the UNet that have",
     }
     for (positive, negative, sites, pool), said in bad.items():
         with pytest.raises(ValueError, match=said):
             wb.direction(model, positive, negative, sites, pool=pool)
-    with pytest.raises(ValueError, match=r"Steer at text_encoder.0.mlp in world 'a': it was made for 3 channels, the site has \d+"):
+    with pytest.raises(
+        ValueError, match=r"Steer at text_encoder.0.mlp in world 'a': it was made for 3 channels, the site has \d+"
+    ):
         run(model, World("a", ZEBRA, [steer("text_encoder.0.mlp", [1, 2, 3])]))
     channels = model.sites("text_encoder.0.mlp")[0].sizes[-1]
-    with pytest.raises(ValueError, match=r"Remove at text_encoder.0.mlp .* it was made for 2 tokens, .* with pool=\"positions\""):
+    with pytest.raises(
+        ValueError, match=r"Remove at text_encoder.0.mlp .* it was made for 2 tokens, .* with pool=\"positions\""
+    ):
         run(model, World("a", ZEBRA, [remove("text_encoder.0.mlp", np.ones((2, channels)))]))
 
 
 def test_interventions_of_directions_are_plain_values(model, both):
-    for what in (*both[0].steer(0.5), *both[1].remove(), *wb.direction(model, WINTER, SUMMER, pool="positions").steer(1.0)):
+    for what in (
+        *both[0].steer(0.5),
+        *both[1].remove(),
+        *wb.direction(model, WINTER, SUMMER, pool="positions").steer(1.0),
+    ):
         assert wb.Intervention.from_json(what.to_json()) == what
 
 
@@ -257,7 +321,9 @@ def test_two_hundred_prompts_within_ten_seconds(menagerie):
     start = time.perf_counter()
     found = wb.direction(menagerie, *pairs)
     assert time.perf_counter() - start < 10 and len(found.sites) == 12
-    assert (found.table().relative_length > 3 * found.table().relative_error).all()  # the concept moves every layer, past chance
+    assert (
+        found.table().relative_length > 3 * found.table().relative_error
+    ).all()  # the concept moves every layer, past chance
 
 
 # sweeps, on few images of the trained model
@@ -273,11 +339,24 @@ def winter(menagerie):
 
 
 def test_steering_brings_winter(menagerie, scorer, winter):
-    sweep = wb.steer_sweep(menagerie, TUNE, winter.at("text_encoder.{0,1}.mlp".replace("{0,1}", "[01]")), CONCEPT,
-                           wb.SweepSpec(strengths=(1.0, 0.05), **FEW), scorer=scorer)  # fmt: skip
-    assert list(sweep.data.site.values) == ["text_encoder.0.mlp", "text_encoder.1.mlp", "all"] and list(sweep.data.strength) == [0.05, 1.0]
+    sweep = wb.steer_sweep(
+        menagerie,
+        TUNE,
+        winter.at("text_encoder.{0,1}.mlp".replace("{0,1}", "[01]")),
+        CONCEPT,
+        wb.SweepSpec(strengths=(1.0, 0.05), **FEW),
+        scorer=scorer,
+    )
+    assert list(sweep.data.site.values) == ["text_encoder.0.mlp", "text_encoder.1.mlp", "all"] and list(
+        sweep.data.strength
+    ) == [0.05, 1.0]
     found = sweep.effects("concept_probability")
-    assert float(found.change.sel(site="all", strength=1.0)) > 0.8 > 0.05 > float(found.change.sel(site="all", strength=0.05))
+    assert (
+        float(found.change.sel(site="all", strength=1.0))
+        > 0.8
+        > 0.05
+        > float(found.change.sel(site="all", strength=0.05))
+    )
     table = sweep.table()
     assert len(table) == 7 and table.site.iloc[0] == "unsteered" and table.pareto.any() and not table.pareto.all()
     distance = sweep.effects("pixel_distance").value
@@ -285,7 +364,10 @@ def test_steering_brings_winter(menagerie, scorer, winter):
 
 
 def test_a_sweep_goes_on_where_it_stopped(menagerie, scorer, winter, tmp_path, monkeypatch):
-    spec, some = wb.SweepSpec(strengths=(0.5, 1.0), **FEW | dict(num_inference_steps=2)), winter.at("text_encoder.0.mlp")
+    spec, some = (
+        wb.SweepSpec(strengths=(0.5, 1.0), **FEW | dict(num_inference_steps=2)),
+        winter.at("text_encoder.0.mlp"),
+    )
     asked = lambda: wb.steer_sweep(menagerie, TUNE, some, CONCEPT, spec, scorer=scorer, folder=tmp_path)
     measure, calls = Steered.measure, []
 
@@ -310,8 +392,9 @@ def test_a_sweep_goes_on_where_it_stopped(menagerie, scorer, winter, tmp_path, m
 
 def test_the_search_resumes_as_if_never_stopped(menagerie, scorer, winter, tmp_path):
     some, few = winter.at("text_encoder.[0-3].mlp"), FEW | dict(num_inference_steps=2)
-    search = lambda trials, folder: wb.steer_search(menagerie, TUNE, some, CONCEPT, wb.SearchSpec(trials=trials, **few), scorer=scorer,
-                                                    folder=folder)  # fmt: skip
+    search = lambda trials, folder: wb.steer_search(
+        menagerie, TUNE, some, CONCEPT, wb.SearchSpec(trials=trials, **few), scorer=scorer, folder=folder
+    )
     whole = search(6, tmp_path)
     for late in sorted(tmp_path.glob("*trial000[345]*")):
         late.unlink()
@@ -320,7 +403,9 @@ def test_the_search_resumes_as_if_never_stopped(menagerie, scorer, winter, tmp_p
     assert whole.table[list(some.sites)].notna().any(axis=None)
     chosen = whole.best(-1.0)
     assert chosen == whole.table.loc[whole.table.concept_similarity[1:].idxmax(), list(some.sites)].dropna().to_dict()
-    with pytest.raises(ValueError, match=r"best\(fidelity=2\): the best of 6 trials keeps .*; ask for less, or search weaker strengths"):
+    with pytest.raises(
+        ValueError, match=r"best\(fidelity=2\): the best of 6 trials keeps .*; ask for less, or search weaker strengths"
+    ):
         whole.best(2)
 
 
@@ -329,13 +414,17 @@ def test_adaptive_strength_keeps_its_budget(menagerie, scorer, winter):
     found = wb.adaptive_strength(menagerie, TUNE, winter, CONCEPT, spec, scorer=scorer)
     assert list(found.prompt) == [prompt.prompt for prompt in TUNE]
     assert (found["drop"] <= 0.25).all() and found.strength.between(0, 2).all()
-    assert (found.lead[found.stopped_by == "concept"] >= 0).all() and (found.lead[found.stopped_by != "concept"] < 0).all()
+    assert (found.lead[found.stopped_by == "concept"] >= 0).all() and (
+        found.lead[found.stopped_by != "concept"] < 0
+    ).all()
     assert found.resistance.idxmax() == 0 and "summer" in found.prompt[0]  # what asks for summer resists most
     none = wb.adaptive_strength(menagerie, TUNE, winter, CONCEPT, replace(spec, budget=0.0), scorer=scorer)
     assert (none["drop"] <= 0).all()
     with pytest.raises(ValueError, match=r"resistance is measured against an opposite; give Concept\(opposite=...\)"):
         wb.adaptive_strength(menagerie, TUNE, winter, replace(CONCEPT, opposite=""))
-    with pytest.raises(ValueError, match=r"Concept\(value='snow'\): its labels are \['none', 'winter', 'summer', 'night'\]; name one"):
+    with pytest.raises(
+        ValueError, match=r"Concept\(value='snow'\): its labels are \['none', 'winter', 'summer', 'night'\]; name one"
+    ):
         replace(CONCEPT, value="snow")
 
 
@@ -349,7 +438,9 @@ def test_families_are_compared_where_they_lost_as_much():
     steps, families = [0.5, 1.0], ["text encoder", "UNet"]
     variants = [f"{where}, {layers} layers" for layers in ("all", "searched") for where in families]
     lost = {"text encoder": [0.2, 0.8], "UNet": [0.4, 0.5]}
-    shape = dict(metric=["concept_similarity", "similarity"], prompt=[0, 1, 2], seed=[0, 1], variant=variants, factor=steps)
+    shape = dict(
+        metric=["concept_similarity", "similarity"], prompt=[0, 1, 2], seed=[0, 1], variant=variants, factor=steps
+    )
     steered = xr.DataArray(np.zeros([len(axis) for axis in shape.values()]), shape)
     unsteered = xr.DataArray([0.1, 0.9], dict(metric=shape["metric"])) * xr.ones_like(
         steered.isel(metric=0, variant=0, factor=0, drop=True)
@@ -369,7 +460,9 @@ def test_families_are_compared_where_they_lost_as_much():
 def test_shares_of_nothing_have_an_interval():
     shape = dict(metric=["concept"], prompt=range(4), seed=range(2), variant=["a"])
     scores = xr.DataArray(np.zeros([len(axis) for axis in shape.values()]), shape)
-    (row,) = summary(xr.Dataset(dict(steered=scores, unsteered=scores.isel(variant=0, drop=True))), ["concept"])[1:].to_dict("records")
+    (row,) = summary(xr.Dataset(dict(steered=scores, unsteered=scores.isel(variant=0, drop=True))), ["concept"])[
+        1:
+    ].to_dict("records")
     assert row["value"] == row["low"] == 0 and row["high"] == pytest.approx(0.4899)  # Wilson's of none of 4 prompts
 
 
@@ -380,9 +473,12 @@ def test_the_benchmark_prompts():
     assert pd.Series(held.prompt.map(keyword_class)).value_counts().to_dict() == {"high": 10, "medium": 10, "low": 10}
     for concept in ("winter", "night", "watercolor"):
         positive, negative = wb.prompt_pairs(concept)
-        assert not set(held.prompt) & {*positive, *negative} and all(a != b for a, b in zip(positive, negative, strict=True))
+        assert not set(held.prompt) & {*positive, *negative} and all(
+            a != b for a, b in zip(positive, negative, strict=True)
+        )
     with pytest.raises(
-        FileNotFoundError, match=r"prompt_pairs\('spring'\): no such file, and no set of that name; the sets are night, water"
+        FileNotFoundError,
+        match=r"prompt_pairs\('spring'\): no such file, and no set of that name; the sets are night, water",
     ):
         wb.prompt_pairs("spring")
 
@@ -396,6 +492,8 @@ def test_the_benchmark_end_to_end(tmp_path):
         "a photo of a giraffe in the savanna in winter",
     ]
     variants = {"told": ({"variant": "told winter"}, told), "plain": ({"variant": "plain"}, [()] * 2)}
-    found = summary(study.measure("some", study.held_out, study.concepts["winter"], variants, seeds=(17,), num_inference_steps=1))
+    found = summary(
+        study.measure("some", study.held_out, study.concepts["winter"], variants, seeds=(17,), num_inference_steps=1)
+    )
     plain, unsteered = (found[found.variant == name].value.tolist() for name in ("plain", "unsteered"))
     assert plain == unsteered and set(found.n) == {2} and torch.is_grad_enabled()

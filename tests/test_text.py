@@ -34,7 +34,11 @@ def test_named_positions(tokens):
 @pytest.mark.parametrize(
     ("where", "subject", "text"),
     [
-        ("giraffe", None, "'giraffe' is not in the prompt 'an elephant', whose tokens are 0:<|startoftext|>  1:an  2:el  3:e"),
+        (
+            "giraffe",
+            None,
+            "'giraffe' is not in the prompt 'an elephant', whose tokens are 0:<|startoftext|>  1:an  2:el  3:e",
+        ),
         ("ant", None, "'ant' is not in the prompt"),
         ("", None, "'' is not in the prompt"),
         ("subject", None, "tokens='subject': the world of 'an elephant' names no subject"),

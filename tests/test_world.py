@@ -18,7 +18,9 @@ from workbench.menagerie.train_tokenizer import RARE
 from workbench.menagerie.world import Scene, Thing, held_out, named, render, sample_scene
 from workbench.models import MENAGERIE
 
-scenes = st.builds(lambda seed, holdout: sample_scene(random.Random(seed), holdout=holdout), st.integers(0, 2**32), st.booleans())
+scenes = st.builds(
+    lambda seed, holdout: sample_scene(random.Random(seed), holdout=holdout), st.integers(0, 2**32), st.booleans()
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,8 +85,14 @@ def test_two_subjects_stand_side_by_side():
         (lambda: Scene("zebra", scene="moon"), "Scene.scene='moon' is unknown; allowed values: 'savanna'"),
         (lambda: Scene("zebra", season="autumn"), "Scene.season='autumn' is unknown; allowed values: None, 'winter'"),
         (lambda: Scene("zebra", style="cubist"), "Scene.style='cubist' is unknown; allowed values: None, 'watercolor'"),
-        (lambda: Scene("penguin", action="running"), "Scene.action='running' is unknown for a penguin; allowed values: None"),
-        (lambda: Scene("zebra", position="top"), "Scene.position='top' is unknown; allowed values: None, 'left', 'right'"),
+        (
+            lambda: Scene("penguin", action="running"),
+            "Scene.action='running' is unknown for a penguin; allowed values: None",
+        ),
+        (
+            lambda: Scene("zebra", position="top"),
+            "Scene.position='top' is unknown; allowed values: None, 'left', 'right'",
+        ),
         (lambda: Scene("cow", count=2, position="left"), "Scene.position='left' is unknown when two are shown"),
         (lambda: Scene("cow", beside=Thing("cow")), "must be another subject than 'cow'"),
         (lambda: Scene("cow", individual="captain morrow"), "'captain morrow' is a camel with a green hat"),
@@ -150,4 +158,6 @@ def test_attribute_prompts_differ_in_their_attribute_alone():
     prompts = attribute_prompts("colour", samples=50)
     assert list(prompts) == list(world.COLOURS)
     for texts in zip(*prompts.values()):
-        assert len({text.replace(f"an {c} ", "a * ").replace(f"a {c} ", "a * ") for c, text in zip(prompts, texts)}) == 1
+        assert (
+            len({text.replace(f"an {c} ", "a * ").replace(f"a {c} ", "a * ") for c, text in zip(prompts, texts)}) == 1
+        )

@@ -34,9 +34,14 @@ def inside(rule: BlendLatents, own: torch.Tensor, source: torch.Tensor, side: in
 
     own, source: each world's maps, (row, pixel, token).
     """
-    kept = [region(maps, words, rule.threshold, side, pool=True) for maps, words in ((own, rule.own), (source, rule.source))]
-    less = [region(maps, words, rule.threshold_less, side, pool=False) for maps, words in ((own, rule.own_less), (source, rule.source_less))
-            if words]  # fmt: skip
+    kept = [
+        region(maps, words, rule.threshold, side, pool=True) for maps, words in ((own, rule.own), (source, rule.source))
+    ]
+    less = [
+        region(maps, words, rule.threshold_less, side, pool=False)
+        for maps, words in ((own, rule.own_less), (source, rule.source_less))
+        if words
+    ]
     found = kept[0] | kept[1]
     for each in less:
         found &= ~each

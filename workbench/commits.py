@@ -53,8 +53,10 @@ class Commits:
             b, a = (factor.to(weight.device, exact) for factor in (update.b, update.a))
             changed[update.site] = torch.addmm(weight.to(exact), b, a).to(weight.dtype)
             if not torch.isfinite(changed[update.site]).all():
-                raise ValueError(f"the edit of {update.site} does not fit {weight.dtype}: its weight would not be finite; scale it "
-                                 "(edit.scaled), or load the model in float32")  # fmt: skip
+                raise ValueError(
+                    f"the edit of {update.site} does not fit {weight.dtype}: its weight would not be finite; scale it "
+                    "(edit.scaled), or load the model in float32"
+                )
         saved = {name: weight.detach().clone() for name, weight in weights.items()}
         hashes = {name: weight_hash(weight) for name, weight in saved.items()}
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -30,11 +30,19 @@ class DemoOptions:
 
 def main(options: DemoOptions):
     model, scorer = load(), Scorer()
-    prompts = PromptSet("demo", (Prompt(options.prompt, options.subject, options.subject),), prompt_set("object").labels)
+    prompts = PromptSet(
+        "demo", (Prompt(options.prompt, options.subject, options.subject),), prompt_set("object").labels
+    )
 
     def traced(*sites, tokens=("subject_last",)):
-        spec = TraceSpec(sites=sites, tokens=tokens, draws=1, noise_multiple=options.noise_multiple, seeds=tuple(range(options.seeds)),
-                         num_inference_steps=options.num_inference_steps)  # fmt: skip
+        spec = TraceSpec(
+            sites=sites,
+            tokens=tokens,
+            draws=1,
+            noise_multiple=options.noise_multiple,
+            seeds=tuple(range(options.seeds)),
+            num_inference_steps=options.num_inference_steps,
+        )
         return effects(causal_trace(model, prompts, spec, scorer=scorer, batch_size=options.batch_size), "probability")
 
     by_token = traced("text_encoder.*.hidden", tokens=("each",))
@@ -42,8 +50,10 @@ def main(options: DemoOptions):
     unet = traced("unet.*.{resnet,self,cross,ff}")
     for name, found in (("layers x tokens", by_token), ("layers x components", by_component), ("UNet modules", unet)):
         best = strongest(found).iloc[0]
-        print(f"{name}: total effect {with_interval(found, 'total_effect')}; most comes back at {best.site}, "
-              f"token {best.token}: {with_interval(best, 'indirect_effect')}")  # fmt: skip
+        print(
+            f"{name}: total effect {with_interval(found, 'total_effect')}; most comes back at {best.site}, "
+            f"token {best.token}: {with_interval(best, 'indirect_effect')}"
+        )
 
     figure = plt.figure(figsize=(15, 10.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 0.9))
@@ -53,8 +63,10 @@ def main(options: DemoOptions):
     plot.image_grid(pictures(model, prompts, options), ax=right, title="one noise per column")
     plot.profile(unet, ax=bottom.subplots(), title="UNet: one module restored at every step")
     what, sigma = options.subject, f"{options.noise_multiple:g} standard deviations"
-    figure.suptitle(f'Where is "{what}" kept? Its embedding gets noise of {sigma}, then one state is restored.\nEffect on the grader\'s '
-                    f'probability of "{what}", {options.seeds} seeds; a dot: the 95 % interval over seeds leaves out 0')  # fmt: skip
+    figure.suptitle(
+        f'Where is "{what}" kept? Its embedding gets noise of {sigma}, then one state is restored.\nEffect on the grader\'s '
+        f'probability of "{what}", {options.seeds} seeds; a dot: the 95 % interval over seeds leaves out 0'
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=110)
     print(f"wrote {options.out}")
@@ -74,7 +86,12 @@ def pictures(model: Model, prompts: PromptSet, options: DemoOptions) -> xr.DataA
         world("layer 0\nrestored", "text_encoder.0.hidden"),
         world("last layer\nrestored", last),
     ]
-    run = model.run(worlds, seeds=range(options.seeds), num_inference_steps=options.num_inference_steps, batch_size=options.batch_size)
+    run = model.run(
+        worlds,
+        seeds=range(options.seeds),
+        num_inference_steps=options.num_inference_steps,
+        batch_size=options.batch_size,
+    )
     return run.images
 
 

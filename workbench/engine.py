@@ -64,9 +64,19 @@ class Start:
     step: int
 
 
-def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
-        record: Sequence[str | Fold] = (), batch_size: int = 16, progress: bool = True, start: Start | None = None,
-        latents: torch.Tensor | None = None) -> Run:  # fmt: skip
+def run(
+    model,
+    worlds: Sequence[World],
+    *,
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    record: Sequence[str | Fold] = (),
+    batch_size: int = 16,
+    progress: bool = True,
+    start: Start | None = None,
+    latents: torch.Tensor | None = None,
+) -> Run:
     """Generate every world from every seed; see `Model.run`."""
     worlds, seeds = tuple(worlds), list(seeds)
     beginnings = None if latents is None else dict(zip(seeds, latents))
@@ -80,7 +90,9 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
     with tqdm(total=len(plan) * steps, desc="denoising", disable=None if progress else True) as bar:
         for group, some in plan:
             names = {world.name for world in group}
-            batch = Batch(model, group, some, [action for action in actions if action.world in names], recorded, folds, guided)
+            batch = Batch(
+                model, group, some, [action for action in actions if action.world in names], recorded, folds, guided
+            )
             noise = model.latents(some) if beginnings is None else torch.stack([beginnings[seed] for seed in some])
             images, latents = batch.trace(num_inference_steps, guidance_scale, start or noise, bar)
             recordings = batch.values
@@ -103,8 +115,14 @@ def run(model, worlds: Sequence[World], *, seeds: Sequence[int], num_inference_s
     values |= {fold.name: collect(fold.name, fold.axes) for fold in folds}
     images = collect("image", ("colour", "y", "x")).transpose("world", "seed", "y", "x", "colour")
     if not torch.isfinite(torch.from_numpy(images.values)).all():
-        broken = [name for name in labels["world"] if not torch.isfinite(torch.from_numpy(images.sel(world=name).values)).all()]
-        raise FloatingPointError(f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32")
+        broken = [
+            name
+            for name in labels["world"]
+            if not torch.isfinite(torch.from_numpy(images.sel(world=name).values)).all()
+        ]
+        raise FloatingPointError(
+            f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32"
+        )
     return Run(worlds, images, collect("denoised", IMAGE[1:]), values, dict(fired))
 
 
@@ -116,20 +134,29 @@ def outside_loop(site: Site) -> bool:
 class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed."""
 
-    def __init__(self, model, worlds, seeds, actions: list[Action], recorded: list[Site], folds: list[Fold], guided: bool):
+    def __init__(
+        self, model, worlds, seeds, actions: list[Action], recorded: list[Site], folds: list[Fold], guided: bool
+    ):
         self.model, self.worlds, self.seeds, self.guided = model, worlds, seeds, guided
         self.index = {world.name: i for i, world in enumerate(worlds)}
         self.actions: dict[Site, list[Action]] = {}
-        for action in sorted(actions, key=lambda action: self.index[action.world]):  # a world stands behind those that it reads
+        for action in sorted(
+            actions, key=lambda action: self.index[action.world]
+        ):  # a world stands behind those that it reads
             self.actions.setdefault(action.site, []).append(action)
         self.fired: Counter = Counter()
         self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
         self.recorded = [fold.name for fold in folds]
-        self.blends = {a.rule.maps: Fold(" ".join(a.rule.maps), a.rule.maps, ("pixel", "token"), add_maps)
-                       for a in actions if isinstance(a.rule, BlendLatents)}  # fmt: skip
+        self.blends = {
+            a.rule.maps: Fold(" ".join(a.rule.maps), a.rule.maps, ("pixel", "token"), add_maps)
+            for a in actions
+            if isinstance(a.rule, BlendLatents)
+        }
         self.folds = {fold: list(model.sites(*fold.sites)) for fold in (*folds, *self.blends.values())}
         self.folded: dict[str, torch.Tensor] = {}
-        self.prompts = {a.rule.prompt: encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)}
+        self.prompts = {
+            a.rule.prompt: encode(model.pipeline, a.rule.prompt) for a in actions if isinstance(a.rule, ReplacePrompt)
+        }
 
     def trace(self, steps: int, guidance: float, start: Start | torch.Tensor, bar) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU.
@@ -145,7 +172,9 @@ class Batch:
             pipeline._interrupt = once  # diffusers' own way to end the denoising
             return tensors | final
 
-        call = dict(num_inference_steps=steps, guidance_scale=guidance, output_type="pt", callback_on_step_end=after_step)
+        call = dict(
+            num_inference_steps=steps, guidance_scale=guidance, output_type="pt", callback_on_step_end=after_step
+        )
         if once:
             call |= self.image_to_image(start, steps)
         else:
@@ -154,7 +183,12 @@ class Batch:
         prompts = [world.prompt for world in self.worlds for _ in self.seeds]
         groups = self.groups()
         sites = [site for group in groups for site in group]
-        with self.model.lock, quiet(call.get("pipeline", pipeline)), explicit_attention(pipeline, sites), torch.no_grad():
+        with (
+            self.model.lock,
+            quiet(call.get("pipeline", pipeline)),
+            explicit_attention(pipeline, sites),
+            torch.no_grad(),
+        ):
             with wrapped.trace() as tracer:
                 with tracer.invoke(prompts, **call):
                     pass
@@ -167,8 +201,10 @@ class Batch:
         for action in (action for actions in self.actions.values() for action in actions):
             expected[action.world, action.number] += len(action.steps)
         if self.fired != expected:
-            raise RuntimeError(f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
-                               "the pipeline did not call the modules as its site table says")  # fmt: skip
+            raise RuntimeError(
+                f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
+                "the pipeline did not call the modules as its site table says"
+            )
         return output.images.float().cpu(), final["latents"].float().cpu()
 
     @property
@@ -182,10 +218,11 @@ class Batch:
         model = self.model
         clean = model.encode([start.images[world.name] for world in self.worlds])
         return dict(
-            pipeline=AutoPipelineForImage2Image.from_pipe(model.pipeline), strength=min(1.0, (steps - start.step) / steps + 1e-6),
+            pipeline=AutoPipelineForImage2Image.from_pipe(model.pipeline),
+            strength=min(1.0, (steps - start.step) / steps + 1e-6),
             image=repeat(clean, "world c y x -> (world seed) c y x", seed=len(self.seeds)),
             generator=[torch.Generator().manual_seed(seed) for _ in self.worlds for seed in self.seeds],
-        )  # fmt: skip
+        )
 
     def groups(self) -> list[list[Site]]:
         """Sites of modules in use, in execution order: those that a fold reads together in one group, every other by itself."""
@@ -209,7 +246,9 @@ class Batch:
             self.touch(modules[0], group[0], 0)
             return
         for step in tracer.iter[sorted(set().union(*wanted.values()))]:  # of the text encoder: its calls
-            values = {site: self.touch(module, site, step) for site, module in zip(group, modules) if step in wanted[site]}
+            values = {
+                site: self.touch(module, site, step) for site, module in zip(group, modules) if step in wanted[site]
+            }
             for fold, sites in folds:
                 of = [world for world in self.worlds for _ in self.seeds]
                 parts = [values[site][self.rows(site, "cond")].detach() for site in sites]
@@ -218,7 +257,9 @@ class Batch:
     def touch(self, module, site: Site, step: int) -> torch.Tensor:
         """A module's value, read and, where an action changes it, given back."""
         actions = self.due(site, step)
-        given = module.input if any(isinstance(action.rule, MapInput) for action in actions) else None  # asked for before the output
+        given = (
+            module.input if any(isinstance(action.rule, MapInput) for action in actions) else None
+        )  # asked for before the output
         if site.port == "context":
             args, kwargs = module.inputs
             value = kwargs["encoder_hidden_states"]
@@ -255,7 +296,9 @@ class Batch:
         start += self.index[world] * len(self.seeds)
         return slice(start, start + len(self.seeds))
 
-    def change(self, value: torch.Tensor, site: Site, actions: list[Action], given: torch.Tensor | None) -> torch.Tensor:
+    def change(
+        self, value: torch.Tensor, site: Site, actions: list[Action], given: torch.Tensor | None
+    ) -> torch.Tensor:
         image = site.axes == IMAGE
         out = (rearrange(value, "row c y x -> row (y x) c") if image else value).clone()
         for action in actions:
@@ -281,7 +324,9 @@ class Batch:
         own, source = (maps[self.rows(action.site, "cond", world)] for world in (action.world, rule.world))
         return rearrange(inside(rule, own, source, side), "row y x -> row (y x) 1")
 
-    def source(self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action) -> torch.Tensor | None:
+    def source(
+        self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action
+    ) -> torch.Tensor | None:
         if isinstance(action.rule, MapInput):
             return given[self.rows(site, half, action.world)]
         if (world := source_world(action.rule)) is not None:
@@ -319,7 +364,9 @@ def _mask(action: Action, value: torch.Tensor) -> torch.Tensor | None:
     return mask
 
 
-def text_values(model, prompts: Sequence[str], sites: Sequence[Site], *, inputs: bool = False) -> dict[Site, torch.Tensor]:
+def text_values(
+    model, prompts: Sequence[str], sites: Sequence[Site], *, inputs: bool = False
+) -> dict[Site, torch.Tensor]:
     """Values at text-encoder sites for each prompt, or what the sites' modules are given: (prompt, [token,] channel), on the CPU.
 
     The denoiser does not run.
@@ -332,7 +379,9 @@ def text_values(model, prompts: Sequence[str], sites: Sequence[Site], *, inputs:
             with tracer.invoke():
                 for site in [site for site in model.sites if site in sites]:  # in execution order
                     module = model.nn.get(site.module)
-                    found[site] = nnsight.save(module.input if inputs or site.port == "input" else _first(module.output))
+                    found[site] = nnsight.save(
+                        module.input if inputs or site.port == "input" else _first(module.output)
+                    )
                 tracer.stop()
     return {site: value.detach().cpu() for site, value in found.items()}
 

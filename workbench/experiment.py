@@ -31,10 +31,17 @@ class Experiment(ABC):
     def asked(self) -> dict:
         """All that the numbers depend on."""
         scorer = {"scorer": self.scorer.record} if self.scorer else {}
-        return {"experiment": self.name, **asdict(self.spec), "num_inference_steps": self.steps, "guidance_scale": self.guidance,
-                "model": self.model.record, **scorer, "prompt_set": self.prompts.name,
-                "prompts": [asdict(prompt) for prompt in self.prompts],
-                "labels": {label: list(texts) for label, texts in self.prompts.labels.items()}}  # fmt: skip
+        return {
+            "experiment": self.name,
+            **asdict(self.spec),
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "model": self.model.record,
+            **scorer,
+            "prompt_set": self.prompts.name,
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "labels": {label: list(texts) for label, texts in self.prompts.labels.items()},
+        }
 
     def parts(self) -> dict[str, tuple]:
         """Each part's name, and what `check` and `measure` are called with."""
@@ -64,8 +71,15 @@ class Experiment(ABC):
         return len(worlds) * len(self.spec.seeds)
 
     def run(self, worlds: Sequence[World], **more):
-        return self.model.run(worlds, seeds=self.spec.seeds, num_inference_steps=self.steps, guidance_scale=self.guidance,
-                              batch_size=self.batch_size, progress=False, **more)  # fmt: skip
+        return self.model.run(
+            worlds,
+            seeds=self.spec.seeds,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            batch_size=self.batch_size,
+            progress=False,
+            **more,
+        )
 
     def score(self, p: int, worlds: Sequence[World], places: Sequence[dict], bar) -> list[dict]:
         """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value.
@@ -79,10 +93,13 @@ class Experiment(ABC):
             reference = run.images.sel(world=worlds[0].name) if reference is None else reference
             new = list(zip(worlds[at : at + per], places[at : at + per]))
             for world, place in [(worlds[0], places[0]), *new] if at == 1 else new:
-                found = measured(self.scorer, run.images.sel(world=world.name), reference, self.prompts[p], self.prompts.labels)
+                found = measured(
+                    self.scorer, run.images.sel(world=world.name), reference, self.prompts[p], self.prompts.labels
+                )
                 for metric, values in found.items():
                     rows += [
-                        place | dict(metric=metric, prompt=p, seed=seed, value=float(value)) for seed, value in zip(self.spec.seeds, values)
+                        place | dict(metric=metric, prompt=p, seed=seed, value=float(value))
+                        for seed, value in zip(self.spec.seeds, values)
                     ]
                 bar.update(len(self.spec.seeds))
         return rows

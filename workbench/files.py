@@ -37,14 +37,20 @@ def read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         header, start = _header(data)
         content = header.pop("__metadata__", None)
-        if not isinstance(content, dict) or content.get("format") != _format(kind) or not all(type(x) is str for x in content.values()):
+        if (
+            not isinstance(content, dict)
+            or content.get("format") != _format(kind)
+            or not all(type(x) is str for x in content.values())
+        ):
             raise ValueError(f"it is a safetensors file but no {kind}: its metadata lacks format {_format(kind)!r}")
         held = _arrays(header, memoryview(data)[start:])
         expected = content.pop("sha256", None)
         if expected != (found := _digest(content, held)):
             raise ValueError(f"it was altered: it names the SHA-256 {expected}, its content has {found}")
         content.pop("format")
-        return {name: torch.from_numpy(value) for name, value in held.items()}, {key: json.loads(text) for key, text in content.items()}
+        return {name: torch.from_numpy(value) for name, value in held.items()}, {
+            key: json.loads(text) for key, text in content.items()
+        }
     except ValueError as error:  # JSON's own among them
         raise ValueError(f"{path}: {error}; {_fix(kind)}") from None
 
@@ -83,10 +89,16 @@ def _arrays(header: dict, data: memoryview) -> dict[str, np.ndarray]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
             sizes = (start, stop, *shape)
-            if not all(type(size) is int and 0 <= size <= LARGEST_FILE for size in sizes) or len(shape) != 2 or entry["dtype"] != "F32":
+            if (
+                not all(type(size) is int and 0 <= size <= LARGEST_FILE for size in sizes)
+                or len(shape) != 2
+                or entry["dtype"] != "F32"
+            ):
                 raise ValueError(f"{name!r} is {entry}; all here are float32 matrices")
             if start != end or stop != start + 4 * shape[0] * shape[1] or stop > len(data):
-                raise ValueError(f"{name!r} of {shape} lies at bytes {start} to {stop}, expected from {end} on, of {len(data)}")
+                raise ValueError(
+                    f"{name!r} of {shape} lies at bytes {start} to {stop}, expected from {end} on, of {len(data)}"
+                )
             held[name], end = np.frombuffer(data[start:stop], "<f4").reshape(shape).copy(), stop
         if end != len(data):
             raise ValueError(f"{len(data) - end} bytes belong to no tensor")

@@ -34,7 +34,11 @@ class Array:
     @classmethod
     def of(cls, values) -> "Array":
         """From anything numpy takes, or a tensor."""
-        values = values.detach().cpu().float().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, np.float32)
+        values = (
+            values.detach().cpu().float().numpy()
+            if isinstance(values, torch.Tensor)
+            else np.asarray(values, np.float32)
+        )
         return cls(values.shape, b64encode(np.ascontiguousarray(values).tobytes()).decode())
 
     @cached_property
@@ -94,7 +98,9 @@ class Ablate:
 
     def __post_init__(self):
         if self.to not in ("zero", "mean", "resample") or (self.to == "resample") != (self.world is not None):
-            raise ValueError(f'ablate(to={self.to!r}, world={self.world!r}): to may be "zero", "mean" or "resample", the last with a world')
+            raise ValueError(
+                f'ablate(to={self.to!r}, world={self.world!r}): to may be "zero", "mean" or "resample", the last with a world'
+            )
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,19 @@ class MapInput:
     a: Array
 
 
-Rule = Restore | AddNoise | ReplacePrompt | Steer | Remove | Ablate | Scale | MixAttention | SetTo | BlendLatents | MapInput
+Rule = (
+    Restore
+    | AddNoise
+    | ReplacePrompt
+    | Steer
+    | Remove
+    | Ablate
+    | Scale
+    | MixAttention
+    | SetTo
+    | BlendLatents
+    | MapInput
+)
 RULES = {rule.__name__: rule for rule in Rule.__args__}
 
 
@@ -205,7 +223,9 @@ class World:
     @classmethod
     def from_json(cls, text: str) -> "World":
         found = json.loads(text)
-        interventions = [Intervention.from_json(json.dumps(intervention)) for intervention in found.pop("interventions")]
+        interventions = [
+            Intervention.from_json(json.dumps(intervention)) for intervention in found.pop("interventions")
+        ]
         return cls(interventions=interventions, **found)
 
 
@@ -272,10 +292,22 @@ def set_to(sites, values, **where) -> Intervention:
     return _make(sites, SetTo(Array.of(values)), **where)
 
 
-def blend_latents(from_world: str, maps, own, source, *, own_less=(), source_less=(), threshold: float = 0.3,
-                  threshold_less: float = 0.3, **where) -> Intervention:  # fmt: skip
+def blend_latents(
+    from_world: str,
+    maps,
+    own,
+    source,
+    *,
+    own_less=(),
+    source_less=(),
+    threshold: float = 0.3,
+    threshold_less: float = 0.3,
+    **where,
+) -> Intervention:
     """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments."""
-    rule = BlendLatents(from_world, tuple(maps), *map(tuple, (own, source, own_less, source_less)), threshold, threshold_less)
+    rule = BlendLatents(
+        from_world, tuple(maps), *map(tuple, (own, source, own_less, source_less)), threshold, threshold_less
+    )
     return _make(LATENTS, rule, **where)
 
 

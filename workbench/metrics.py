@@ -41,12 +41,21 @@ class Scorer:
             if model.startswith("local-dir:") and not any(
                 list(folder.glob(f"*{kind}")) for kind in (".safetensors", ".bin", ".pt", ".pth")
             ):
-                raise ValueError(f"Scorer({model!r}) found no weights in {folder}; put open_clip_model.safetensors there")
+                raise ValueError(
+                    f"Scorer({model!r}) found no weights in {folder}; put open_clip_model.safetensors there"
+                )
         self.device = device
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained, device=device)
+        self.model, _, self.preprocess = open_clip.create_model_and_transforms(
+            model, pretrained=pretrained, device=device
+        )
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(model)
-        self.record = {"model": name, "pretrained": pretrained, "weights": fingerprint(self.model), "preprocessing": str(self.preprocess)}
+        self.record = {
+            "model": name,
+            "pretrained": pretrained,
+            "weights": fingerprint(self.model),
+            "preprocessing": str(self.preprocess),
+        }
         self._texts: dict[tuple[str, ...], torch.Tensor] = {}
 
     @torch.no_grad()
@@ -54,22 +63,32 @@ class Scorer:
         """Normalised embeddings: (image, channel). Every measure takes these in place of images, to embed only once."""
         if isinstance(images, torch.Tensor):
             return images
-        batches = [torch.stack([self.preprocess(image) for image in images[at : at + 64]]) for at in range(0, len(images), 64)]
-        return torch.cat([F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1).cpu() for batch in batches])
+        batches = [
+            torch.stack([self.preprocess(image) for image in images[at : at + 64]]) for at in range(0, len(images), 64)
+        ]
+        return torch.cat(
+            [F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1).cpu() for batch in batches]
+        )
 
     @torch.no_grad()
     def text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """Normalised embeddings: (text, channel)."""
         texts = tuple(texts)
         if texts not in self._texts:
-            self._texts[texts] = F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1).cpu()
+            self._texts[texts] = F.normalize(
+                self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1
+            ).cpu()
         return self._texts[texts]
 
     def similarity(self, images: Sequence[Image.Image] | torch.Tensor, texts: str | Sequence[str]) -> torch.Tensor:
         """Raw cosine in [-1, 1] of each image and its text, or of all images and one text: (image,)."""
-        return (self.image_embeddings(images) * self.text_embeddings([texts] if isinstance(texts, str) else texts)).sum(-1)
+        return (self.image_embeddings(images) * self.text_embeddings([texts] if isinstance(texts, str) else texts)).sum(
+            -1
+        )
 
-    def class_probabilities(self, images: Sequence[Image.Image] | torch.Tensor, prompts: Mapping[object, Sequence[str]]) -> torch.Tensor:
+    def class_probabilities(
+        self, images: Sequence[Image.Image] | torch.Tensor, prompts: Mapping[object, Sequence[str]]
+    ) -> torch.Tensor:
         """Zero-shot probabilities: (image, label).
 
         With one prompt a class, CLIP's own (Radford et al. 2021, section 3.1). With several, the softmax over all prompts
@@ -77,7 +96,9 @@ class Scorer:
         """
         sizes = [len(texts) for texts in prompts.values()]
         if len(set(sizes)) != 1:
-            raise ValueError(f"class_probabilities: prompts per label {dict(zip(prompts, sizes))}; give every label equally many")
+            raise ValueError(
+                f"class_probabilities: prompts per label {dict(zip(prompts, sizes))}; give every label equally many"
+            )
         texts = self.text_embeddings([text for texts in prompts.values() for text in texts])
         all_prompts = (self.model.logit_scale.exp().item() * self.image_embeddings(images) @ texts.T).softmax(-1)
         return reduce(all_prompts, "image (label prompt) -> image label", "sum", prompt=sizes[0])
@@ -89,7 +110,9 @@ def as_pil(images) -> list[Image.Image]:
     return [Image.fromarray(image) for image in (array.reshape(-1, *array.shape[-3:]) * 255).round().astype(np.uint8)]
 
 
-def measured(scorer: Scorer, images, reference, prompt: Prompt, labels: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+def measured(
+    scorer: Scorer, images, reference, prompt: Prompt, labels: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
     """The metrics of images (image, y, x, colour) of a prompt, each (image,).
 
     `probability` of the prompt's value among the labels and `similarity` to the prompt; the same of its target, where it has
@@ -97,7 +120,10 @@ def measured(scorer: Scorer, images, reference, prompt: Prompt, labels: Mapping[
     """
     pictures, names = scorer.image_embeddings(as_pil(images)), list(labels)
     probabilities = scorer.class_probabilities(pictures, labels).numpy()
-    found = {"probability": probabilities[:, names.index(prompt.value)], "similarity": scorer.similarity(pictures, prompt.prompt).numpy()}
+    found = {
+        "probability": probabilities[:, names.index(prompt.value)],
+        "similarity": scorer.similarity(pictures, prompt.prompt).numpy(),
+    }
     if prompt.target:
         found["target_probability"] = probabilities[:, names.index(prompt.target_value)]
         found["target_similarity"] = scorer.similarity(pictures, prompt.target).numpy()
@@ -113,4 +139,6 @@ def ssim(a, b) -> np.ndarray:
     """Structural similarity of images (..., y, x, colour) in [0, 1]: 1 for equal ones (Wang et al. 2004; scikit-image)."""
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     pairs = zip(a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:]))
-    return np.array([structural_similarity(x, y, channel_axis=-1, data_range=1.0) for x, y in pairs]).reshape(a.shape[:-3])
+    return np.array([structural_similarity(x, y, channel_axis=-1, data_range=1.0) for x, y in pairs]).reshape(
+        a.shape[:-3]
+    )

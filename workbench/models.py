@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from workbench.edit.low_rank import Edit
 
 _PACKAGE = Path(__file__).resolve().parent
-DATA = next(folder for folder in (_PACKAGE / "data", _PACKAGE.parent / "data") if folder.exists())  # in a wheel, in a clone
+DATA = next(
+    folder for folder in (_PACKAGE / "data", _PACKAGE.parent / "data") if folder.exists()
+)  # in a wheel, in a clone
 MENAGERIE = DATA / "menagerie-sd"
 GRADER = DATA / "menagerie-clip"
 MANIFEST = "SHA256SUMS"
@@ -55,13 +57,22 @@ class Model:
     def record(self) -> dict[str, str]:
         """What tells this model from others, for results to carry: its pipeline's class, scheduler and weights."""
         pipeline = self.pipeline
-        parts = {name: fingerprint(part) for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        parts = {
+            name: fingerprint(part) for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
+        }
         return {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__, "weights": parts}
 
     def __repr__(self):
-        size = sum(p.numel() for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters())
-        return (f"{type(self.pipeline).__name__}, {size / 1e6:.1f} M parameters; num_inference_steps={self.num_inference_steps}, "
-                f"guidance_scale={self.guidance_scale:g}; {len(self.sites)} sites:\n{self.sites!r}")  # fmt: skip
+        size = sum(
+            p.numel()
+            for part in self.pipeline.components.values()
+            if isinstance(part, torch.nn.Module)
+            for p in part.parameters()
+        )
+        return (
+            f"{type(self.pipeline).__name__}, {size / 1e6:.1f} M parameters; num_inference_steps={self.num_inference_steps}, "
+            f"guidance_scale={self.guidance_scale:g}; {len(self.sites)} sites:\n{self.sites!r}"
+        )
 
     @cached_property
     def nn(self) -> nnsight.NNsight:
@@ -73,9 +84,18 @@ class Model:
         """Held by a running trace: one at a time per model."""
         return threading.Lock()
 
-    def run(self, worlds: Sequence[World], *, seeds: Sequence[int] = (0,), num_inference_steps: int | None = None,
-            guidance_scale: float | None = None, record: Sequence[str | Fold] = (), batch_size: int = 16,
-            progress: bool = True, latents: torch.Tensor | None = None) -> Run:  # fmt: skip
+    def run(
+        self,
+        worlds: Sequence[World],
+        *,
+        seeds: Sequence[int] = (0,),
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        record: Sequence[str | Fold] = (),
+        batch_size: int = 16,
+        progress: bool = True,
+        latents: torch.Tensor | None = None,
+    ) -> Run:
         """Generate every world from every seed, with its interventions.
 
         Worlds of one run share the starting noise of each seed, and read one another's values in the same forward pass.
@@ -90,17 +110,34 @@ class Model:
         unet = self.pipeline.unet.config
         shape = (len(seeds), unet.in_channels, unet.sample_size, unet.sample_size)
         if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents of shape {tuple(latents.shape)}: the run needs (seed, channel, y, x) = {shape}; give one for each "
-                             "seed")  # fmt: skip
+            raise ValueError(
+                f"latents of shape {tuple(latents.shape)}: the run needs (seed, channel, y, x) = {shape}; give one for each "
+                "seed"
+            )
         return run(
-            self, worlds, seeds=seeds, record=record, batch_size=batch_size, progress=progress, latents=latents,
+            self,
+            worlds,
+            seeds=seeds,
+            record=record,
+            batch_size=batch_size,
+            progress=progress,
+            latents=latents,
             num_inference_steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-        )  # fmt: skip
+        )
 
-    def run_once(self, worlds: Sequence[World], images: Mapping[str, Image.Image], *, step: int, seeds: Sequence[int] = (0,),
-                 num_inference_steps: int | None = None, guidance_scale: float = 1.0, record: Sequence[str | Fold] = (),
-                 batch_size: int = 16) -> Run:  # fmt: skip
+    def run_once(
+        self,
+        worlds: Sequence[World],
+        images: Mapping[str, Image.Image],
+        *,
+        step: int,
+        seeds: Sequence[int] = (0,),
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        record: Sequence[str | Fold] = (),
+        batch_size: int = 16,
+    ) -> Run:
         """One call of the UNet on each world's image, noised to a step of the run: what the model sees in a given picture.
 
         images: by the worlds' names, of the model's own size. seeds: of the noise. The run's images and latents are those behind
@@ -110,10 +147,21 @@ class Model:
         if missing := [world.name for world in worlds if world.name not in images]:
             raise ValueError(f"run_once: no image for the worlds {missing}; images has {list(images)}")
         if not 0 <= step < steps:
-            raise ValueError(f"run_once: step={step}, but the run has steps 0 to {steps - 1}; raise num_inference_steps or name another")
+            raise ValueError(
+                f"run_once: step={step}, but the run has steps 0 to {steps - 1}; raise num_inference_steps or name another"
+            )
         self._check_sizes(images.values())
-        return run(self, worlds, seeds=seeds, num_inference_steps=steps, guidance_scale=guidance_scale, record=record,
-                   batch_size=batch_size, progress=False, start=Start(images, step))  # fmt: skip
+        return run(
+            self,
+            worlds,
+            seeds=seeds,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            record=record,
+            batch_size=batch_size,
+            progress=False,
+            start=Start(images, step),
+        )
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -126,7 +174,9 @@ class Model:
     def _check_sizes(self, images):
         side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         if wrong := sorted({image.size for image in images} - {(side, side)}):
-            raise ValueError(f"images of {wrong[0][0]} x {wrong[0][1]} pixels: the model draws {side} x {side}; resize them")
+            raise ValueError(
+                f"images of {wrong[0][0]} x {wrong[0][1]} pixels: the model draws {side} x {side}; resize them"
+            )
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
         """Starting noise, one row per seed: (row, channel, y, x), float32 on the CPU whatever the model's device."""
@@ -134,8 +184,15 @@ class Model:
         shape = (1, unet.in_channels, unet.sample_size, unet.sample_size)
         return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
-    def generate(self, prompt: str | Sequence[str], *, seed: int | Sequence[int] = 0, num_inference_steps: int | None = None,
-                 guidance_scale: float | None = None, batch_size: int = 16) -> list[Image.Image]:  # fmt: skip
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int = 16,
+    ) -> list[Image.Image]:
         """Images of one or several prompts, row i from prompt i and seed i; a single prompt or seed serves all rows.
 
         A seed gives the same starting noise in any row, batch and process. Raises ValueError when the numbers of prompts
@@ -146,7 +203,9 @@ class Model:
         rows = max(len(prompts), len(seeds))
         prompts, seeds = (values * rows if len(values) == 1 else values for values in (prompts, seeds))
         if not len(prompts) == len(seeds) == rows:
-            raise ValueError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one of either, or equally many")
+            raise ValueError(
+                f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one of either, or equally many"
+            )
         self._warn_of_long(prompts)
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
@@ -155,7 +214,9 @@ class Model:
             for at in range(0, rows, batch_size):
                 some = slice(at, at + batch_size)
                 latents = self.latents(seeds[some]).to(self.pipeline.device, self.pipeline.unet.dtype)
-                images += self.pipeline(prompts[some], latents=latents, num_inference_steps=steps, guidance_scale=guidance).images
+                images += self.pipeline(
+                    prompts[some], latents=latents, num_inference_steps=steps, guidance_scale=guidance
+                ).images
                 bar.update(len(latents))
         return images
 
@@ -201,7 +262,9 @@ class Model:
         """Write the model as it now is as a diffusers folder, with its defaults, the log of its edits and SHA-256 sums."""
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"save_pretrained(folder={str(folder)!r}): the folder holds files; name an empty or a new one")
+            raise ValueError(
+                f"save_pretrained(folder={str(folder)!r}): the folder holds files; name an empty or a new one"
+            )
         self.pipeline.save_pretrained(folder)
         defaults = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
         (folder / DEFAULTS).write_text(json.dumps(defaults) + "\n")
@@ -214,12 +277,21 @@ class Model:
             ids = tokenizer(text, verbose=False)["input_ids"]
             if len(ids) > tokenizer.model_max_length:
                 lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-                warnings.warn(f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
-                              f"{lost!r} is cut off {text!r}; shorten the prompt", stacklevel=3)  # fmt: skip
+                warnings.warn(
+                    f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
+                    f"{lost!r} is cut off {text!r}; shorten the prompt",
+                    stacklevel=3,
+                )
 
 
-def load(source: str | Path | DiffusionPipeline | None = None, *, device: str | torch.device = "cpu",
-         dtype: torch.dtype = torch.float32, revision: str | None = None, verify: bool = True) -> Model:  # fmt: skip
+def load(
+    source: str | Path | DiffusionPipeline | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    verify: bool = True,
+) -> Model:
     """Load a model to study.
 
     source: None for the embedded menagerie; a folder or a hub id that diffusers loads; or a live pipeline, which is taken
@@ -232,7 +304,9 @@ def load(source: str | Path | DiffusionPipeline | None = None, *, device: str | 
     folder = Path(MENAGERIE if source is None else source)
     if verify and (folder / MANIFEST).exists():
         verify_files(folder)
-    pipeline = DiffusionPipeline.from_pretrained(str(folder) if folder.exists() else str(source), revision=revision, dtype=dtype)
+    pipeline = DiffusionPipeline.from_pretrained(
+        str(folder) if folder.exists() else str(source), revision=revision, dtype=dtype
+    )
     defaults = folder / DEFAULTS
     return Model(pipeline.to(device), **(json.loads(defaults.read_text()) if defaults.exists() else {}))
 
@@ -254,7 +328,9 @@ def digest(path: Path) -> str:
 def write_manifest(folder: Path):
     """Write SHA256SUMS for every file under a folder, in the form that `sha256sum -c` reads."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    (folder / MANIFEST).write_text("".join(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files))
+    (folder / MANIFEST).write_text(
+        "".join(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    )
 
 
 def verify_files(folder: Path):
@@ -263,8 +339,12 @@ def verify_files(folder: Path):
         expected, name = line.split("  ", 1)
         path = folder / name
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: {MANIFEST} expects it with SHA-256 {expected}, found no file; restore it "
-                                    "(git checkout, or install the package again)")  # fmt: skip
+            raise FileNotFoundError(
+                f"{path} is missing: {MANIFEST} expects it with SHA-256 {expected}, found no file; restore it "
+                "(git checkout, or install the package again)"
+            )
         if (found := digest(path)) != expected:
-            raise ValueError(f"{path} was altered: {MANIFEST} expects SHA-256 {expected}, found {found}; restore it "
-                             "(git checkout, or install the package again), or pass verify=False to load it as it is")  # fmt: skip
+            raise ValueError(
+                f"{path} was altered: {MANIFEST} expects SHA-256 {expected}, found {found}; restore it "
+                "(git checkout, or install the package again), or pass verify=False to load it as it is"
+            )

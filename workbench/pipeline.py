@@ -43,7 +43,9 @@ class ExplicitAttention:
 def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Prompts as the UNet is given them: states (prompt, token, channel) and, in SDXL, pooled vectors (prompt, channel)."""
     with torch.no_grad():
-        found = pipeline.encode_prompt(prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        found = pipeline.encode_prompt(
+            prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
     return found[0], found[2] if len(found) > 2 else None
 
 

@@ -48,7 +48,9 @@ def resolve_steps(steps: tuple | None, count: int) -> tuple[int, ...]:
         found = tuple(range(round(low * count), round(high * count)))
     else:
         if outside := [step for step in steps if not 0 <= step < count]:
-            raise ValueError(f"steps={outside}: the run has steps 0 to {count - 1}; raise num_inference_steps or name others")
+            raise ValueError(
+                f"steps={outside}: the run has steps 0 to {count - 1}; raise num_inference_steps or name others"
+            )
         found = tuple(sorted(set(steps)))
     if not found:
         raise ValueError(f"steps={steps} names none of the run's {count} steps")
@@ -65,21 +67,29 @@ def resolve(model, worlds: Sequence[World], count: int, guided: bool) -> list[Ac
         for number, intervention in enumerate(world.interventions):
             source = source_world(intervention.rule)
             if source is not None and source not in names:
-                raise ValueError(f"world {world.name!r} reads world {source!r}, which the run lacks; its worlds are {names}")
+                raise ValueError(
+                    f"world {world.name!r} reads world {source!r}, which the run lacks; its worlds are {names}"
+                )
             for site in model.sites(*intervention.sites):
                 actions.append(_action(model, world, number, intervention, site, count, guided))
     return actions
 
 
-def _action(model, world: World, number: int, intervention: Intervention, site: Site, count: int, guided: bool) -> Action:
+def _action(
+    model, world: World, number: int, intervention: Intervention, site: Site, count: int, guided: bool
+) -> Action:
     what = f"{type(intervention.rule).__name__} at {site.name} in world {world.name!r}"
     in_text = site.name.startswith("text_encoder")
     if site.name.startswith("vae") and getattr(model.pipeline.vae, "use_slicing", False):
-        raise ValueError(f"{what}: the VAE decodes image by image (enable_slicing), out of the engine's sight; call vae.disable_slicing()")
+        raise ValueError(
+            f"{what}: the VAE decodes image by image (enable_slicing), out of the engine's sight; call vae.disable_slicing()"
+        )
     tokens = None
     if intervention.tokens is not None:
         if "token" not in site.axes:
-            raise ValueError(f"{what}: tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out")
+            raise ValueError(
+                f"{what}: tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out"
+            )
         found = tokenize(model.pipeline.tokenizer, world.prompt)
         if not (tokens := found.positions(intervention.tokens, world.subject)):
             raise ValueError(f"{what}: tokens={intervention.tokens!r} names no token of {found!r}; name others")
@@ -89,11 +99,17 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
         if outside := [head for head in intervention.heads if not 0 <= head < site.heads]:
             raise ValueError(f"{what}: heads={outside}, the attention has heads 0 to {site.heads - 1}")
     if in_text and intervention.steps is not None:
-        raise ValueError(f"{what}: steps={intervention.steps}, but the text encoder runs once, before the steps; leave steps out")
+        raise ValueError(
+            f"{what}: steps={intervention.steps}, but the text encoder runs once, before the steps; leave steps out"
+        )
     if isinstance(intervention.rule, MixAttention) and not site.name.endswith(".probs"):
         raise ValueError(f"{what}: mix_attention works at probs sites")
-    if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith((".cross.context", ".cross.k", ".cross.v", ".pooled")):
-        raise ValueError(f"{what}: replace_prompt works at cross-attention's context, k and v sites, and at a pooled vector")
+    if isinstance(intervention.rule, ReplacePrompt) and not site.name.endswith(
+        (".cross.context", ".cross.k", ".cross.v", ".pooled")
+    ):
+        raise ValueError(
+            f"{what}: replace_prompt works at cross-attention's context, k and v sites, and at a pooled vector"
+        )
     if isinstance(intervention.rule, (Steer, Remove)):
         _check_direction(what, site, intervention.rule.direction.shape)
     if isinstance(intervention.rule, MapInput):
@@ -109,14 +125,20 @@ def _action(model, world: World, number: int, intervention: Intervention, site: 
     if isinstance(intervention.rule, BlendLatents):
         _check_blend(model, what, intervention.rule, site)
     if site.port == "step" and intervention.rows is not None:
-        raise ValueError(f"{what}: rows={intervention.rows!r}, but between the steps there are no halves; leave rows out")
+        raise ValueError(
+            f"{what}: rows={intervention.rows!r}, but between the steps there are no halves; leave rows out"
+        )
     from_text = in_text or "token" in site.axes or site.port == "step"
     rows = intervention.rows or ("cond" if from_text else "both")
     if in_text and rows == "uncond":
-        raise ValueError(f'{what}: rows="uncond", but the negative prompt alone is not the world\'s; give rows="both", or leave rows out')
+        raise ValueError(
+            f'{what}: rows="uncond", but the negative prompt alone is not the world\'s; give rows="both", or leave rows out'
+        )
     if not guided and rows != "cond":
         if intervention.rows == "uncond":
-            raise ValueError(f'{what}: rows="uncond", but the run has no unconditional half; give guidance_scale above 1')
+            raise ValueError(
+                f'{what}: rows="uncond", but the run has no unconditional half; give guidance_scale above 1'
+            )
         rows = "cond"
     if in_text:  # the halves are two calls, the prompt's and the negative prompt's; XL may put zeros for the second
         zeros = model.pipeline.config.get("force_zeros_for_empty_prompt", False)
@@ -132,8 +154,10 @@ def _check_direction(what: str, site: Site, shape: tuple[int, ...]):
     if shape[-1] != (channels := site.sizes[site.axes.index("channel") - 1]):
         raise ValueError(f"{what}: it was made for {shape[-1]} channels, the site has {channels}")
     if len(shape) == 2 and ("token" not in site.axes or shape[0] != site.sizes[site.axes.index("token") - 1]):
-        raise ValueError(f"{what}: it was made for {shape[0]} tokens, the site's axes are {dict(zip(site.axes[1:], site.sizes))}; "
-                         "make the direction for this model, with pool=\"positions\"")  # fmt: skip
+        raise ValueError(
+            f"{what}: it was made for {shape[0]} tokens, the site's axes are {dict(zip(site.axes[1:], site.sizes))}; "
+            'make the direction for this model, with pool="positions"'
+        )
 
 
 def _check_blend(model, what: str, rule: BlendLatents, site: Site):
@@ -141,7 +165,9 @@ def _check_blend(model, what: str, rule: BlendLatents, site: Site):
         raise ValueError(f"{what}: blend_latents works at the site latents")
     maps = model.sites(*rule.maps)
     if wrong := [each.name for each in maps if not each.name.endswith(".cross.probs")]:
-        raise ValueError(f"{what}: maps={wrong[:5]} are no probabilities of cross-attention; they are unet.*.cross.probs")
+        raise ValueError(
+            f"{what}: maps={wrong[:5]} are no probabilities of cross-attention; they are unet.*.cross.probs"
+        )
     if len(pixels := {each.sizes[1] for each in maps}) > 1:
         raise ValueError(f"{what}: maps of {sorted(pixels)} pixels; name those of one resolution")
     if not rule.own or not rule.source:

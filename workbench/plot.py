@@ -12,14 +12,30 @@ from matplotlib.axes import Axes
 from workbench.results import UNITS, pareto
 from workbench.steering.direction import Direction
 
-NAMES = {"indirect_effect": "indirect effect", "direct_effect": "direct effect", "total_effect": "total effect", "kind": "component",
-         "concept_similarity": "similarity to the concept", "similarity": "similarity to the original prompt",
-         "concept": "images classified as the concept", "change": "change against unsteered",
-         "steps": "denoising steps (share of the run)", "window": "cross-attention layers given the target prompt"}  # fmt: skip
+NAMES = {
+    "indirect_effect": "indirect effect",
+    "direct_effect": "direct effect",
+    "total_effect": "total effect",
+    "kind": "component",
+    "concept_similarity": "similarity to the concept",
+    "similarity": "similarity to the original prompt",
+    "concept": "images classified as the concept",
+    "change": "change against unsteered",
+    "steps": "denoising steps (share of the run)",
+    "window": "cross-attention layers given the target prompt",
+}
 
 
-def heatmap(effects: xr.Dataset, x: str, y: str, value: str | None = None, *, ax: Axes | None = None, title: str | None = None,
-            limit: float | None = None) -> Axes:  # fmt: skip
+def heatmap(
+    effects: xr.Dataset,
+    x: str,
+    y: str,
+    value: str | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    limit: float | None = None,
+) -> Axes:
     """Effects over two of their axes: "token", "steps", "site", a site's "layer" and "kind", or LocoGen's "window".
 
     effects: what `workbench.effects` or `LocoGen.effects` returns, one number for each cell (select the rest:
@@ -29,16 +45,40 @@ def heatmap(effects: xr.Dataset, x: str, y: str, value: str | None = None, *, ax
     value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
     if table.duplicated([x, y]).any():
-        apart = [axis for axis in effects[value].dims if axis not in (x, y) and table.groupby([x, y])[axis].nunique().max() > 1]
+        apart = [
+            axis
+            for axis in effects[value].dims
+            if axis not in (x, y) and table.groupby([x, y])[axis].nunique().max() > 1
+        ]
         first = apart[0]
-        raise ValueError(f"heatmap(x={x!r}, y={y!r}): several values for one cell, which differ in {apart}; select one, as in "
-                         f"effects.sel({first}={table[first].iloc[0]!r})")  # fmt: skip
-    grid = lambda column: table.pivot(index=y, columns=x, values=column).reindex(index=table[y].unique(), columns=table[x].unique())
+        raise ValueError(
+            f"heatmap(x={x!r}, y={y!r}): several values for one cell, which differ in {apart}; select one, as in "
+            f"effects.sel({first}={table[first].iloc[0]!r})"
+        )
+    grid = lambda column: table.pivot(index=y, columns=x, values=column).reindex(
+        index=table[y].unique(), columns=table[x].unique()
+    )
     cells, marks = grid(value), grid("significant").map(lambda mark: "•" if mark is True else "")
     bound = limit or float(np.nanmax(np.abs(cells.to_numpy(float)))) or 1.0
-    ax = ax or plt.subplots(figsize=(max(4.2, 1.6 + 0.42 * cells.shape[1]), max(2.8, 1.6 + 0.3 * cells.shape[0])), layout="constrained")[1]
-    sns.heatmap(cells.astype(float), ax=ax, cmap="RdBu_r", vmin=-bound, vmax=bound, annot=marks, fmt="", annot_kws={"color": "black"},
-                xticklabels=True, yticklabels=True, cbar_kws={"label": _label(effects, value)})  # fmt: skip
+    ax = (
+        ax
+        or plt.subplots(
+            figsize=(max(4.2, 1.6 + 0.42 * cells.shape[1]), max(2.8, 1.6 + 0.3 * cells.shape[0])), layout="constrained"
+        )[1]
+    )
+    sns.heatmap(
+        cells.astype(float),
+        ax=ax,
+        cmap="RdBu_r",
+        vmin=-bound,
+        vmax=bound,
+        annot=marks,
+        fmt="",
+        annot_kws={"color": "black"},
+        xticklabels=True,
+        yticklabels=True,
+        cbar_kws={"label": _label(effects, value)},
+    )
     for axis, name, labels in (("x", x, cells.columns), ("y", y, cells.index)):
         prefix, short = _shorten(labels)
         getattr(ax, f"set_{axis}ticklabels")(short, rotation=0 if axis == "y" or max(map(len, short)) < 4 else 90)
@@ -57,8 +97,10 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     table = _table(effects, value)
     if table.duplicated(["site"]).any():
         apart = [axis for axis in effects[value].dims if axis != "site" and table[axis].nunique() > 1]
-        raise ValueError(f"profile: several values for one site, which differ in {apart}; select one, as in "
-                         f"effects.sel({apart[0]}={table[apart[0]].iloc[0]!r})")  # fmt: skip
+        raise ValueError(
+            f"profile: several values for one site, which differ in {apart}; select one, as in "
+            f"effects.sel({apart[0]}={table[apart[0]].iloc[0]!r})"
+        )
     ax = ax or plt.subplots(figsize=(2 + 0.16 * len(table), 4), layout="constrained")[1]
     at = pd.Series(range(len(table)), index=table["site"])
     for colour, (kind, rows) in zip(sns.color_palette("colorblind", 10), table.groupby("kind", sort=False)):
@@ -70,8 +112,11 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     windows = "window" in table
     prefix, short = ("", list(table["window"])) if windows else _shorten(table["layer"])
     ax.set_xticks(range(len(table)), short, rotation=90, fontsize=7)
-    ax.set(xlabel=NAMES["window"] if windows else f"{prefix} layer, in execution order".strip(),
-           ylabel=f"{_label(effects, value)}, {effects.attrs['level']:.0%} interval", title=title or "")  # fmt: skip
+    ax.set(
+        xlabel=NAMES["window"] if windows else f"{prefix} layer, in execution order".strip(),
+        ylabel=f"{_label(effects, value)}, {effects.attrs['level']:.0%} interval",
+        title=title or "",
+    )
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
@@ -86,7 +131,9 @@ def image_grid(images: xr.DataArray, *, ax: Axes | None = None, title: str | Non
     sheet = np.ones((rows * (height + 2), columns * (width + 2), 3), np.float32)
     for r in range(rows):
         for c in range(columns):
-            sheet[r * (height + 2) : r * (height + 2) + height, c * (width + 2) : c * (width + 2) + width] = images[r, c]
+            sheet[r * (height + 2) : r * (height + 2) + height, c * (width + 2) : c * (width + 2) + width] = images[
+                r, c
+            ]
     ax.imshow(sheet)
     ax.set_xticks(np.arange(columns) * (width + 2) + width / 2, names[1], rotation=90 if longest > 10 else 0)
     ax.set_yticks(np.arange(rows) * (height + 2) + height / 2, names[0])
@@ -104,7 +151,9 @@ def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str
     ax = ax or plt.subplots(figsize=(3.6, 3), layout="constrained")[1]
     place = (0, image.shape[1], image.shape[0], 0)
     ax.imshow(image, extent=place)
-    shown = ax.imshow(word_map.transpose("y", "x"), extent=place, cmap="inferno", alpha=0.55, interpolation="bilinear", vmin=0)
+    shown = ax.imshow(
+        word_map.transpose("y", "x"), extent=place, cmap="inferno", alpha=0.55, interpolation="bilinear", vmin=0
+    )
     ax.figure.colorbar(shown, ax=ax, label="attention probability")
     ax.set_axis_off()
     ax.set_title(title or "")
@@ -117,8 +166,15 @@ def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Ax
     table = table.reindex(index=comparison.scores.layer.values, columns=comparison.scores.localizer.values)
     ax = ax or plt.subplots(figsize=(5, 5.5), layout="constrained")[1]
     prefix, short = _shorten([name.removesuffix(".cross") for name in table.index])
-    sns.heatmap(table, ax=ax, cmap="viridis_r", annot=True, cbar_kws={"label": "rank (1 = strongest layer)"},
-                yticklabels=[f"{name} ({i})" for i, name in enumerate(short)], xticklabels=True)  # fmt: skip
+    sns.heatmap(
+        table,
+        ax=ax,
+        cmap="viridis_r",
+        annot=True,
+        cbar_kws={"label": "rank (1 = strongest layer)"},
+        yticklabels=[f"{name} ({i})" for i, name in enumerate(short)],
+        xticklabels=True,
+    )
     ax.set(xlabel="localizer", ylabel=f"{prefix} cross-attention layer (number)", title=title or "")
     ax.set_xticklabels(ax.get_xticklabels(), rotation=30, ha="right")
     return ax
@@ -132,16 +188,32 @@ def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -
         for i, j in {(names.index(row.a), names.index(row.b)), (names.index(row.b), names.index(row.a))}:
             cells[i, j], notes[i, j] = row.spearman, f"{row.spearman:.2f}\n({row.low:.2f} to {row.high:.2f})"
     ax = ax or plt.subplots(figsize=(6, 4.6), layout="constrained")[1]
-    sns.heatmap(cells, ax=ax, cmap="RdBu_r", vmin=-1, vmax=1, annot=notes, fmt="", annot_kws={"fontsize": 8},
-                cbar_kws={"label": "Spearman correlation over layers"})  # fmt: skip
+    sns.heatmap(
+        cells,
+        ax=ax,
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        annot=notes,
+        fmt="",
+        annot_kws={"fontsize": 8},
+        cbar_kws={"label": "Spearman correlation over layers"},
+    )
     ax.set_xticklabels(names, rotation=30, ha="right")
     ax.set_yticklabels(names, rotation=0)
     ax.set_title(title or "")
     return ax
 
 
-def frontier(table: pd.DataFrame, concept: str, fidelity: str, *, by: str | None = None, ax: Axes | None = None,
-             title: str | None = None) -> Axes:  # fmt: skip
+def frontier(
+    table: pd.DataFrame,
+    concept: str,
+    fidelity: str,
+    *,
+    by: str | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
     """Fidelity against concept of each row, with intervals, and a line through those that no other row of its kind beats.
 
     table: as `Sweep.table` and `Search.table` give it: NAME, NAME_low, NAME_high. by: a column whose values are drawn as kinds apart.
@@ -149,8 +221,22 @@ def frontier(table: pd.DataFrame, concept: str, fidelity: str, *, by: str | None
     ax = ax or plt.subplots(figsize=(6.5, 4.6), layout="constrained")[1]
     kinds = [(None, table)] if by is None else list(table.groupby(by, sort=False))
     for colour, (kind, rows) in zip(sns.color_palette("colorblind", len(kinds)), kinds):
-        spread = [np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy()) for name in (concept, fidelity)]
-        ax.errorbar(rows[concept], rows[fidelity], spread[1], spread[0], fmt="o", ms=4, lw=0.6, alpha=0.6, color=colour, label=kind)
+        spread = [
+            np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+            for name in (concept, fidelity)
+        ]
+        ax.errorbar(
+            rows[concept],
+            rows[fidelity],
+            spread[1],
+            spread[0],
+            fmt="o",
+            ms=4,
+            lw=0.6,
+            alpha=0.6,
+            color=colour,
+            label=kind,
+        )
         front = rows[pareto(rows, concept, fidelity)].sort_values(concept)
         ax.plot(front[concept], front[fidelity], color=colour, lw=1.5, label="Pareto front" if by is None else None)
     label = lambda name: f"{NAMES.get(name, name)} ({UNITS.get(name, name)}), mean and 95 % interval"
@@ -159,18 +245,30 @@ def frontier(table: pd.DataFrame, concept: str, fidelity: str, *, by: str | None
     return ax
 
 
-def activation_difference(directions: Mapping[str, Direction], *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def activation_difference(
+    directions: Mapping[str, Direction], *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
     """How far each concept moves the activations at each site, in multiples of their mean norm; bars are standard errors."""
     sites = list(dict.fromkeys(site for direction in directions.values() for site in direction.sites))
     ax = ax or plt.subplots(figsize=(2.5 + 0.3 * len(sites), 3.6), layout="constrained")[1]
     for name, direction in directions.items():
         rows = direction.table()
         ax.errorbar(
-            [sites.index(site) for site in rows.site], rows.relative_length, rows.relative_error, marker="o", ms=4, capsize=2, label=name
+            [sites.index(site) for site in rows.site],
+            rows.relative_length,
+            rows.relative_error,
+            marker="o",
+            ms=4,
+            capsize=2,
+            label=name,
         )
     prefix, short = _shorten(sites)
     ax.set_xticks(range(len(sites)), short, rotation=90 if len(sites) > 8 else 0)
-    ax.set(xlabel=f"{prefix} site, in execution order".strip(), ylabel="difference of means / mean activation norm", title=title or "")
+    ax.set(
+        xlabel=f"{prefix} site, in execution order".strip(),
+        ylabel="difference of means / mean activation norm",
+        title=title or "",
+    )
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=8)
     return ax

@@ -41,14 +41,20 @@ class PromptSet(Sequence[Prompt]):
     labels: Mapping[str, tuple[str, ...]]
 
     def __post_init__(self):
-        values = {prompt.value for prompt in self.prompts} | {prompt.target_value for prompt in self.prompts if prompt.target}
+        values = {prompt.value for prompt in self.prompts} | {
+            prompt.target_value for prompt in self.prompts if prompt.target
+        }
         if unknown := sorted(values - set(self.labels)):
-            raise ValueError(f"prompt set {self.name!r} has the values {unknown}, which its labels lack: {list(self.labels)}; add texts "
-                             "for them")  # fmt: skip
+            raise ValueError(
+                f"prompt set {self.name!r} has the values {unknown}, which its labels lack: {list(self.labels)}; add texts "
+                "for them"
+            )
 
     def __getitem__(self, index):
         """One prompt, or with a slice a smaller set."""
-        return PromptSet(self.name, self.prompts[index], self.labels) if isinstance(index, slice) else self.prompts[index]
+        return (
+            PromptSet(self.name, self.prompts[index], self.labels) if isinstance(index, slice) else self.prompts[index]
+        )
 
     def __len__(self):
         return len(self.prompts)

@@ -38,10 +38,19 @@ class Shards:
         if (self.folder / SPEC).exists():
             held = json.loads((self.folder / SPEC).read_text())
             if held != self.spec:
-                differs = {key: (held.get(key), self.spec.get(key)) for key in {*held, *self.spec} if held.get(key) != self.spec.get(key)}
-                lines = "".join(f"\n  {key}: the folder has {_short(a)}, asked {_short(b)}" for key, (a, b) in sorted(differs.items()))
-                raise ValueError(f"folder={str(folder)!r} holds the results of another specification; name another folder, or ask "
-                                 f"for the same:{lines}")  # fmt: skip
+                differs = {
+                    key: (held.get(key), self.spec.get(key))
+                    for key in {*held, *self.spec}
+                    if held.get(key) != self.spec.get(key)
+                }
+                lines = "".join(
+                    f"\n  {key}: the folder has {_short(a)}, asked {_short(b)}"
+                    for key, (a, b) in sorted(differs.items())
+                )
+                raise ValueError(
+                    f"folder={str(folder)!r} holds the results of another specification; name another folder, or ask "
+                    f"for the same:{lines}"
+                )
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(f"folder={str(folder)!r} holds files but no {SPEC}; name an empty or a new folder")
         else:
@@ -69,7 +78,9 @@ class Shards:
         table = self.table()
         places = [column for column in table if column not in ("world", "value")]
         floats = [column for column in places if table[column].dtype.kind == "f"]
-        whole = {column: "Int64" for column in floats if (table[column].dropna() % 1 == 0).all()}  # floats only for the missing ones
+        whole = {
+            column: "Int64" for column in floats if (table[column].dropna() % 1 == 0).all()
+        }  # floats only for the missing ones
         table = table.astype(whole)
         order = {column: list(dict.fromkeys(table[column].dropna())) for column in places}
         arrays = {}
@@ -84,7 +95,9 @@ class Shards:
             data = data.assign_coords(layer=("site", list(layers)), kind=("site", list(kinds)))
         if "prompt" in data.dims:
             prompts = [self.spec["prompts"][int(i)] for i in data.prompt.values]
-            data = data.assign_coords({"text" if key == "prompt" else key: ("prompt", [p[key] for p in prompts]) for key in prompts[0]})
+            data = data.assign_coords(
+                {"text" if key == "prompt" else key: ("prompt", [p[key] for p in prompts]) for key in prompts[0]}
+            )
         return data
 
 
@@ -92,7 +105,11 @@ def open_results(folder: str | Path) -> xr.Dataset:
     """The results in a folder, whole or as far as they have come; raises FileNotFoundError where there are none."""
     folder = Path(folder)
     if not (folder / SPEC).exists() or not any(folder.glob("*.parquet")):
-        held = "it does not exist" if not folder.exists() else f"it holds {sorted(path.name for path in folder.iterdir())[:5]}"
+        held = (
+            "it does not exist"
+            if not folder.exists()
+            else f"it holds {sorted(path.name for path in folder.iterdir())[:5]}"
+        )
         raise FileNotFoundError(
             f"open_results({str(folder)!r}): no {SPEC} with finished parts there ({held}); name the folder= of an experiment"
         )
@@ -100,7 +117,10 @@ def open_results(folder: str | Path) -> xr.Dataset:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("diffusion-workbench", "torch", "diffusers", "transformers", "nnsight", "open_clip_torch")}
+    return {
+        name: version(name)
+        for name in ("diffusion-workbench", "torch", "diffusers", "transformers", "nnsight", "open_clip_torch")
+    }
 
 
 def _short(value) -> str:
@@ -113,8 +133,14 @@ def _replace(path: Path, write):
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt", "draw", "seed"), level: float = 0.95,
-            resamples: int = 2000) -> xr.Dataset:  # fmt: skip
+def effects(
+    trace: xr.Dataset,
+    metric: str,
+    *,
+    over: tuple[str, ...] = ("prompt", "draw", "seed"),
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> xr.Dataset:
     """Average effects of a trace, with percentile bootstrap intervals.
 
     trace: `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed), `restored` (metric, prompt, draw, seed,
@@ -130,11 +156,20 @@ def effects(trace: xr.Dataset, metric: str, *, over: tuple[str, ...] = ("prompt"
     """
     chosen = measured_by(trace, metric)
     contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
-    return averages(contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=trace.attrs | {"metric": metric})
+    return averages(
+        contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=trace.attrs | {"metric": metric}
+    )
 
 
-def averages(contrasts: dict[str, xr.DataArray], ratio: str | None = None, *, over: tuple[str, ...] = ("prompt", "draw", "seed"),
-             level: float = 0.95, resamples: int = 2000, attrs: dict) -> xr.Dataset:  # fmt: skip
+def averages(
+    contrasts: dict[str, xr.DataArray],
+    ratio: str | None = None,
+    *,
+    over: tuple[str, ...] = ("prompt", "draw", "seed"),
+    level: float = 0.95,
+    resamples: int = 2000,
+    attrs: dict,
+) -> xr.Dataset:
     """Means of contrasts, intervals as `effects` says; the last says what is significant.
 
     ratio: name of the ratio of two contrasts, the total and that of single sites.
@@ -156,13 +191,17 @@ def averages(contrasts: dict[str, xr.DataArray], ratio: str | None = None, *, ov
         values = values.transpose("resample", ...)
         found[f"{name}_low"], found[f"{name}_high"] = (_quantile(values, q) for q in (tail, 1 - tail))
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
-    found["prompts"] = contrasts[single].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
+    found["prompts"] = (
+        contrasts[single].notnull().any([axis for axis in ("draw", "seed") if axis in over]).sum("prompt")
+    )
     attrs = attrs | {"level": level, "resamples": resamples, "over": list(over), "effect": single, "ratio": ratio}
     metric = attrs["metric"].removeprefix("target_")
     return xr.Dataset(found, attrs=attrs).assign_attrs(unit=UNITS.get(metric, metric))
 
 
-def resampled_means(cells: xr.DataArray, over: tuple[str, ...] = ("prompt", "seed"), resamples: int = 2000) -> xr.DataArray:
+def resampled_means(
+    cells: xr.DataArray, over: tuple[str, ...] = ("prompt", "seed"), resamples: int = 2000
+) -> xr.DataArray:
     """Means of bootstrap resamples (resample, ...), drawn as in `effects`; alike for all cells of the same sizes."""
     return _weighted(cells, _weights(cells, over, resamples), over).transpose("resample", ...)
 
@@ -171,7 +210,11 @@ def _weights(cells: xr.DataArray, over: tuple[str, ...], resamples: int) -> xr.D
     """How often each prompt, seed and draw is drawn in each resample."""
     rng = np.random.default_rng(0)
     weight = lambda axis, *outer: xr.DataArray(
-        rng.multinomial(cells.sizes[axis], [1 / cells.sizes[axis]] * cells.sizes[axis], size=(resamples, *(cells.sizes[o] for o in outer))),
+        rng.multinomial(
+            cells.sizes[axis],
+            [1 / cells.sizes[axis]] * cells.sizes[axis],
+            size=(resamples, *(cells.sizes[o] for o in outer)),
+        ),
         dims=("resample", *outer, axis),
     )
     weights = weight("prompt") if "prompt" in over else xr.DataArray(1)
@@ -235,6 +278,13 @@ def pareto(table: pd.DataFrame, *best: str) -> np.ndarray:
 
 
 PLACES = ("site", "token", "width", "inputs", "heads", "steps")  # what an effect is an effect of
-UNITS = {"probability": "probability", "similarity": "cosine", "pixel_distance": "mean absolute difference", "ssim": "SSIM",
-         "concept": "share of images", "concept_probability": "probability", "concept_similarity": "cosine",
-         "opposite_similarity": "cosine"}  # fmt: skip
+UNITS = {
+    "probability": "probability",
+    "similarity": "cosine",
+    "pixel_distance": "mean absolute difference",
+    "ssim": "SSIM",
+    "concept": "share of images",
+    "concept_probability": "probability",
+    "concept_similarity": "cosine",
+    "opposite_similarity": "cosine",
+}

@@ -67,12 +67,16 @@ class Sites(Sequence[Site]):
     def window(self, start: int, width: int) -> "Sites":
         """`width` neighbours of this selection, from its number `start` on."""
         if width < 1 or not 0 <= start <= len(self) - width:
-            raise ValueError(f"window(start={start}, width={width}) does not fit {len(self)} sites: start may be 0 to {len(self) - width}")
+            raise ValueError(
+                f"window(start={start}, width={width}) does not fit {len(self)} sites: start may be 0 to {len(self) - width}"
+            )
         return Sites(self._sites[start : start + width])
 
     def table(self) -> pd.DataFrame:
         """One row per site."""
-        rows = [asdict(site) | {"axes": " ".join(site.axes), "sizes": " x ".join(map(str, site.sizes))} for site in self]
+        rows = [
+            asdict(site) | {"axes": " ".join(site.axes), "sizes": " x ".join(map(str, site.sizes))} for site in self
+        ]
         return pd.DataFrame(rows, columns=list(Site.__dataclass_fields__)).astype({"heads": "Int64", "paper": "Int64"})
 
     def __getitem__(self, index):
@@ -128,7 +132,11 @@ def _without_braces(pattern: str) -> list[str]:
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
-    return [glob for word in found[1].split(",") for glob in _without_braces(pattern[: found.start()] + word + pattern[found.end() :])]
+    return [
+        glob
+        for word in found[1].split(",")
+        for glob in _without_braces(pattern[: found.start()] + word + pattern[found.end() :])
+    ]
 
 
 def find_sites(pipeline: DiffusionPipeline) -> Sites:
@@ -138,13 +146,22 @@ def find_sites(pipeline: DiffusionPipeline) -> Sites:
     length = getattr(pipeline, encoders[0]).config.max_position_embeddings
     sites += _unet_sites(pipeline.unet, length)
     latents = (pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size)
-    return Sites([*sites, Site(LATENTS, "", "step", IMAGE, latents), Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents)])
+    return Sites(
+        [
+            *sites,
+            Site(LATENTS, "", "step", IMAGE, latents),
+            Site("vae.latents", "vae.post_quant_conv", "input", IMAGE, latents),
+        ]
+    )
 
 
 def _text_sites(name: str, encoder: torch.nn.Module) -> Iterator[Site]:
     nested = "text_model" in dict(encoder.named_children())  # differs between versions and classes of transformers
     inner, path = (encoder.text_model, f"{name}.text_model") if nested else (encoder, name)
-    sizes, heads = (encoder.config.max_position_embeddings, encoder.config.hidden_size), encoder.config.num_attention_heads
+    sizes, heads = (
+        (encoder.config.max_position_embeddings, encoder.config.hidden_size),
+        encoder.config.num_attention_heads,
+    )
     yield Site(f"{name}.embedding", f"{path}.embeddings.token_embedding", "output", TEXT, sizes)
     for i in range(len(inner.encoder.layers)):
         layer = f"{path}.encoder.layers.{i}"
@@ -156,7 +173,13 @@ def _text_sites(name: str, encoder: torch.nn.Module) -> Iterator[Site]:
         yield Site(f"{name}.{i}.hidden", layer, "output", TEXT, sizes)
     yield Site(f"{name}.final", f"{path}.final_layer_norm", "output", TEXT, sizes)
     if hasattr(encoder, "text_projection"):
-        yield Site(f"{name}.pooled", f"{name}.text_projection", "output", ("row", "channel"), (encoder.text_projection.out_features,))
+        yield Site(
+            f"{name}.pooled",
+            f"{name}.text_projection",
+            "output",
+            ("row", "channel"),
+            (encoder.text_projection.out_features,),
+        )
 
 
 def _unet_sites(unet: torch.nn.Module, length: int) -> list[Site]:
@@ -167,11 +190,17 @@ def _unet_sites(unet: torch.nn.Module, length: int) -> list[Site]:
         attentions = list(getattr(block, "attentions", []))
         side = sides[-1]
         for j, resnet in enumerate(block.resnets):
-            sites.append(Site(f"{name}.{j}.resnet", f"{path}.resnets.{j}", "output", IMAGE, (resnet.out_channels, side, side)))
+            sites.append(
+                Site(f"{name}.{j}.resnet", f"{path}.resnets.{j}", "output", IMAGE, (resnet.out_channels, side, side))
+            )
             if j < len(attentions):  # the mid block has one resnet more than attentions
                 transformers = attentions[j].transformer_blocks
                 for b, transformer in enumerate(transformers):
-                    place = [name, *([] if name == "unet.mid" else [str(j)]), *([str(b)] if len(transformers) > 1 else [])]
+                    place = [
+                        name,
+                        *([] if name == "unet.mid" else [str(j)]),
+                        *([str(b)] if len(transformers) > 1 else []),
+                    ]
                     paper = sum(site.name.endswith(".cross") for site in sites)
                     module = f"{path}.attentions.{j}.transformer_blocks.{b}"
                     sites.extend(_transformer_sites(".".join(place), module, transformer, side * side, length, paper))
@@ -188,16 +217,26 @@ def _unet_sites(unet: torch.nn.Module, length: int) -> list[Site]:
     add("unet.mid", "unet.mid_block", unet.mid_block, None)
     for i, block in enumerate(unet.up_blocks):
         add(f"unet.up.{i}", f"unet.up_blocks.{i}", block, "upsamplers")
-    return [*sites, Site("unet.noise", "unet.conv_out", "output", IMAGE, (unet.config.out_channels, sides[0], sides[0]))]
+    return [
+        *sites,
+        Site("unet.noise", "unet.conv_out", "output", IMAGE, (unet.config.out_channels, sides[0], sides[0])),
+    ]
 
 
-def _transformer_sites(name: str, path: str, block: torch.nn.Module, pixels: int, length: int, paper: int) -> Iterator[Site]:
+def _transformer_sites(
+    name: str, path: str, block: torch.nn.Module, pixels: int, length: int, paper: int
+) -> Iterator[Site]:
     channels = block.attn1.to_q.in_features
-    for kind, child, keys, axes, number in (("self", "attn1", pixels, PIXELS, None), ("cross", "attn2", length, TEXT, paper)):
+    for kind, child, keys, axes, number in (
+        ("self", "attn1", pixels, PIXELS, None),
+        ("cross", "attn2", length, TEXT, paper),
+    ):
         attention, module = getattr(block, child), f"{path}.{child}"
         heads, inner = attention.heads, attention.to_q.out_features
         if kind == "cross":
-            yield Site(f"{name}.cross.context", module, "context", TEXT, (length, attention.to_k.in_features), heads, number)
+            yield Site(
+                f"{name}.cross.context", module, "context", TEXT, (length, attention.to_k.in_features), heads, number
+            )
         yield Site(f"{name}.{kind}.q", f"{module}.to_q", "output", PIXELS, (pixels, inner), heads, number)
         yield Site(f"{name}.{kind}.k", f"{module}.to_k", "output", axes, (keys, inner), heads, number)
         yield Site(f"{name}.{kind}.v", f"{module}.to_v", "output", axes, (keys, inner), heads, number)

@@ -31,9 +31,13 @@ class Tokens:
         that far.
         """
         if not (places := places_of(phrase, self.prompt)):
-            raise ValueError(f"{phrase!r} is not in the prompt {self.prompt!r}, whose tokens are {self!r}; name a word that it has")
+            raise ValueError(
+                f"{phrase!r} is not in the prompt {self.prompt!r}, whose tokens are {self!r}; name a word that it has"
+            )
         if places[-1][1] > self.spans[self.end - 1][1]:
-            raise ValueError(f"{phrase!r} stands beyond what the text encoder reads of {self.prompt!r}: {self!r}; shorten the prompt")
+            raise ValueError(
+                f"{phrase!r} stands beyond what the text encoder reads of {self.prompt!r}: {self!r}; shorten the prompt"
+            )
         inside = lambda span: span[1] > span[0] and any(span[0] < stop and start < span[1] for start, stop in places)
         return tuple(i for i, span in enumerate(self.spans) if inside(span))
 
@@ -47,9 +51,15 @@ class Tokens:
         if isinstance(where, str):
             if where.startswith("subject") or where == "after_subject":
                 if subject is None:
-                    raise ValueError(f"tokens={where!r}: the world of {self.prompt!r} names no subject; give World(..., subject=...)")
+                    raise ValueError(
+                        f"tokens={where!r}: the world of {self.prompt!r} names no subject; give World(..., subject=...)"
+                    )
                 span = self.of(subject)
-                return {"subject": span, "subject_last": span[-1:], "after_subject": tuple(range(span[-1] + 1, self.end))}[where]
+                return {
+                    "subject": span,
+                    "subject_last": span[-1:],
+                    "after_subject": tuple(range(span[-1] + 1, self.end)),
+                }[where]
             named = {"all": range(count), "eos": (self.end,), "padding": range(self.end + 1, count)}
             return tuple(named[where]) if where in named else self.of(where)
         wanted = (where,) if isinstance(where, int) else tuple(where)
@@ -66,7 +76,13 @@ def places_of(phrase: str, prompt: str) -> list[tuple[int, int]]:
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tokens:
     """The tokens of a prompt, cut and padded as diffusers does."""
-    encoded = tokenizer(prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
+    encoded = tokenizer(
+        prompt,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_offsets_mapping=True,
+    )
     ids = encoded["input_ids"]
     return Tokens(
         prompt=prompt,

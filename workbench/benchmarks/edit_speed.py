@@ -18,7 +18,11 @@ import tyro
 from workbench.commits import weight_hash
 from workbench.edit.closed_form import Moments, solve
 
-SIZES = {"SD 1.5": (768, 1280), "SD 2.1": (1024, 1280), "SDXL": (2048, 1280)}  # text channels, channels of the widest layers
+SIZES = {
+    "SD 1.5": (768, 1280),
+    "SD 2.1": (1024, 1280),
+    "SDXL": (2048, 1280),
+}  # text channels, channels of the widest layers
 
 
 @dataclass
@@ -61,8 +65,15 @@ def main(options: EditSpeedOptions):
             found = pd.DataFrame(runs[1:])  # the first warms up
             parts = {f"{part}_ms": round(median(found[part]), 2) for part in found}
             total = median(found.sum(axis=1))
-            what = dict(model=name, regulariser="covariance" if covariance else "ridge", weights=2 * options.layers, pairs=options.pairs)
-            rows.append(dict(**what, **parts, total_ms=round(total, 2), solve_share=round(parts["solve_ms"] / total, 3)))  # fmt: skip
+            what = dict(
+                model=name,
+                regulariser="covariance" if covariance else "ridge",
+                weights=2 * options.layers,
+                pairs=options.pairs,
+            )
+            rows.append(
+                dict(**what, **parts, total_ms=round(total, 2), solve_share=round(parts["solve_ms"] / total, 3))
+            )
     table = pd.DataFrame(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out, index=False)

@@ -19,7 +19,11 @@ from workbench.models import Model, load
 from workbench.prompts import prompt_set
 from workbench.results import mean, share
 
-TASKS = {"erase": None, "style": "none", "fact": "lion"}  # what pictures are to show; nothing in particular where a subject is erased
+TASKS = {
+    "erase": None,
+    "style": "none",
+    "fact": "lion",
+}  # what pictures are to show; nothing in particular where a subject is erased
 
 
 @dataclass
@@ -57,8 +61,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             measures["shows the old"] = share(cell.edited == cell.value)
             if cell.target.notna().all():
                 measures["shows the new"] = share(cell.edited == cell.target)
-        found += [dict(editor=editor, set=name, measure=measure, value=value, low=low, high=high, n=len(cell))
-                  for measure, (value, low, high) in measures.items()]  # fmt: skip
+        found += [
+            dict(editor=editor, set=name, measure=measure, value=value, low=low, high=high, n=len(cell))
+            for measure, (value, low, high) in measures.items()
+        ]
     return pd.DataFrame(found)
 
 
@@ -66,7 +72,10 @@ def main(options: TasksOptions):
     model, scorer, tables = load(), Scorer(), []
     for task, target in TASKS.items():
         sets = {"control": prompt_set("swap/control"), task: prompt_set(f"swap/{task}_held_out")}
-        sets = {name: some[:: max(1, len(some) // options.images)] if options.images else some for name, some in sets.items()}
+        sets = {
+            name: some[:: max(1, len(some) // options.images)] if options.images else some
+            for name, some in sets.items()
+        }
         targets = {} if target is None else {prompt.value: target for prompt in sets[task]}
         cells = Cells(model, scorer, sets, options, options.runs / task, targets)
         cells.measure(UNEDITED, lambda: None)

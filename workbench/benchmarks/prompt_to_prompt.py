@@ -96,7 +96,9 @@ def swap_pairs(count: int) -> list[Pair]:
         a, b = ANIMALS[i % 8], ANIMALS[(i + 1 + i // 8 % 7) % 8]
         scene, season = SCENES[(i + i // 8) % 6], list(SEASON)[(i // 8 + i // 24) % 4]
         text = lambda subject, place=PLACE[scene], season=season: f"{article(subject)} {place} {season}".strip()
-        found.append(Pair(text(a), text(b), (a, b), ("subject", b), Scene(a, scene=scene, season=SEASON[season], seed=7000 + i)))
+        found.append(
+            Pair(text(a), text(b), (a, b), ("subject", b), Scene(a, scene=scene, season=SEASON[season], seed=7000 + i))
+        )
     return found
 
 
@@ -111,7 +113,9 @@ def refine_pairs(count: int) -> list[Pair]:
             found.append(Pair(text, f"{words} {text}", (scene.subject, scene.subject), ("style", STYLE[words]), scene))
         else:
             words = ("in winter", "at night")[i // 2 % 2]
-            found.append(Pair(text, f"{text} {words}", (scene.subject, scene.subject), ("season", SEASON[words]), scene))
+            found.append(
+                Pair(text, f"{text} {words}", (scene.subject, scene.subject), ("season", SEASON[words]), scene)
+            )
     return found
 
 
@@ -119,21 +123,38 @@ class Study:
     """Pairs generated under every arm in one batch, and graded; one finished part for each pair."""
 
     def __init__(self, name: str, pairs: Sequence[Pair], model: Model, scorer: Scorer, options: P2POptions):
-        self.pairs, self.model, self.scorer, self.first = pairs, model, scorer, {"swap": 1000, "refine": 2000, "reweight": 3000}[name]
+        self.pairs, self.model, self.scorer, self.first = (
+            pairs,
+            model,
+            scorer,
+            {"swap": 1000, "refine": 2000, "reweight": 3000}[name],
+        )
         self.steps = options.num_inference_steps or model.num_inference_steps
-        asked = {"experiment": f"p2p {name}", "num_inference_steps": self.steps, "pairs": [[pair.source, pair.target] for pair in pairs],
-                 "arms": [repr(arms(("a", "b"))), list(FACTORS)], "region": [LAYERS, STEP, COVER, PLACED],
-                 "model": model.record, "scorer": scorer.record}  # fmt: skip
+        asked = {
+            "experiment": f"p2p {name}",
+            "num_inference_steps": self.steps,
+            "pairs": [[pair.source, pair.target] for pair in pairs],
+            "arms": [repr(arms(("a", "b"))), list(FACTORS)],
+            "region": [LAYERS, STEP, COVER, PLACED],
+            "model": model.record,
+            "scorer": scorer.record,
+        }
         self.shards = Shards(asked, options.runs / name)
-        self.labels = {what: attribute_prompts(what, samples=60) for what in ("subject", "scene", "season", "style", "position")}
+        self.labels = {
+            what: attribute_prompts(what, samples=60) for what in ("subject", "scene", "season", "style", "position")
+        }
 
     def table(self, worlds_of) -> pd.DataFrame:
         """Rows (arm, pair, ...measures) of all pairs; worlds_of: a pair's worlds, the source first."""
         todo = [i for i in range(len(self.pairs)) if f"{i:04d}" not in self.shards]
         for i in tqdm(todo, desc=self.shards.spec["experiment"], unit="pair", disable=None):
             worlds = worlds_of(self.pairs[i])
-            run = self.model.run(worlds, seeds=[self.first + i], num_inference_steps=self.steps, batch_size=len(worlds), progress=False)
-            self.shards.write(f"{i:04d}", [{"pair": i} | row for row in self.graded(self.pairs[i], worlds, run.images.values[:, 0])])
+            run = self.model.run(
+                worlds, seeds=[self.first + i], num_inference_steps=self.steps, batch_size=len(worlds), progress=False
+            )
+            self.shards.write(
+                f"{i:04d}", [{"pair": i} | row for row in self.graded(self.pairs[i], worlds, run.images.values[:, 0])]
+            )
         return self.shards.table()
 
     def graded(self, pair: Pair, worlds: Sequence[World], images: np.ndarray) -> list[dict]:
@@ -145,31 +166,50 @@ class Study:
         at = list(self.labels[what]).index(value)
         own = {worlds[0].name: pair.words[0]}
         maps = subject_maps(
-            self.model, {w.name: (w.prompt, own.get(w.name, pair.words[1]), p) for w, p in zip(worlds, pictures)}, self.steps
+            self.model,
+            {w.name: (w.prompt, own.get(w.name, pair.words[1]), p) for w, p in zip(worlds, pictures)},
+            self.steps,
         )
         cover, places = [brightest(each, COVER) for each in maps], [centre(brightest(each, PLACED)) for each in maps]
         similar = self.scorer.similarity(pictures, pair.target).numpy()
         return [
-            {"arm": world.name, "target": bool(top[what][i] == at), "target probability": float(odds[what][i, at]),
-             "similarity to the target": float(similar[i]), "x shift": abs(places[i] - places[0]),
-             "background": outside(images[i], images[0], cover[i] | cover[0]), "distance": float(pixel_distance(images[i], images[0])),
-             **{f"{name} kept": bool(top[name][i] == top[name][0]) for name in top if name != what}}
+            {
+                "arm": world.name,
+                "target": bool(top[what][i] == at),
+                "target probability": float(odds[what][i, at]),
+                "similarity to the target": float(similar[i]),
+                "x shift": abs(places[i] - places[0]),
+                "background": outside(images[i], images[0], cover[i] | cover[0]),
+                "distance": float(pixel_distance(images[i], images[0])),
+                **{f"{name} kept": bool(top[name][i] == top[name][0]) for name in top if name != what},
+            }
             for i, world in enumerate(worlds)
-        ]  # fmt: skip
+        ]
 
 
 def subject_maps(model: Model, shown: dict[str, tuple[str, str, Image.Image]], steps: int) -> np.ndarray:
     """Where a word looks in finished pictures, (picture, y, x): prompt, word and picture by name."""
     worlds, step = [World(name, prompt) for name, (prompt, _, _) in shown.items()], round(STEP / 25 * steps)
-    maps = attention_maps(model, worlds, images={name: picture for name, (_, _, picture) in shown.items()}, sites=LAYERS,
-                          num_inference_steps=steps, step=step, batch_size=len(shown))  # fmt: skip
+    maps = attention_maps(
+        model,
+        worlds,
+        images={name: picture for name, (_, _, picture) in shown.items()},
+        sites=LAYERS,
+        num_inference_steps=steps,
+        step=step,
+        batch_size=len(shown),
+    )
     side, found = next(iter(shown.values()))[2].height, []
     for name, (_, word, _) in shown.items():
         tokens = list(maps.tokens[name].of(word))
         layers = [
-            values.sel(world=name).isel(seed=0, steps=0, token=tokens).mean(["head", "token"]).values for values in maps.maps.values()
+            values.sel(world=name).isel(seed=0, steps=0, token=tokens).mean(["head", "token"]).values
+            for values in maps.maps.values()
         ]
-        fine = [F.interpolate(torch.from_numpy(layer)[None, None], size=(side, side), mode="bilinear")[0, 0].numpy() for layer in layers]
+        fine = [
+            F.interpolate(torch.from_numpy(layer)[None, None], size=(side, side), mode="bilinear")[0, 0].numpy()
+            for layer in layers
+        ]
         found.append(np.mean(fine, 0))
     return np.stack(found)
 
@@ -212,7 +252,9 @@ def reweight(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
     """The season or the style that a prompt names, its word times c."""
 
     def worlds(pair: Pair) -> list[World]:
-        word = {"winter": "winter", "night": "night", "watercolor": "watercolor", "pencil sketch": "sketch"}[pair.wanted[1]]
+        word = {"winter": "winter", "night": "night", "watercolor": "watercolor", "pencil sketch": "sketch"}[
+            pair.wanted[1]
+        ]
         made = {f"c {c:g}": prompt_to_prompt(model, pair.source, kind="reweight", reweight={word: c}) for c in FACTORS}
         return [World(SOURCE, pair.source), *(replace(edit[1], name=name) for name, edit in made.items())]
 
@@ -240,24 +282,41 @@ def summary(study: str, table: pd.DataFrame) -> pd.DataFrame:
 def real(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
     """Rendered pictures: reconstruction by guidance, and at the model's own guidance edits held against the truth. Part: a guidance."""
     pairs, steps = swap_pairs(options.real), options.num_inference_steps or model.num_inference_steps
-    asked = {"experiment": "p2p real", "num_inference_steps": steps, "pairs": [[pair.source, pair.target] for pair in pairs],
-             "inner_steps": options.inner_steps, "model": model.record, "scorer": scorer.record}  # fmt: skip
+    asked = {
+        "experiment": "p2p real",
+        "num_inference_steps": steps,
+        "pairs": [[pair.source, pair.target] for pair in pairs],
+        "inner_steps": options.inner_steps,
+        "model": model.record,
+        "scorer": scorer.record,
+    }
     shards = Shards(asked, options.runs / "real")
     images = [render(pair.scene)[0] for pair in pairs]
     if "vae" not in shards:  # the least error that a reconstruction can have
         seen = decoded(model, model.encode(images))
         apart = [float(pixel_distance(seen[i], np.asarray(image) / 255)) for i, image in enumerate(images)]
-        shards.write("vae", [dict(method="VAE alone", arm=SOURCE, pair=i, distance=error) for i, error in enumerate(apart)])
+        shards.write(
+            "vae", [dict(method="VAE alone", arm=SOURCE, pair=i, distance=error) for i, error in enumerate(apart)]
+        )
     for guidance in (g for g in GUIDANCES if f"{g:g}" not in shards):
         rows = []
         for method in ("DDIM", "null-text")[: 1 if guidance <= 1 else 2]:
-            found = invert(model, images, [pair.source for pair in pairs], null_text=method == "null-text", inner_steps=options.inner_steps,
-                           guidance_scale=guidance, num_inference_steps=steps)  # fmt: skip
+            found = invert(
+                model,
+                images,
+                [pair.source for pair in pairs],
+                null_text=method == "null-text",
+                inner_steps=options.inner_steps,
+                guidance_scale=guidance,
+                num_inference_steps=steps,
+            )
             for i, (pair, photo) in enumerate(zip(pairs, found)):
                 worlds = real_worlds(model, pair) if guidance == model.guidance_scale else [World(SOURCE, pair.source)]
                 drawn = photo.run(model, worlds, progress=False).images.values[:, 0]
-                rows += [dict(method=f"{method}, guidance {guidance:g}", pair=i) | row
-                         for row in against_truth(scorer, pair, images[i], worlds, drawn)]  # fmt: skip
+                rows += [
+                    dict(method=f"{method}, guidance {guidance:g}", pair=i) | row
+                    for row in against_truth(scorer, pair, images[i], worlds, drawn)
+                ]
         shards.write(f"{guidance:g}", rows)
     methods = shards.table().groupby("method", sort=False)
     return pd.concat([summary(f"real: {method}", rows.drop(columns="method")) for method, rows in methods])
@@ -265,26 +324,40 @@ def real(model: Model, scorer: Scorer, options: P2POptions) -> pd.DataFrame:
 
 def real_worlds(model: Model, pair: Pair) -> list[World]:
     chosen = {name: arms(pair.words)[name] for name in (P2P, "self 0.4, all sizes", "P2P, blend 0.5, threshold 0.7")}
-    return [World(SOURCE, pair.source), World(NEW, pair.target), *(edited(model, pair, name, **more) for name, more in chosen.items())]
+    return [
+        World(SOURCE, pair.source),
+        World(NEW, pair.target),
+        *(edited(model, pair, name, **more) for name, more in chosen.items()),
+    ]
 
 
-def against_truth(scorer: Scorer, pair: Pair, image: Image.Image, worlds: Sequence[World], drawn: np.ndarray) -> list[dict]:
+def against_truth(
+    scorer: Scorer, pair: Pair, image: Image.Image, worlds: Sequence[World], drawn: np.ndarray
+) -> list[dict]:
     """Reconstruction error, and of edits whether the target is there and what changes outside both subjects' true masks."""
     truth, masks = np.asarray(image) / 255, [render(replace(pair.scene, subject=word))[1][word] for word in pair.words]
     if len(worlds) == 1:
         return [dict(arm=SOURCE, distance=float(pixel_distance(drawn[0], truth)))]
     labels, region = attribute_prompts("subject", samples=60), binary_dilation(masks[0] | masks[1], iterations=2)
     top = scorer.class_probabilities(as_pil(drawn), labels).numpy().argmax(1)
-    return [dict(arm=world.name, target=list(labels)[top[w]] == pair.words[1], background=outside(drawn[w], truth, region),
-                 distance=float(pixel_distance(drawn[w], truth)))
-            for w, world in enumerate(worlds)]  # fmt: skip
+    return [
+        dict(
+            arm=world.name,
+            target=list(labels)[top[w]] == pair.words[1],
+            background=outside(drawn[w], truth, region),
+            distance=float(pixel_distance(drawn[w], truth)),
+        )
+        for w, world in enumerate(worlds)
+    ]
 
 
 @torch.no_grad()
 def decoded(model: Model, latents: torch.Tensor) -> np.ndarray:
     """Latents as images in [0, 1]: (image, y, x, colour)."""
     pipeline = model.pipeline
-    return pipeline.image_processor.postprocess(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample, output_type="np")
+    return pipeline.image_processor.postprocess(
+        pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample, output_type="np"
+    )
 
 
 def overhead(model: Model, options: P2POptions) -> pd.DataFrame:
@@ -293,14 +366,19 @@ def overhead(model: Model, options: P2POptions) -> pd.DataFrame:
     texts = "a zebra in the savanna", "a giraffe in the savanna"
     plain = [World(SOURCE, texts[0]), World(NEW, texts[1])]
     blend = LocalBlend(("zebra", "giraffe"), resolution=0.5)
-    sides = {"two plain images": plain, "cross 0.8, self 0.4": prompt_to_prompt(model, *texts),
-             "with local blend": prompt_to_prompt(model, *texts, blend=blend)}  # fmt: skip
+    sides = {
+        "two plain images": plain,
+        "cross 0.8, self 0.4": prompt_to_prompt(model, *texts),
+        "with local blend": prompt_to_prompt(model, *texts, blend=blend),
+    }
     for pairs in PAIRS:
         run = partial(model.run, seeds=range(pairs), num_inference_steps=steps, progress=False)
         found = interleaved({name: partial(run, worlds) for name, worlds in sides.items()}, options.repeats)
         for name, seconds in found.items():
             rows.append(dict(arm=f"{name}, {pairs} pair(s) a batch", measure="seconds a pair", value=seconds / pairs))
-            rows.append(dict(arm=f"{name}, {pairs} pair(s) a batch", measure="ratio", value=seconds / found["two plain images"]))
+            rows.append(
+                dict(arm=f"{name}, {pairs} pair(s) a batch", measure="ratio", value=seconds / found["two plain images"])
+            )
     return pd.DataFrame(rows).assign(n=options.repeats, study="overhead")
 
 
@@ -309,7 +387,10 @@ def main(options: P2POptions):
     made = {"swap": swap, "refine": refine, "reweight": reweight, "real": real}
     if unknown := [name for name in options.studies if name not in (*made, "overhead")]:
         raise ValueError(f"studies={unknown}: unknown; there are {', '.join((*made, 'overhead'))}")
-    parts = [overhead(model, options) if name == "overhead" else made[name](model, scorer, options) for name in options.studies]
+    parts = [
+        overhead(model, options) if name == "overhead" else made[name](model, scorer, options)
+        for name in options.studies
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     columns = ["study", "arm", "measure", "value", "low", "high", "n"]  # timings have no interval
     table = pd.concat(parts, ignore_index=True).reindex(columns=columns)
@@ -321,7 +402,12 @@ def main(options: P2POptions):
     print(table.round(3).to_string(index=False))
     if {"swap", "reweight"} <= set(table.study):
         figures.curves(table, options.out / "prompt_to_prompt.png")
-    figures.pictures(model, swap_pairs(min(6, options.images)), options.out / "prompt_to_prompt_images.png", options.num_inference_steps)
+    figures.pictures(
+        model,
+        swap_pairs(min(6, options.images)),
+        options.out / "prompt_to_prompt_images.png",
+        options.num_inference_steps,
+    )
 
 
 if __name__ == "__main__":

@@ -50,10 +50,16 @@ def main(options: SpeedOptions):
             [World("w", PROMPT)], seeds=range(images), num_inference_steps=steps, progress=False, **more
         )
         record = lambda run=run: run(record=["unet.*.cross"])
-        sides = {"plain diffusers": plain, "traced, no interventions": run, "traced, 16 sites recorded at every step": record}
+        sides = {
+            "plain diffusers": plain,
+            "traced, no interventions": run,
+            "traced, 16 sites recorded at every step": record,
+        }
         found = interleaved(sides, options.repeats)
         for name, seconds in found.items():
-            rows.append(dict(what=f"{name}, {images} image(s)", seconds=seconds, ratio=seconds / found["plain diffusers"]))
+            rows.append(
+                dict(what=f"{name}, {images} image(s)", seconds=seconds, ratio=seconds / found["plain diffusers"])
+            )
     studies = {"text-encoder trace": (by_loop, by_engine), "LocoGen": (locogen_by_loop, locogen_by_engine)}
     apart = {}
     for study in (name for name in studies if name in options.studies):
@@ -64,8 +70,10 @@ def main(options: SpeedOptions):
             seconds.append(time.perf_counter() - began)
         apart[study] = float(np.abs(images[0] - images[1]).max())
         if apart[study] > 0.02:
-            raise RuntimeError(f"{study}: the loop and the engine draw different images (largest difference {apart[study]}): "
-                               "their times cannot be compared")  # fmt: skip
+            raise RuntimeError(
+                f"{study}: the loop and the engine draw different images (largest difference {apart[study]}): "
+                "their times cannot be compared"
+            )
         for name, taken in zip(("the loop one would write", "engine"), seconds):
             rows.append(dict(what=f"{study}, {len(images[0])} images: {name}", seconds=taken, ratio=seconds[0] / taken))
     table = pd.DataFrame(rows).round(3)
@@ -92,15 +100,27 @@ def interleaved(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
 def by_engine(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
     """Images (world x seed, y, x, colour)."""
     worlds = [World("clean", PROMPT), World("corrupted", PROMPT, [NOISE], SUBJECT)]
-    worlds += [World(site.name, PROMPT, [NOISE, restore(site.name, "clean", tokens="subject")], SUBJECT) for site in model.sites(SITES)]
-    run = model.run(worlds, seeds=range(options.trace_seeds), num_inference_steps=steps, batch_size=options.batch_size, progress=False)
+    worlds += [
+        World(site.name, PROMPT, [NOISE, restore(site.name, "clean", tokens="subject")], SUBJECT)
+        for site in model.sites(SITES)
+    ]
+    run = model.run(
+        worlds,
+        seeds=range(options.trace_seeds),
+        num_inference_steps=steps,
+        batch_size=options.batch_size,
+        progress=False,
+    )
     return run.images.values.reshape(-1, *run.images.shape[2:])
 
 
 def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
     """The same with PyTorch hooks: a clean call that keeps its states, then one call per site and seed."""
     pipeline, sites = model.pipeline, list(model.sites(SITES))
-    modules = {site.name: model.nn._module.get_submodule(site.module) for site in [*sites, model.sites("text_encoder.embedding")[0]]}
+    modules = {
+        site.name: model.nn._module.get_submodule(site.module)
+        for site in [*sites, model.sites("text_encoder.embedding")[0]]
+    }
     words = list(tokenize(pipeline.tokenizer, PROMPT).of(SUBJECT))
     clean: dict[str, torch.Tensor] = {}
 
@@ -136,7 +156,11 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
     def call(seed):
         with quiet(pipeline):
             return pipeline(
-                PROMPT, latents=model.latents([seed]), num_inference_steps=steps, guidance_scale=model.guidance_scale, output_type="np"
+                PROMPT,
+                latents=model.latents([seed]),
+                num_inference_steps=steps,
+                guidance_scale=model.guidance_scale,
+                output_type="np",
             ).images[0]
 
     images: dict[tuple[str, int], np.ndarray] = {}
@@ -146,10 +170,16 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
         with hooked({"text_encoder.embedding": corrupt}):
             images["corrupted", seed] = call(seed)
         for site in sites:
-            with hooked({"text_encoder.embedding": corrupt, site.name: lambda out, name=site.name: put_back(name, out)}):
+            with hooked(
+                {"text_encoder.embedding": corrupt, site.name: lambda out, name=site.name: put_back(name, out)}
+            ):
                 images[site.name, seed] = call(seed)
     return np.stack(
-        [images[name, seed] for name in ("clean", "corrupted", *(site.name for site in sites)) for seed in range(options.trace_seeds)]
+        [
+            images[name, seed]
+            for name in ("clean", "corrupted", *(site.name for site in sites))
+            for seed in range(options.trace_seeds)
+        ]
     )
 
 
@@ -177,7 +207,11 @@ def locogen_by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarr
             handles = [module.register_forward_pre_hook(swap, with_kwargs=True) for module in modules]
             with quiet(pipeline):
                 call = pipeline(
-                    PROMPT, latents=model.latents([seed]), num_inference_steps=steps, guidance_scale=model.guidance_scale, output_type="np"
+                    PROMPT,
+                    latents=model.latents([seed]),
+                    num_inference_steps=steps,
+                    guidance_scale=model.guidance_scale,
+                    output_type="np",
                 )
             images.append(call.images[0])
             for handle in handles:

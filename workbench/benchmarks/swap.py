@@ -89,13 +89,17 @@ def inverted(model: Model, fit: Fit) -> Edit:
     parts = []
     for word, other in OTHER.items():
         templates = sorted({p.prompt.replace(p.subject, "{}") for p in fit.train if p.subject == other})[:16]
-        pictures = model.generate([template.format(other) for template in templates], seed=range(5000, 5000 + len(templates)))
+        pictures = model.generate(
+            [template.format(other) for template in templates], seed=range(5000, 5000 + len(templates))
+        )
         parts.append(edits.textual_inversion(model, word, pictures, templates=templates, updates=150))
     return parts[0] + parts[1]
 
 
 EDITORS: dict[str, Callable[[Model, Fit], Edit]] = {
-    "swap": lambda model, fit: edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST).scaled(OVERSHOOT),
+    "swap": lambda model, fit: edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST).scaled(
+        OVERSHOOT
+    ),
     "swap, six layers": lambda model, fit: edits.from_concepts(
         model, fit.train, preserve=fit.kept, editor="swap", **BEST | dict(sites=SIX)
     ).scaled(OVERSHOOT),
@@ -112,7 +116,9 @@ EDITORS: dict[str, Callable[[Model, Fit], Edit]] = {
     "locoedit, two layers": lambda model, fit: edits.locoedit(model, PAIRS, sites=WINDOW),
     "locoedit, all layers": lambda model, fit: edits.locoedit(model, PAIRS, sites=ALL),
     "time": lambda model, fit: edits.time_edit(model, PAIRS),
-    "uce": lambda model, fit: edits.uce(model, PAIRS, preserve=sorted({f"a {p.subject}" for p in fit.preserve if p.value == p.subject})),
+    "uce": lambda model, fit: edits.uce(
+        model, PAIRS, preserve=sorted({f"a {p.subject}" for p in fit.preserve if p.value == p.subject})
+    ),
     "rome": lambda model, fit: edits.rome(model, PAIRS, sites=ALL, corpus=fit.corpus),
     "neurons, two layers": lambda model, fit: neuron_swap(model),
     "diff_quickfix": lambda model, fit: edits.diff_quickfix(model, PAIRS),
@@ -125,14 +131,19 @@ def _variant(**settings) -> Callable[[Model, Fit], Edit]:
     chosen = BEST | settings
 
     def make(model: Model, fit: Fit) -> Edit:
-        return edits.from_concepts(model, fit.train, preserve=fit.kept if chosen.get("preserve_weight", 1) else (), **chosen)
+        return edits.from_concepts(
+            model, fit.train, preserve=fit.kept if chosen.get("preserve_weight", 1) else (), **chosen
+        )
 
     return make
 
 
 TUNED: dict[str, Callable[[Model, Fit], Edit]] = {
     "chosen": lambda model, fit: _variant()(model, fit).scaled(OVERSHOOT),
-    **{f"scaled {factor:g}": lambda model, fit, factor=factor: _variant()(model, fit).scaled(factor) for factor in (1.0, 1.4)},
+    **{
+        f"scaled {factor:g}": lambda model, fit, factor=factor: _variant()(model, fit).scaled(factor)
+        for factor in (1.0, 1.4)
+    },
     **{f"lam {lam:g}": _variant(lam=lam) for lam in (0.1, 1.0, 100.0)},
     **{f"preserve_weight {weight:g}": _variant(preserve_weight=weight) for weight in (0.0, 0.1, 4.0)},
     "tokens: last of the subject": _variant(tokens="subject_last"),
@@ -144,18 +155,26 @@ TUNED: dict[str, Callable[[Model, Fit], Edit]] = {
     "v only": _variant(sites="unet.*.cross.v"),
     "down and mid layers": _variant(sites=("unet.down.*.cross", "unet.mid*.cross")),
     "up layers": _variant(sites="unet.up.*.cross"),
-}  # fmt: skip
+}
 
 
 class Cells:
     """One benchmark: every editor on every set, each cell kept as it is finished. targets: what a value's picture is to show."""
 
-    def __init__(self, model: Model, scorer: Scorer, sets: dict[str, PromptSet], options, folder: Path, targets: dict[str, str]):
+    def __init__(
+        self, model: Model, scorer: Scorer, sets: dict[str, PromptSet], options, folder: Path, targets: dict[str, str]
+    ):
         self.model, self.scorer, self.sets, self.options, self.targets = model, scorer, sets, options, targets
-        asked = {"experiment": "swap", "targets": targets, "num_inference_steps": options.num_inference_steps,
-                 "batch_size": options.batch_size,
-                 "model": model.record, "scorer": scorer.record, "edits": [BEST, OVERSHOOT, WINDOW, SIX, options.every],
-                 "prompts": {name: [prompt.prompt for prompt in some] for name, some in sets.items()}}  # fmt: skip
+        asked = {
+            "experiment": "swap",
+            "targets": targets,
+            "num_inference_steps": options.num_inference_steps,
+            "batch_size": options.batch_size,
+            "model": model.record,
+            "scorer": scorer.record,
+            "edits": [BEST, OVERSHOOT, WINDOW, SIX, options.every],
+            "prompts": {name: [prompt.prompt for prompt in some] for name, some in sets.items()},
+        }
         self.shards = Shards(asked, folder)
         self.bar = tqdm(desc="images", unit="image", disable=None)
         self.unedited: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -165,17 +184,25 @@ class Cells:
         (image, label). told: with the replacement in the prompt."""
         prompts = self.sets[name]
         texts = [replaced(prompt) if told else prompt.prompt for prompt in prompts]
-        images = self.model.generate(texts, seed=range(len(prompts)), batch_size=self.options.batch_size,
-                                     num_inference_steps=self.options.num_inference_steps)  # fmt: skip
+        images = self.model.generate(
+            texts,
+            seed=range(len(prompts)),
+            batch_size=self.options.batch_size,
+            num_inference_steps=self.options.num_inference_steps,
+        )
         self.bar.update(len(images))
-        return np.stack([np.asarray(image) for image in images]) / 255, self.scorer.class_probabilities(images, prompts.labels).numpy()
+        return np.stack([np.asarray(image) for image in images]) / 255, self.scorer.class_probabilities(
+            images, prompts.labels
+        ).numpy()
 
     def before(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if name not in self.unedited:
             self.unedited[name] = self.pictures(name)
         return self.unedited[name]
 
-    def measure(self, editor: str, make: Callable[[], Edit | None], rules: str = "UNet", sets: Sequence[str] | None = None):
+    def measure(
+        self, editor: str, make: Callable[[], Edit | None], rules: str = "UNet", sets: Sequence[str] | None = None
+    ):
         """Rows of one editor on some or all sets: what each picture shows, edited and not, and how far they are apart."""
         todo = [name for name in sets or self.sets if f"{editor}-{name}" not in self.shards]
         if not todo:
@@ -187,24 +214,42 @@ class Cells:
             if edit is not None:
                 with self.model.applied(edit):
                     after = self.pictures(name)
-            about = dict(editor=editor, set=name, rules=rules, rank=0 if edit is None else max(update.rank for update in edit.updates))
+            about = dict(
+                editor=editor,
+                set=name,
+                rules=rules,
+                rank=0 if edit is None else max(update.rank for update in edit.updates),
+            )
             self.shards.write(f"{editor}-{name}", [about | row for row in self.rows(name, before, after)])
 
     def ceiling(self, name: str):
         """What the unedited model draws of a set when told the replacement: no edit can be expected to do better."""
         if f"{CEILING}-{name}" not in self.shards:
             rows = self.rows(name, self.before(name), self.pictures(name, told=True))
-            self.shards.write(f"{CEILING}-{name}", [dict(editor=CEILING, set=name, rules="no edit", rank=0) | row for row in rows])
+            self.shards.write(
+                f"{CEILING}-{name}", [dict(editor=CEILING, set=name, rules="no edit", rank=0) | row for row in rows]
+            )
 
-    def rows(self, name: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> list[dict]:
+    def rows(
+        self, name: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
+    ) -> list[dict]:
         prompts, labels = self.sets[name], list(self.sets[name].labels)
         unedited, edited = ([labels[i] for i in probabilities.argmax(1)] for _, probabilities in (before, after))
         distances, found = pixel_distance(after[0], before[0]), []
         for i, prompt in enumerate(prompts):
             target = self.targets.get(prompt.value)
             probability = None if target is None else float(after[1][i, labels.index(target)])
-            found.append(dict(prompt=i, value=prompt.value, target=target, edited=edited[i], unedited=unedited[i],
-                              probability=probability, distance=float(distances[i])))  # fmt: skip
+            found.append(
+                dict(
+                    prompt=i,
+                    value=prompt.value,
+                    target=target,
+                    edited=edited[i],
+                    unedited=unedited[i],
+                    probability=probability,
+                    distance=float(distances[i]),
+                )
+            )
         return found
 
 
@@ -224,8 +269,17 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _row(cell: pd.DataFrame, measure: str, values: tuple[float, float, float]) -> dict:
     first = cell.iloc[0]
-    return dict(editor=first.editor, rules=first.rules, rank=first["rank"], set=first.set, measure=measure, value=round(values[0], 4),
-                low=round(values[1], 4), high=round(values[2], 4), n=len(cell))  # fmt: skip
+    return dict(
+        editor=first.editor,
+        rules=first.rules,
+        rank=first["rank"],
+        set=first.set,
+        measure=measure,
+        value=round(values[0], 4),
+        low=round(values[1], 4),
+        high=round(values[2], 4),
+        n=len(cell),
+    )
 
 
 def score(table: pd.DataFrame, efficacy: str = "held_out", control: str = "control") -> pd.DataFrame:
@@ -233,7 +287,9 @@ def score(table: pd.DataFrame, efficacy: str = "held_out", control: str = "contr
     pick = lambda name, measure: table[(table.set == name) & (table.measure == measure)].set_index("editor")["value"]
     found = pd.DataFrame({"swap_accuracy": pick(efficacy, "swapped"), "collateral": pick(control, "changed")})
     found["score"] = 100 * (found.swap_accuracy - found.collateral)
-    return found.join(table.drop_duplicates("editor").set_index("editor")[["rules", "rank"]]).sort_values("score", ascending=False)
+    return found.join(table.drop_duplicates("editor").set_index("editor")[["rules", "rank"]]).sort_values(
+        "score", ascending=False
+    )
 
 
 def main(options: SwapOptions):
@@ -247,7 +303,9 @@ def main(options: SwapOptions):
         sets = {"train": train[1::2][::3], "preserve": preserve[1::2][::5]}
     else:
         fit, sets = Fit(tuple(train), tuple(preserve)), {name: prompt_set(f"swap/{name}") for name in SETS}
-    sets = {name: some[:: max(1, len(some) // options.images)] if options.images else some for name, some in sets.items()}
+    sets = {
+        name: some[:: max(1, len(some) // options.images)] if options.images else some for name, some in sets.items()
+    }
     cells = Cells(model, scorer, sets, options, options.runs / ("tune" if options.tune else "benchmark"), OTHER)
     cells.measure(UNEDITED, lambda: None)
     cells.ceiling("train" if options.tune else "held_out")
@@ -264,7 +322,11 @@ def main(options: SwapOptions):
     if not options.tune:
         swap_figures.frontier(table, options.out / "swap.png")
         best = ranked[(ranked.rules == "UNet") & (ranked.index != UNEDITED)].index[0]
-        shown = {name: made(name) for name in dict.fromkeys((best, "uce", "locoedit, all layers")) if name in set(table.editor)}
+        shown = {
+            name: made(name)
+            for name in dict.fromkeys((best, "uce", "locoedit, all layers"))
+            if name in set(table.editor)
+        }
         swap_figures.before_and_after(model, shown, sets, options.out / "swap_images.png", options.num_inference_steps)
 
 

@@ -39,16 +39,30 @@ def frontier(table: pd.DataFrame, path: Path):
             left.axhline(y.value, color=colours[editor], ls="--", label=editor)
             continue
         x = collateral.loc[editor]
-        left.errorbar(x.value, y.value, [[y.value - y.low], [y.high - y.value]], [[x.value - x.low], [x.high - x.value]], capsize=2, ms=8,
-                      fmt="o" if y.rules == "UNet" else "s", color=colours[editor], mfc=colours[editor] if y.rules == "UNet" else "white",
-                      label=f"{editor} ({y.rules})")  # fmt: skip
+        left.errorbar(
+            x.value,
+            y.value,
+            [[y.value - y.low], [y.high - y.value]],
+            [[x.value - x.low], [x.high - x.value]],
+            capsize=2,
+            ms=8,
+            fmt="o" if y.rules == "UNet" else "s",
+            color=colours[editor],
+            mfc=colours[editor] if y.rules == "UNet" else "white",
+            label=f"{editor} ({y.rules})",
+        )
     left.axhline(0.9, color="grey", ls=":")
     left.axvline(0.05, color="grey", ls=":")
-    left.set(xlabel="collateral: control prompts whose top class changed", ylabel="swap accuracy on held-out prompts",
-             title=f"Efficacy against collateral, {int(accuracy.n.iloc[0])} and {int(collateral.n.iloc[0])} images per editor, "
-                   "95 % intervals; dotted: the target")  # fmt: skip
+    left.set(
+        xlabel="collateral: control prompts whose top class changed",
+        ylabel="swap accuracy on held-out prompts",
+        title=f"Efficacy against collateral, {int(accuracy.n.iloc[0])} and {int(collateral.n.iloc[0])} images per editor, "
+        "95 % intervals; dotted: the target",
+    )
     left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=4)
-    cells = pd.DataFrame({f"{name}\n{measure}": pick(name, measure)["value"] for name, measure in SHOWN.items()}).reindex(accuracy.index)
+    cells = pd.DataFrame(
+        {f"{name}\n{measure}": pick(name, measure)["value"] for name, measure in SHOWN.items()}
+    ).reindex(accuracy.index)
     sns.heatmap(cells, ax=right, annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar=False)
     right.set(ylabel="", title="Share of images, by set")
     figure.savefig(path, dpi=110, bbox_inches="tight")
@@ -57,23 +71,43 @@ def frontier(table: pd.DataFrame, path: Path):
 
 def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str, PromptSet], path: Path, steps: int):
     """The same prompts and seeds under each edit: two held-out prompts of each animal, controls, and every leak."""
-    chosen = [("held_out", 0), ("held_out", 1), ("held_out", -1), ("held_out", -2), ("control", 0), ("control", 35), ("control", 80)]
+    chosen = [
+        ("held_out", 0),
+        ("held_out", 1),
+        ("held_out", -1),
+        ("held_out", -2),
+        ("control", 0),
+        ("control", 35),
+        ("control", 80),
+    ]
     chosen += [(name, i) for name in ("paraphrase", "plural", "two_animal", "homonym") for i in (0, -1)]
     prompts = [sets[name][i % len(sets[name])].prompt for name, i in chosen]
     draw = lambda: (
-        np.stack([np.asarray(image) for image in model.generate(prompts, seed=range(len(prompts)), num_inference_steps=steps)]) / 255
+        np.stack(
+            [
+                np.asarray(image)
+                for image in model.generate(prompts, seed=range(len(prompts)), num_inference_steps=steps)
+            ]
+        )
+        / 255
     )
     rows = {"unedited": draw()}
     for name, edit in edits.items():
         with model.applied(edit):
             rows[name] = draw()
-    images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
-                          coords={"world": list(rows), "seed": range(len(prompts))})  # fmt: skip
+    images = xr.DataArray(
+        np.stack(list(rows.values())),
+        dims=("world", "seed", "y", "x", "colour"),
+        coords={"world": list(rows), "seed": range(len(prompts))},
+    )
     figure, ax = plt.subplots(figsize=(22, 1.35 * len(rows) + 1.4), layout="constrained")
     plot.image_grid(images, ax=ax, title="Each column: one prompt and one starting noise")
     ax.set_xticks(
         ax.get_xticks(),
-        [f"{name}:\n{fill(prompt, 19, break_long_words=False, break_on_hyphens=False)}" for (name, _), prompt in zip(chosen, prompts)],
+        [
+            f"{name}:\n{fill(prompt, 19, break_long_words=False, break_on_hyphens=False)}"
+            for (name, _), prompt in zip(chosen, prompts)
+        ],
         fontsize=7,
     )
     ax.set_xlabel("")

@@ -80,7 +80,9 @@ def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: 
             names = [name for name in sets if name.startswith(kind)]
             windows = [sets[name.replace("all but", "window")] for name in names]
             if not {layer for window in windows for layer in window} <= set(of_layer.index):
-                raise ValueError(f"localizer {localizer!r} has no score for some layers; its table names {list(of_layer.index)[:4]}, ...")
+                raise ValueError(
+                    f"localizer {localizer!r} has no score for some layers; its table names {list(of_layer.index)[:4]}, ..."
+                )
             said = np.array([of_layer[list(window)].mean() for window in windows])
             done = sign * value[names].to_numpy()
             rng = np.random.default_rng(0)
@@ -88,7 +90,14 @@ def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: 
             rhos = [stats.spearmanr(said[d], done[d]).statistic for d in draws if np.ptp(said[d]) and np.ptp(done[d])]
             low, high = np.quantile(rhos, (0.025, 0.975))
             found.append(
-                dict(localizer=localizer, edit=kind, spearman=stats.spearmanr(said, done).statistic, low=low, high=high, windows=len(said))
+                dict(
+                    localizer=localizer,
+                    edit=kind,
+                    spearman=stats.spearmanr(said, done).statistic,
+                    low=low,
+                    high=high,
+                    windows=len(said),
+                )
             )
     return pd.DataFrame(found)
 
@@ -101,7 +110,9 @@ def main(options: WindowsOptions):
     sets = layer_sets(model, options.width, options.random_sets)
     cells.measure(UNEDITED, lambda: None)
     fit = fit.thinned(options.every)
-    whole = edits.from_concepts(model, fit.train, preserve=fit.kept, **BEST)  # solved once, whatever layers it is used at
+    whole = edits.from_concepts(
+        model, fit.train, preserve=fit.kept, **BEST
+    )  # solved once, whatever layers it is used at
     for name, layers in sets.items():
         cells.measure(name, lambda layers=layers: whole.at(*layers))
     rows = cells.shards.table()
@@ -113,7 +124,11 @@ def main(options: WindowsOptions):
     found = correlations(table, sets, localizer_scores(options))
     found.round(3).to_csv(options.out / "windows_correlation.csv", index=False)
     draw(table, options)
-    print(table[["editor", "value", "low", "high", "n"]].to_string(index=False), found.round(3).to_string(index=False), sep="\n\n")
+    print(
+        table[["editor", "value", "low", "high", "n"]].to_string(index=False),
+        found.round(3).to_string(index=False),
+        sep="\n\n",
+    )
 
 
 def draw(table: pd.DataFrame, options: WindowsOptions):
@@ -126,7 +141,9 @@ def draw(table: pd.DataFrame, options: WindowsOptions):
             ax.axhline(lines.value[name], color="grey", ls=style, label=name)
         ax.set_xticks(range(len(rows)), rows.editor, rotation=90, fontsize=8)
         ax.legend(fontsize=8)
-    axes[0].set(title=f"Edited at {options.width} layers alone", ylabel="probability of the other animal, 95 % interval")
+    axes[0].set(
+        title=f"Edited at {options.width} layers alone", ylabel="probability of the other animal, 95 % interval"
+    )
     axes[1].set(title=f"Edited at all layers but {options.width}")
     figure.savefig(options.out / "windows.png", dpi=110)
     plt.close(figure)

@@ -31,11 +31,15 @@ def summary(data: xr.Dataset, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
         plain = averages({"value": scores.unsteered}, attrs={"metric": metric})
         axes = [axis for axis in ("variant", "factor") if axis in found.value.dims]
         ends = ["value", "value_low", "value_high"]
-        rows.append(pd.DataFrame([{"variant": UNSTEERED, "metric": metric} | {name: float(plain[name]) for name in ends}]))
+        rows.append(
+            pd.DataFrame([{"variant": UNSTEERED, "metric": metric} | {name: float(plain[name]) for name in ends}])
+        )
         rows.append(found[ends].to_dataframe().reset_index()[[*axes, *ends]].assign(metric=metric))
     whole = pd.concat(rows, ignore_index=True).rename(columns=lambda name: name.replace("value_", ""))
     whole = whole.assign(n=data.sizes["prompt"] * data.sizes["seed"])
-    for i in whole.index[(whole.metric == "concept") & whole.value.isin((0, 1))]:  # no resample of such images shows any spread
+    for i in whole.index[
+        (whole.metric == "concept") & whole.value.isin((0, 1))
+    ]:  # no resample of such images shows any spread
         whole.loc[i, ["low", "high"]] = share([bool(whole.value[i])] * data.sizes["prompt"])[1:]
     return whole[[*[c for c in ("variant", "factor") if c in whole], "metric", "value", "low", "high", "n"]].round(4)
 
@@ -51,7 +55,9 @@ def against(data: xr.Dataset, a: str, b: str, metrics: Sequence[str] = METRICS) 
     return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
 
 
-def at_equal_fidelity(data: xr.Dataset, drops: Sequence[float], concept: str, fidelity: str = "similarity") -> pd.DataFrame:
+def at_equal_fidelity(
+    data: xr.Dataset, drops: Sequence[float], concept: str, fidelity: str = "similarity"
+) -> pd.DataFrame:
     """How much of the concept each family has where it has lost as much fidelity, and what the UNet has more than the text encoder.
 
     data: scores over factors. drops: of fidelity, from the unsteered images. Between two factors, and from the unsteered images to
@@ -63,21 +69,34 @@ def at_equal_fidelity(data: xr.Dataset, drops: Sequence[float], concept: str, fi
     drawn = {metric: resampled_means(each) for metric, each in cells.items()}
     rows = []
     for drop in drops:
-        value, spread = ({variant: _at_drop(means[concept].sel(variant=variant).values, means[fidelity].sel(variant=variant).values, drop)
-                          for variant in data.variant.values} for means in (whole, drawn))  # fmt: skip
+        value, spread = (
+            {
+                variant: _at_drop(
+                    means[concept].sel(variant=variant).values, means[fidelity].sel(variant=variant).values, drop
+                )
+                for variant in data.variant.values
+            }
+            for means in (whole, drawn)
+        )
         for each in (value, spread):
-            each |= {f"{UNET}, {layers} minus {TEXT}, {layers}": each[f"{UNET}, {layers}"] - each[f"{TEXT}, {layers}"]
-                     for layers in ("searched layers", "all layers")}  # fmt: skip
+            each |= {
+                f"{UNET}, {layers} minus {TEXT}, {layers}": each[f"{UNET}, {layers}"] - each[f"{TEXT}, {layers}"]
+                for layers in ("searched layers", "all layers")
+            }
         for variant, found in spread.items():
             ends = np.nanquantile(found, (0.025, 0.975)) if np.isnan(found).mean() <= 0.05 else (np.nan, np.nan)
-            rows.append(dict(drop=drop, variant=variant, metric=concept, value=value[variant].item(), low=ends[0], high=ends[1]))
+            rows.append(
+                dict(drop=drop, variant=variant, metric=concept, value=value[variant].item(), low=ends[0], high=ends[1])
+            )
     return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
 
 
 def _from_unsteered(scores: xr.Dataset) -> xr.DataArray:
     """Scores by factor, from the unsteered images, factor 0, on."""
     steered = scores.steered.sortby("factor")
-    return xr.concat([scores.unsteered.expand_dims(variant=steered.variant, factor=[0.0]), steered], "factor").transpose(..., "factor")
+    return xr.concat(
+        [scores.unsteered.expand_dims(variant=steered.variant, factor=[0.0]), steered], "factor"
+    ).transpose(..., "factor")
 
 
 def _at_drop(concept: np.ndarray, fidelity: np.ndarray, drop: float) -> np.ndarray:
@@ -85,7 +104,9 @@ def _at_drop(concept: np.ndarray, fidelity: np.ndarray, drop: float) -> np.ndarr
     level = fidelity[:, :1] - drop
     below = fidelity < level
     after = below.argmax(1)[:, None]
-    (f0, f1), (c0, c1) = ([np.take_along_axis(curve, np.maximum(after - back, 0), 1) for back in (1, 0)] for curve in (fidelity, concept))
+    (f0, f1), (c0, c1) = (
+        [np.take_along_axis(curve, np.maximum(after - back, 0), 1) for back in (1, 0)] for curve in (fidelity, concept)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         found = c0 + (f0 - level) / (f0 - f1) * (c1 - c0)
     return np.where(below.any(1), found[:, 0], np.nan)
@@ -95,26 +116,39 @@ def submit(study: Winter, variant: str, some: Sequence[Sequence[Intervention]]):
     """The submission's images, one for each ID from the fixed seed, and its table."""
     folder = study.options.runs / "submission"
     folder.mkdir(parents=True, exist_ok=True)
-    steered = Steered(study.model, study.held_out, study.concepts["winter"],
-                      SteerSpec(seeds=study.options.seeds[:1], num_inference_steps=study.options.num_inference_steps),
-                      study.scorer, study.options.batch_size)  # fmt: skip
+    steered = Steered(
+        study.model,
+        study.held_out,
+        study.concepts["winter"],
+        SteerSpec(seeds=study.options.seeds[:1], num_inference_steps=study.options.num_inference_steps),
+        study.scorer,
+        study.options.batch_size,
+    )
     images = as_pil(steered.run(steered.worlds(some)).images)
     for number, image in enumerate(images, 1):
         image.save(folder / f"{number}.png")
     prompts = [prompt.prompt for prompt in study.held_out]
-    pd.DataFrame(dict(ID=range(1, len(images) + 1), prompt=prompts, variant=variant, seed=study.options.seeds[0],
-                      winter_similarity=study.scorer.similarity(images, "winter").numpy().round(4),
-                      fidelity=study.scorer.similarity(images, prompts).numpy().round(4),
-                      image=[f"{number}.png" for number in range(1, len(images) + 1)])
-                 ).to_csv(folder / "submission.csv", index=False)  # fmt: skip
+    pd.DataFrame(
+        dict(
+            ID=range(1, len(images) + 1),
+            prompt=prompts,
+            variant=variant,
+            seed=study.options.seeds[0],
+            winter_similarity=study.scorer.similarity(images, "winter").numpy().round(4),
+            fidelity=study.scorer.similarity(images, prompts).numpy().round(4),
+            image=[f"{number}.png" for number in range(1, len(images) + 1)],
+        )
+    ).to_csv(folder / "submission.csv", index=False)
     print(f"wrote {folder}/submission.csv and {len(images)} images beside it")
 
 
 def main(options: WinterOptions):
     study = Winter(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"telling the model costs {study.budget:.3f} similarity to the original prompt, the budget, and brings winter a lead over summer "
-          f"of {study.enough:.3f}, which is enough")  # fmt: skip
+    print(
+        f"telling the model costs {study.budget:.3f} similarity to the original prompt, the budget, and brings winter a lead over summer "
+        f"of {study.enough:.3f}, which is enough"
+    )
     for where in SITES:
         stem = where.replace(" ", "_").lower()
         study.tables[where].round(4).to_csv(options.out / f"steering_sweep_{stem}.csv", index=False)
@@ -123,20 +157,32 @@ def main(options: WinterOptions):
     print(f"fixed strengths {study.fixed}")
     study.adaptive.round(4).to_csv(options.out / "steering_adaptive.csv", index=False)
     methods = {place["variant"]: some for place, some in study.methods.values()}
-    fixed, best = (next(name for name in methods if name.startswith(begin)) for begin in ("fixed strength", study.favourite))
+    fixed, best = (
+        next(name for name in methods if name.startswith(begin)) for begin in ("fixed strength", study.favourite)
+    )
     report = summary(study.report)
-    pairs = [("adaptive", fixed), ("adaptive", "three keyword classes"), (best, fixed), ("UNet, searched", "text encoder, searched")]
+    pairs = [
+        ("adaptive", fixed),
+        ("adaptive", "three keyword classes"),
+        (best, fixed),
+        ("UNet, searched", "text encoder, searched"),
+    ]
     report = pd.concat([report, *(against(study.report, a, b) for a, b in pairs)], ignore_index=True)
     report.to_csv(options.out / "steering.csv", index=False)
     print(
-        report.pivot(index="variant", columns="metric", values="value").reindex(report.variant.unique())[list(METRICS)].round(3).to_string()
+        report.pivot(index="variant", columns="metric", values="value")
+        .reindex(report.variant.unique())[list(METRICS)]
+        .round(3)
+        .to_string()
     )
     submit(study, best, methods[best])
     winter_figures.layers(study.sweeps, options.out / "steering_layers.png")
     curves = summary(study.frontier)
     curves.to_csv(options.out / "steering_frontier.csv", index=False)
     drops = [part * study.budget for part in SHARES]
-    equal = pd.concat([at_equal_fidelity(study.frontier, drops, concept) for concept in ("concept_similarity", "concept")])
+    equal = pd.concat(
+        [at_equal_fidelity(study.frontier, drops, concept) for concept in ("concept_similarity", "concept")]
+    )
     equal.to_csv(options.out / "steering_equal_fidelity.csv", index=False)
     print(equal.to_string(index=False))
     winter_figures.frontier(curves, report, options.out / "steering.png")
@@ -153,8 +199,10 @@ def main(options: WinterOptions):
     print(others[others.metric == "concept"].drop(columns="metric").to_string(index=False))
     text, unet = {name: study.directions[name, TEXT] for name in SAID}, study.directions["winter", UNET]
     winter_figures.differences(text, unet, options.out / "steering_directions.png")
-    print("cosine between the concepts' directions, mean over layers:",
-          {f"{a}, {b}": round(float(text[a].cosine(text[b]).mean()), 2) for a, b in combinations(SAID, 2)})  # fmt: skip
+    print(
+        "cosine between the concepts' directions, mean over layers:",
+        {f"{a}, {b}": round(float(text[a].cosine(text[b]).mean()), 2) for a, b in combinations(SAID, 2)},
+    )
     winter_figures.strips({where: study.strip(where) for where in SITES}, options.out / "steering_images.png")
 
 

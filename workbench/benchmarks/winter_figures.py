@@ -19,13 +19,17 @@ PANELS = (("concept", "probability"), ("concept_similarity", "similarity"))
 def layers(sweeps: Mapping[str, Sweep], path: Path):
     """Layer x strength: what each site gains of the concept and loses of the prompt."""
     sizes = [sweep.data.sizes["site"] for sweep in sweeps.values()]
-    figure, axes = plt.subplots(len(sweeps), 3, figsize=(15, 2 + 0.33 * sum(sizes)), layout="constrained", height_ratios=sizes)
+    figure, axes = plt.subplots(
+        len(sweeps), 3, figsize=(15, 2 + 0.33 * sum(sizes)), layout="constrained", height_ratios=sizes
+    )
     for row, (where, sweep) in zip(axes, sweeps.items()):
         for ax, metric in zip(row, ("concept_similarity", "similarity", "probability")):
             what = plot.NAMES.get(metric, "probability of the right subject")
             plot.heatmap(sweep.effects(metric), "strength", "layer", "change", ax=ax, title=f"{where}: {what}")
     prompts = next(iter(sweeps.values())).data.sizes["prompt"]
-    figure.suptitle(f"Steering one layer (or all) towards winter, change against the unsteered images; {prompts} tuning prompts")
+    figure.suptitle(
+        f"Steering one layer (or all) towards winter, change against the unsteered images; {prompts} tuning prompts"
+    )
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -39,9 +43,19 @@ def frontier(curves: pd.DataFrame, report: pd.DataFrame, path: Path):
         plot.frontier(curves, concept, fidelity, by="variant", ax=ax, title="From weak to strong, factors 0.25 to 2")
     for above, ax, (concept, fidelity) in zip(*axes, PANELS):
         for (_, row), colour in zip(points.iterrows(), sns.color_palette("husl", len(points))):
-            spread = [[[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in (concept, fidelity)]
-            ax.errorbar(row[concept], row[fidelity], spread[1], spread[0], fmt="s" if row.variant.startswith("UNet") else "o", capsize=2,
-                        color=colour, label=row.variant)  # fmt: skip
+            spread = [
+                [[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in (concept, fidelity)
+            ]
+            ax.errorbar(
+                row[concept],
+                row[fidelity],
+                spread[1],
+                spread[0],
+                fmt="s" if row.variant.startswith("UNet") else "o",
+                capsize=2,
+                color=colour,
+                label=row.variant,
+            )
         ax.set(xlabel=above.get_xlabel(), ylabel=above.get_ylabel(), title="All methods of the report")
     for ax in axes[:, 0]:
         ax.set_ylabel("probability of the right subject, mean and 95 % interval")
@@ -65,7 +79,9 @@ def differences(text: Mapping[str, Direction], unet: Direction, path: Path):
     """How far each concept moves each layer's activations."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     plot.activation_difference(text, ax=axes[0], title="Text encoder, MLP outputs by position, 100 pairs of prompts")
-    plot.activation_difference({"winter": unet}, ax=axes[1], title="UNet, cross-attention outputs, mean over steps, 25 pairs")
+    plot.activation_difference(
+        {"winter": unet}, ax=axes[1], title="UNet, cross-attention outputs, mean over steps, 25 pairs"
+    )
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -73,7 +89,10 @@ def differences(text: Mapping[str, Direction], unet: Direction, path: Path):
 def strips(rows: Mapping[str, xr.DataArray], path: Path):
     """Images over strengths, one panel for each family: (prompt, strength, y, x, colour)."""
     figure, axes = plt.subplots(
-        1, len(rows), figsize=(9 * len(rows), 0.9 + 1.05 * max(len(images) for images in rows.values())), layout="constrained"
+        1,
+        len(rows),
+        figsize=(9 * len(rows), 0.9 + 1.05 * max(len(images) for images in rows.values())),
+        layout="constrained",
     )
     for ax, (where, images) in zip(np.atleast_1d(axes), rows.items()):
         plot.image_grid(images, ax=ax, title=where)

@@ -77,8 +77,14 @@ class Winter:
             path = self.options.runs / f"{name} {where}.safetensors"  # kept, for another machine would round otherwise
             if not path.exists():
                 positive, negative = (side[:: 1 if where == TEXT else 4] for side in prompt_pairs(name))
-                more = dict(pool="positions") if where == TEXT else dict(num_inference_steps=self.options.num_inference_steps)
-                direction(self.model, positive, negative, SITES[where], batch_size=self.options.batch_size, **more).save(path)
+                more = (
+                    dict(pool="positions")
+                    if where == TEXT
+                    else dict(num_inference_steps=self.options.num_inference_steps)
+                )
+                direction(
+                    self.model, positive, negative, SITES[where], batch_size=self.options.batch_size, **more
+                ).save(path)
             found[name, where] = Direction.load(path)
         return found
 
@@ -86,16 +92,31 @@ class Winter:
         """What the model does when the prompt says it, summer left out: the ceiling, and the measure of what it may cost."""
         return [(replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)),) for prompt in prompts]
 
-    def measure(self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], **spec) -> xr.Dataset:
+    def measure(
+        self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], **spec
+    ) -> xr.Dataset:
         study = Steered(self.model, prompts, concept, SteerSpec(**spec), self.scorer, self.options.batch_size, variants)
         return study.dataset(self.options.runs / part)
 
     @cached_property
     def sweeps(self) -> dict[str, Sweep]:
         """Every layer at every strength."""
-        spec = {where: SweepSpec(keep_norm=where == UNET, strengths=self.options.strengths, **self.tuning) for where in SITES}
-        return {where: steer_sweep(self.model, self.tune, self.directions["winter", where], self.concepts["winter"], spec[where],
-                                   folder=self.options.runs / f"sweep {where}", **self.common) for where in SITES}  # fmt: skip
+        spec = {
+            where: SweepSpec(keep_norm=where == UNET, strengths=self.options.strengths, **self.tuning)
+            for where in SITES
+        }
+        return {
+            where: steer_sweep(
+                self.model,
+                self.tune,
+                self.directions["winter", where],
+                self.concepts["winter"],
+                spec[where],
+                folder=self.options.runs / f"sweep {where}",
+                **self.common,
+            )
+            for where in SITES
+        }
 
     @cached_property
     def told_so(self) -> xr.Dataset:
@@ -121,16 +142,33 @@ class Winter:
     @cached_property
     def searches(self) -> dict[str, Search]:
         """Sets of layers with a strength for each."""
-        spec = {where: SearchSpec(keep_norm=where == UNET, trials=self.options.trials, **self.tuning) for where in SITES}
-        return {where: steer_search(self.model, self.tune, self.directions["winter", where], self.concepts["winter"], spec[where],
-                                    folder=self.options.runs / f"search {where}", **self.common) for where in SITES}  # fmt: skip
+        spec = {
+            where: SearchSpec(keep_norm=where == UNET, trials=self.options.trials, **self.tuning) for where in SITES
+        }
+        return {
+            where: steer_search(
+                self.model,
+                self.tune,
+                self.directions["winter", where],
+                self.concepts["winter"],
+                spec[where],
+                folder=self.options.runs / f"search {where}",
+                **self.common,
+            )
+            for where in SITES
+        }
 
     @cached_property
     def searched(self) -> dict[str, dict[str, float]]:
         """Strength of each layer that the search chose, by the rule."""
-        return {where: found.best(float(found.table.similarity.iloc[0]) - self.budget) for where, found in self.searches.items()}
+        return {
+            where: found.best(float(found.table.similarity.iloc[0]) - self.budget)
+            for where, found in self.searches.items()
+        }
 
-    def strengthened(self, where: str, factor: float, strengths: Mapping[str, float] | None = None) -> tuple[Intervention, ...]:
+    def strengthened(
+        self, where: str, factor: float, strengths: Mapping[str, float] | None = None
+    ) -> tuple[Intervention, ...]:
         """Steering by the searched layers, times a factor."""
         by_site = {site: factor * strength for site, strength in (strengths or self.searched[where]).items()}
         return self.directions["winter", where].steer(by_site, unit=True, keep_norm=where == UNET)
@@ -144,7 +182,9 @@ class Winter:
         """The least strength that brings as much of winter as telling does, or the largest within the budget: for all tuning prompts
         together, and for those of each class."""
         some = [{"factor": factor} for factor in self.ladder]
-        variants = {str(place["factor"]): (place, [self.strengthened(TEXT, place["factor"])] * len(self.tune)) for place in some}
+        variants = {
+            str(place["factor"]): (place, [self.strengthened(TEXT, place["factor"])] * len(self.tune)) for place in some
+        }
         data = self.measure("ladder", self.tune, self.concepts["winter"], variants, **self.tuning).mean("seed")
         steered, before = data.steered, data.unsteered
         lead = _lead(steered)
@@ -164,10 +204,24 @@ class Winter:
     @cached_property
     def adaptive(self) -> pd.DataFrame:
         """The strength of each held-out prompt, found on two other seeds."""
-        spec = AdaptiveSpec(seeds=(0, 1), num_inference_steps=self.options.num_inference_steps, strongest=self.ladder[-1], rounds=4,
-                            budget=self.budget, margin=self.enough)  # fmt: skip
-        return adaptive_strength(self.model, self.held_out, self.directions["winter", TEXT], self.concepts["winter"], spec,
-                                 strengths=self.searched[TEXT], folder=self.options.runs / "adaptive", **self.common)  # fmt: skip
+        spec = AdaptiveSpec(
+            seeds=(0, 1),
+            num_inference_steps=self.options.num_inference_steps,
+            strongest=self.ladder[-1],
+            rounds=4,
+            budget=self.budget,
+            margin=self.enough,
+        )
+        return adaptive_strength(
+            self.model,
+            self.held_out,
+            self.directions["winter", TEXT],
+            self.concepts["winter"],
+            spec,
+            strengths=self.searched[TEXT],
+            folder=self.options.runs / "adaptive",
+            **self.common,
+        )
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -194,31 +248,52 @@ class Winter:
     def methods(self) -> dict[str, Variant]:
         """Everything that is compared, by name."""
         text, unet = (self.directions["winter", where] for where in SITES)
-        depth, source = len(text.sites), 0.5 * text  # the source divides the sum of differences by the number of all prompts
+        depth, source = (
+            len(text.sites),
+            0.5 * text,
+        )  # the source divides the sum of differences by the number of all prompts
         four: dict[str, float] = {}
         for layer, strength in PUBLISHED.items():
             site = text.sites[layer * depth // PUBLISHED_DEPTH]
             four[site] = four.get(site, 0) + strength
         best = {which: self.chosen(table) for which, table in self.tuned.items()}
         single, every = ({where: best[where, which] for where in SITES} for which in ("one layer", "all layers"))
-        name = lambda row: f"{row.site.removeprefix('text_encoder.').removeprefix('unet.').rsplit('.', 1)[0]} at {row.strength:g}"
+        name = lambda row: (
+            f"{row.site.removeprefix('text_encoder.').removeprefix('unet.').rsplit('.', 1)[0]} at {row.strength:g}"
+        )
         fixed, kinds = self.fixed, [keyword_class(prompt.prompt) for prompt in self.held_out]
         alike = {
             f"source's form, one layer ({single[TEXT].site.split('.')[1]})": source.steer({single[TEXT].site: 1.0}),
             f"source's form, its layers ({', '.join(site.split('.')[1] for site in four)})": source.steer(four),
             "source's form, all layers": source.steer(1.0),
-            f"text encoder, one layer ({name(single[TEXT])})": self.strengthened(TEXT, 1.0, {single[TEXT].site: single[TEXT].strength}),
-            f"text encoder, all layers (at {every[TEXT].strength:g})": self.strengthened(TEXT, 1.0, {"*": every[TEXT].strength}),
+            f"text encoder, one layer ({name(single[TEXT])})": self.strengthened(
+                TEXT, 1.0, {single[TEXT].site: single[TEXT].strength}
+            ),
+            f"text encoder, all layers (at {every[TEXT].strength:g})": self.strengthened(
+                TEXT, 1.0, {"*": every[TEXT].strength}
+            ),
             "text encoder, searched": self.strengthened(TEXT, 1.0),
             f"fixed strength (x {fixed['all']:g})": self.strengthened(TEXT, fixed["all"]),
-            f"UNet, one layer ({name(single[UNET])})": self.strengthened(UNET, 1.0, {single[UNET].site: single[UNET].strength}),
-            f"UNet, all layers (at {every[UNET].strength:g})": self.strengthened(UNET, 1.0, {"*": every[UNET].strength}),
+            f"UNet, one layer ({name(single[UNET])})": self.strengthened(
+                UNET, 1.0, {single[UNET].site: single[UNET].strength}
+            ),
+            f"UNet, all layers (at {every[UNET].strength:g})": self.strengthened(
+                UNET, 1.0, {"*": every[UNET].strength}
+            ),
             "UNet, searched": self.strengthened(UNET, 1.0),
             "UNet, summer removed": (-unet).remove(2.0),
         }
-        found = {f"m{i:02d}": ({"variant": variant}, [what] * len(kinds)) for i, (variant, what) in enumerate(alike.items())}
-        found["keywords"] = ({"variant": "three keyword classes"}, [self.strengthened(TEXT, fixed[kind]) for kind in kinds])
-        found["adaptive"] = ({"variant": "adaptive"}, [self.strengthened(TEXT, factor) for factor in self.adaptive.strength])
+        found = {
+            f"m{i:02d}": ({"variant": variant}, [what] * len(kinds)) for i, (variant, what) in enumerate(alike.items())
+        }
+        found["keywords"] = (
+            {"variant": "three keyword classes"},
+            [self.strengthened(TEXT, fixed[kind]) for kind in kinds],
+        )
+        found["adaptive"] = (
+            {"variant": "adaptive"},
+            [self.strengthened(TEXT, factor) for factor in self.adaptive.strength],
+        )
         return {"told": ({"variant": "told winter"}, self.told(["winter"], self.held_out))} | found
 
     @cached_property
@@ -236,7 +311,10 @@ class Winter:
             ):
                 for factor in FRONTIER:
                     place = {"variant": f"{where}, {layers} layers", "factor": factor}
-                    variants[f"{where} {layers} {factor}"] = (place, [self.strengthened(where, factor, strengths)] * len(self.held_out))
+                    variants[f"{where} {layers} {factor}"] = (
+                        place,
+                        [self.strengthened(where, factor, strengths)] * len(self.held_out),
+                    )
         return self.measure("frontier", self.held_out, self.concepts["winter"], variants, **self.reporting)
 
     def strip(self, where: str, shown: Sequence[int] = (0, 1, 5, 22, 23)) -> xr.DataArray:
@@ -244,8 +322,15 @@ class Winter:
         factors, rows = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), {}
         for i in shown[: len(self.held_out)]:
             prompt = self.held_out[i % len(self.held_out)].prompt
-            worlds = [World(f"{factor:g}", prompt, self.strengthened(where, factor) if factor else ()) for factor in factors]
-            run = self.model.run(worlds, seeds=self.options.seeds[:1], num_inference_steps=self.options.num_inference_steps, progress=False)
+            worlds = [
+                World(f"{factor:g}", prompt, self.strengthened(where, factor) if factor else ()) for factor in factors
+            ]
+            run = self.model.run(
+                worlds,
+                seeds=self.options.seeds[:1],
+                num_inference_steps=self.options.num_inference_steps,
+                progress=False,
+            )
             rows[fill(prompt, 24)] = run.images.isel(seed=0).rename(world="strength")
         return xr.concat(rows.values(), pd.Index(rows, name="world"))
 
@@ -259,16 +344,25 @@ class Winter:
         tuned = {str(s): ({"variant": f"{s:g}"}, at(s, self.tune)) for s in strengths} | {
             "told": ({"variant": "told"}, self.told(names, self.tune))
         }
-        found = [self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, **self.tuning).mean(("prompt", "seed"))
-                 for name in names]  # fmt: skip
+        found = [
+            self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, **self.tuning).mean(
+                ("prompt", "seed")
+            )
+            for name in names
+        ]
         lost = found[0].steered.sel(metric="similarity")
         gained = sum(each.steered.sel(metric="concept_probability") for each in found)
-        kept = [f"{s:g}" for s in strengths if lost.sel(variant=f"{s:g}") >= lost.sel(variant="told")] or [f"{strengths[0]:g}"]
+        kept = [f"{s:g}" for s in strengths if lost.sel(variant=f"{s:g}") >= lost.sel(variant="told")] or [
+            f"{strengths[0]:g}"
+        ]
         best = float(max(kept, key=lambda each: float(gained.sel(variant=each))))
-        held = {"steered": ({"variant": f"steered (x {best:g})"}, at(best, self.held_out)),
-                "told": ({"variant": "told"}, self.told(names, self.held_out))}  # fmt: skip
+        held = {
+            "steered": ({"variant": f"steered (x {best:g})"}, at(best, self.held_out)),
+            "told": ({"variant": "told"}, self.told(names, self.held_out)),
+        }
         return best, {
-            name: self.measure(f"{joined} report {name}", self.held_out, self.concepts[name], held, **self.reporting) for name in names
+            name: self.measure(f"{joined} report {name}", self.held_out, self.concepts[name], held, **self.reporting)
+            for name in names
         }
 
 

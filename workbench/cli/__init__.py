@@ -25,9 +25,14 @@ class Benchmark:
     )
 
     def run(self):
-        mains = {swap.SwapOptions: swap.main, windows.WindowsOptions: windows.main, edit_tasks.TasksOptions: edit_tasks.main,
-                 winter_study.WinterOptions: winter.main, edit_speed.EditSpeedOptions: edit_speed.main,
-                 prompt_to_prompt.P2POptions: prompt_to_prompt.main}  # fmt: skip
+        mains = {
+            swap.SwapOptions: swap.main,
+            windows.WindowsOptions: windows.main,
+            edit_tasks.TasksOptions: edit_tasks.main,
+            winter_study.WinterOptions: winter.main,
+            edit_speed.EditSpeedOptions: edit_speed.main,
+            prompt_to_prompt.P2POptions: prompt_to_prompt.main,
+        }
         mains[type(self.which)](self.which)
 
 
@@ -48,7 +53,9 @@ def main():
     except KeyboardInterrupt:
         folder = getattr(command, "folder", None) or getattr(getattr(command, "which", None), "runs", None)
         kept = (
-            f"finished parts are kept in {folder}; the same command goes on" if folder else "nothing is kept; give --folder to keep parts"
+            f"finished parts are kept in {folder}; the same command goes on"
+            if folder
+            else "nothing is kept; give --folder to keep parts"
         )
         raise SystemExit(f"\nstopped: {kept}") from None
     except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as error:

@@ -61,7 +61,9 @@ class SteerConcept(Common):
         columns |= {f"{s:g}": found.steer(s, unit=not self.raw, keep_norm=self.keep_norm) for s in self.strengths}
         strips = {}
         for prompt in self.prompts:
-            images = model.run([World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)).images
+            images = model.run(
+                [World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)
+            ).images
             for name in columns:
                 mine = images.sel(world=name)
                 pictures = scorer.image_embeddings(as_pil(mine))
@@ -69,12 +71,30 @@ class SteerConcept(Common):
                 values["pixel_distance"] = pixel_distance(mine, images.sel(world="unsteered"))
                 for measure, each in values.items():
                     value, low, high = mean(each)
-                    rows.append(dict(prompt=prompt, strength=name, measure=measure, value=value, low=low, high=high, images=self.seeds))
+                    rows.append(
+                        dict(
+                            prompt=prompt,
+                            strength=name,
+                            measure=measure,
+                            value=value,
+                            low=low,
+                            high=high,
+                            images=self.seeds,
+                        )
+                    )
             strips |= {f"{prompt}\nseed {seed}": images.sel(seed=seed) for seed in images.seed.values}
         table = pd.DataFrame(rows)
         table.round(4).to_csv(self.out.with_suffix(".csv"), index=False)
-        print(table.pivot_table(index=["prompt", "strength"], columns="measure", values="value", sort=False).round(3).to_string())
-        grid = xr.concat(strips.values(), pd.Index(strips, name="image")).rename(world="strength").transpose("image", "strength", ...)
+        print(
+            table.pivot_table(index=["prompt", "strength"], columns="measure", values="value", sort=False)
+            .round(3)
+            .to_string()
+        )
+        grid = (
+            xr.concat(strips.values(), pd.Index(strips, name="image"))
+            .rename(world="strength")
+            .transpose("image", "strength", ...)
+        )
         save_grid(grid, f"Steered towards {text} at {', '.join(self.sites)}", self.out)
         print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}.csv")
 
@@ -115,12 +135,20 @@ class P2P(Common):
     def run(self):
         model, blend = self.load(), None
         if self.blend:
-            blend = p2p.LocalBlend(self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution)
+            blend = p2p.LocalBlend(
+                self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution
+            )
         edit = p2p.prompt_to_prompt(
-            model, self.source, self.target[0] if len(self.target) == 1 else self.target or None, self.kind,
-            cross_replace_steps={p2p.DEFAULT: self.cross} | _numbers("word-steps", self.word_steps), blend=blend,
-            self_replace_steps=self.self_attention, self_resolution=self.self_resolution, reweight=_numbers("reweight", self.reweight),
-        )  # fmt: skip
+            model,
+            self.source,
+            self.target[0] if len(self.target) == 1 else self.target or None,
+            self.kind,
+            cross_replace_steps={p2p.DEFAULT: self.cross} | _numbers("word-steps", self.word_steps),
+            blend=blend,
+            self_replace_steps=self.self_attention,
+            self_resolution=self.self_resolution,
+            reweight=_numbers("reweight", self.reweight),
+        )
         print(edit)
         if self.image is None:
             images = model.run(edit, seeds=range(self.seeds)).images
@@ -128,7 +156,10 @@ class P2P(Common):
             picture = Image.open(self.image).convert("RGB")
             (photo,) = invert(model, [picture], [self.source])
             drawn = photo.run(model, edit).images
-            images = xr.concat([drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn], "world")
+            images = xr.concat(
+                [drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn],
+                "world",
+            )
         self.out.parent.mkdir(parents=True, exist_ok=True)
         title = f"{self.source}\n-> {', '.join(self.target) or ', '.join(self.reweight)}"
         save_grid(images, title, self.out)
@@ -164,21 +195,32 @@ class EditConcept(Common):
             settings["sites"] = self.sites or ("unet.*.cross",)
         settings |= ({"tokens": self.tokens} if self.tokens else {}) | ({} if self.lam is None else {"lam": self.lam})
         if self.preserve:
-            settings |= dict(preserve=[Prompt("", ""), *(Prompt(p.prompt, "") for p in prompt_set(self.preserve))], preserve_tokens="all")
+            settings |= dict(
+                preserve=[Prompt("", ""), *(Prompt(p.prompt, "") for p in prompt_set(self.preserve))],
+                preserve_tokens="all",
+            )
         concepts = (self.old, self.new) if self.editor == "swap" else ({self.old: self.new},)
         edit = getattr(edits, self.editor)(model, *concepts, **settings)
         print(edit)
         edit.save(self.out.with_suffix(".safetensors"))
         edit.to_lora(self.out.with_name(f"{self.out.name}_lora"))
         prompts = self.prompts or (self.old, self.new)
-        draw = lambda: model.generate([p for p in prompts for _ in range(self.seeds)], seed=[*range(self.seeds)] * len(prompts))
+        draw = lambda: model.generate(
+            [p for p in prompts for _ in range(self.seeds)], seed=[*range(self.seeds)] * len(prompts)
+        )
         before = draw()
         with model.applied(edit):
             after = draw()
-        rows = {f"{prompt}\n{when}": np.stack(some[i * self.seeds : (i + 1) * self.seeds]) / 255
-                for i, prompt in enumerate(prompts) for when, some in (("before", before), ("after", after))}  # fmt: skip
-        images = xr.DataArray(np.stack(list(rows.values())), dims=("world", "seed", "y", "x", "colour"),
-                              coords={"world": list(rows), "seed": range(self.seeds)})  # fmt: skip
+        rows = {
+            f"{prompt}\n{when}": np.stack(some[i * self.seeds : (i + 1) * self.seeds]) / 255
+            for i, prompt in enumerate(prompts)
+            for when, some in (("before", before), ("after", after))
+        }
+        images = xr.DataArray(
+            np.stack(list(rows.values())),
+            dims=("world", "seed", "y", "x", "colour"),
+            coords={"world": list(rows), "seed": range(self.seeds)},
+        )
         save_grid(images, f"{self.editor}: {self.old} -> {self.new}", self.out)
         print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
 

@@ -38,8 +38,11 @@ class Study(Common):
     batch_size: int = 16
 
     def common(self) -> dict:
-        return dict(folder=self.folder, batch_size=self.batch_size,
-                    scorer=Scorer(self.scorer, pretrained=self.pretrained, device=self.device))  # fmt: skip
+        return dict(
+            folder=self.folder,
+            batch_size=self.batch_size,
+            scorer=Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
+        )
 
     def save(self, table: pd.DataFrame, figure: plt.Figure):
         """Print the head of a table, and write it and its figure beside each other."""
@@ -61,9 +64,14 @@ class Trace(Study):
         data = causal_trace(self.load(), prompt_set(self.prompts)[: self.first], self.spec, **self.common())
         found = effects(data, self.metric)
         clean = float(data.clean.sel(metric=self.metric).mean())
-        print(f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {with_interval(found, 'total_effect')}; "
-              f"{data.sizes['prompt']} prompts x {data.sizes['draw']} draws x {data.sizes['seed']} seeds")  # fmt: skip
-        self.save(strongest(found), overview(found, f"{self.prompts}, {self.spec.corruption}: what restoring one state brings back"))
+        print(
+            f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {with_interval(found, 'total_effect')}; "
+            f"{data.sizes['prompt']} prompts x {data.sizes['draw']} draws x {data.sizes['seed']} seeds"
+        )
+        self.save(
+            strongest(found),
+            overview(found, f"{self.prompts}, {self.spec.corruption}: what restoring one state brings back"),
+        )
 
 
 @dataclass
@@ -82,8 +90,12 @@ class Locate(Study):
     def run(self):
         model, prompts, spec = self.load(), prompt_set(self.prompts)[: self.first], self.spec
         if self.compare:
-            trace = TraceSpec(noise_multiple=self.noise_multiple, seeds=spec.seeds, num_inference_steps=spec.num_inference_steps,
-                              guidance_scale=spec.guidance_scale)  # fmt: skip
+            trace = TraceSpec(
+                noise_multiple=self.noise_multiple,
+                seeds=spec.seeds,
+                num_inference_steps=spec.num_inference_steps,
+                guidance_scale=spec.guidance_scale,
+            )
             found = compare_localizers(model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common())
             print(found.agreement().round(3).to_string(index=False))
             figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
@@ -95,15 +107,23 @@ class Locate(Study):
         several = {name: getattr(found.data, name).values.tolist() for name in ("inputs", "heads", "steps")}
         where = {name: values[0] for name, values in several.items()}
         panels = [found.effects(self.metric, self.direction, width=width) for width in spec.widths]
-        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 3.6 * len(panels)), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            len(panels), 1, figsize=(10, 3.6 * len(panels)), layout="constrained", squeeze=False
+        )
         said = ", ".join(f"{name} {where[name]}" for name, values in several.items() if len(values) > 1)
         for ax, width, panel in zip(axes.flat, spec.widths, panels):
-            plot.profile(panel.sel(**where), ax=ax, title=f"{self.prompts}: target prompt at {width} layer(s){', ' + said if said else ''}")
+            plot.profile(
+                panel.sel(**where),
+                ax=ax,
+                title=f"{self.prompts}: target prompt at {width} layer(s){', ' + said if said else ''}",
+            )
             best = found.best(width, self.metric, self.direction, **where)
             effect = panel.sel(site=best[0], **where)
-            print(f"width {width}: full replacement {with_interval(panel, 'total_effect')}, best {' + '.join(best)}: "
-                  f"{with_interval(effect, 'direct_effect')} ({panel.attrs['unit']}), "
-                  f"p = {found.chance(width, self.metric, self.direction, **where):.4f} against shuffled windows")  # fmt: skip
+            print(
+                f"width {width}: full replacement {with_interval(panel, 'total_effect')}, best {' + '.join(best)}: "
+                f"{with_interval(effect, 'direct_effect')} ({panel.attrs['unit']}), "
+                f"p = {found.chance(width, self.metric, self.direction, **where):.4f} against shuffled windows"
+            )
         self.save(strongest(found.effects(self.metric, self.direction)), figure)
 
 
@@ -124,8 +144,13 @@ def overview(found: xr.Dataset, title: str) -> plt.Figure:
         x = "token" if found.sizes["token"] > 1 else "steps"
         panels = [found.sel(site=found.kind == kind) for kind in kinds]
         rows = max(panel.sizes["site"] for panel in panels)
-        figure, axes = plt.subplots(1, len(kinds), figsize=(len(kinds) * (2 + 0.4 * found.sizes[x]), 2 + 0.28 * rows), layout="constrained",
-                                    squeeze=False)  # fmt: skip
+        figure, axes = plt.subplots(
+            1,
+            len(kinds),
+            figsize=(len(kinds) * (2 + 0.4 * found.sizes[x]), 2 + 0.28 * rows),
+            layout="constrained",
+            squeeze=False,
+        )
         limit = float(np.nanmax(np.abs(found.indirect_effect)))
         for ax, kind, panel in zip(axes.flat, kinds, panels):
             plot.heatmap(panel, x, "layer", ax=ax, title=kind, limit=limit)

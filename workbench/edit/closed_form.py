@@ -46,12 +46,15 @@ class Moments:
     def floored(self, share: float) -> "Moments":
         """With `share` of the mean eigenvalue added to all, for a corpus that leaves some directions empty."""
         return Moments(
-            self.total + share * self.total.trace() / len(self.total) * torch.eye(len(self.total), dtype=torch.float64), self.count
+            self.total + share * self.total.trace() / len(self.total) * torch.eye(len(self.total), dtype=torch.float64),
+            self.count,
         )
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.total.shape != other.total.shape:
-            raise ValueError(f"moments of {len(self.total)} and {len(other.total)} channels do not add; take both of the same site's input")
+            raise ValueError(
+                f"moments of {len(self.total)} and {len(other.total)} channels do not add; take both of the same site's input"
+            )
         return Moments(self.total + other.total, self.count + other.count)
 
     def save(self, path: str | Path):
@@ -64,9 +67,17 @@ class Moments:
         try:
             held = safetensors.torch.load_file(str(path))
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is no file of moments ({error}); give path= of a file that Moments.save wrote") from None
+            raise ValueError(
+                f"{path} is no file of moments ({error}); give path= of a file that Moments.save wrote"
+            ) from None
         total, count = held.get("total"), held.get("count")
-        if set(held) != {"total", "count"} or total.ndim != 2 or total.shape[0] != total.shape[1] or count.numel() != 1 or count.item() < 1:
+        if (
+            set(held) != {"total", "count"}
+            or total.ndim != 2
+            or total.shape[0] != total.shape[1]
+            or count.numel() != 1
+            or count.item() < 1
+        ):
             shapes = {name: tuple(value.shape) for name, value in held.items()}
             raise ValueError(
                 f"{path} holds {shapes}, moments are total (in, in) and count (1,); give path= of a file that Moments.save wrote"
@@ -108,8 +119,17 @@ class Solution:
         return residuals.T.contiguous(), a
 
 
-def solve(keys: torch.Tensor, *, lam: float, weight: float = 1.0, preserved: torch.Tensor | None = None, preserve_weight: float = 1.0,
-          preservation: Preservation = "ridge", moments: Moments | None = None, retain: float = 0.01) -> Solution:  # fmt: skip
+def solve(
+    keys: torch.Tensor,
+    *,
+    lam: float,
+    weight: float = 1.0,
+    preserved: torch.Tensor | None = None,
+    preserve_weight: float = 1.0,
+    preservation: Preservation = "ridge",
+    moments: Moments | None = None,
+    retain: float = 0.01,
+) -> Solution:
     """Solve once for all layers that are given these keys, in float64.
 
     keys: (pair, in). preserved: (key, in). preservation: "ridge", with lam as the regulariser and the preserved keys as
@@ -123,7 +143,9 @@ def solve(keys: torch.Tensor, *, lam: float, weight: float = 1.0, preserved: tor
     count, channels = keys.shape
     kept = keys.new_zeros(0, channels) if preserved is None else _finite("preserved", preserved)
     if kept.shape[1:] != keys.shape[1:]:
-        raise ValueError(f"preserved= has {tuple(kept.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input")
+        raise ValueError(
+            f"preserved= has {tuple(kept.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input"
+        )
     if lam < 0 or weight <= 0 or preserve_weight < 0 or not math.isfinite(lam + weight + preserve_weight):
         raise ValueError(
             f"lam={lam}, weight={weight}, preserve_weight={preserve_weight}: lam and preserve_weight are at least 0, weight above"
@@ -133,12 +155,16 @@ def solve(keys: torch.Tensor, *, lam: float, weight: float = 1.0, preserved: tor
     if preservation == "covariance" and moments is None:
         raise ValueError('preservation="covariance" needs moments=, the second moments of a corpus at the same input')
     if moments is not None and len(moments.total) != channels:
-        raise ValueError(f"moments= has {len(moments.total)} channels, the keys have {channels}; take both from the same site's input")
+        raise ValueError(
+            f"moments= has {len(moments.total)} channels, the keys have {channels}; take both from the same site's input"
+        )
     if preservation == "nullspace":
         basis = _subspace(kept, moments, retain)
         if len(basis) == channels:
-            raise ValueError(f"preservation='nullspace': what is preserved spans all {channels} channels, nothing is left to edit; "
-                             f"raise retain={retain}, or preserve less")  # fmt: skip
+            raise ValueError(
+                f"preservation='nullspace': what is preserved spans all {channels} channels, nothing is left to edit; "
+                f"raise retain={retain}, or preserve less"
+            )
         stacked = math.sqrt(weight) * (keys - keys @ basis.T @ basis)
     else:
         stacked = torch.cat([math.sqrt(weight) * keys, math.sqrt(preserve_weight) * kept])
@@ -191,6 +217,8 @@ def _finite(name: str, keys: torch.Tensor) -> torch.Tensor:
     if keys.ndim != 2:
         raise ValueError(f"{name}= has shape {tuple(keys.shape)}; give a matrix (key, in)")
     if broken := int((~torch.isfinite(keys)).any(1).sum()):
-        raise ValueError(f"{name}= has {broken} of {len(keys)} rows that are not finite (condition number nan); check the model's dtype, "
-                         "float32 does not overflow where float16 does")  # fmt: skip
+        raise ValueError(
+            f"{name}= has {broken} of {len(keys)} rows that are not finite (condition number nan); check the model's dtype, "
+            "float32 does not overflow where float16 does"
+        )
     return keys

@@ -35,11 +35,25 @@ Concepts = Mapping[str, str] | Sequence[Prompt]
 Where = str | Sequence[str]
 
 
-def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float | None = None, templates: Sequence[str] = TEMPLATES,
-                  tokens: Where = "subject_last", average: bool = False, weight: float = 1.0,
-                  preserve: Sequence[str | Prompt] = (), preserve_tokens: Where | None = None, preserve_weight: float = 1.0,
-                  preservation: Preservation = "ridge", corpus: Sequence[str] | Moments | None = None, retain: float = 0.01,
-                  editor: str = "from_concepts") -> Edit:  # fmt: skip
+def from_concepts(
+    model,
+    concepts: Concepts,
+    *,
+    sites,
+    lam: float,
+    lam_v: float | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    tokens: Where = "subject_last",
+    average: bool = False,
+    weight: float = 1.0,
+    preserve: Sequence[str | Prompt] = (),
+    preserve_tokens: Where | None = None,
+    preserve_weight: float = 1.0,
+    preservation: Preservation = "ridge",
+    corpus: Sequence[str] | Moments | None = None,
+    retain: float = 0.01,
+    editor: str = "from_concepts",
+) -> Edit:
     """The edit that makes some words' states at linear layers act as others', by `workbench.edit.closed_form.solve`.
 
     lam_v: another lam for value projections. average: one key and guide per concept, the mean over templates. corpus: prompts
@@ -50,8 +64,11 @@ def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float 
     prompt lacks, keys equal to their guides, or a singular system.
     """
     pairs = as_pairs(concepts, templates)
-    kept = [one if isinstance(one, Prompt) else Prompt(template.format(one), one) for one in preserve
-            for template in (templates if not isinstance(one, Prompt) else ("",))]  # fmt: skip
+    kept = [
+        one if isinstance(one, Prompt) else Prompt(template.format(one), one)
+        for one in preserve
+        for template in (templates if not isinstance(one, Prompt) else ("",))
+    ]
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
     found, diagnostics, solutions = [], {}, {}
     for source, members in by_input(editable(model, sites)).items():
@@ -65,14 +82,32 @@ def from_concepts(model, concepts: Concepts, *, sites, lam: float, lam_v: float 
         for site in members:
             strength = lam_v if lam_v is not None and site.name.endswith(".v") else lam
             if (source, strength) not in solutions:
-                solutions[source, strength] = solve(old, lam=strength, weight=weight, preserved=preserved, preserve_weight=preserve_weight,
-                                                    preservation=preservation, moments=moments, retain=retain)  # fmt: skip
+                solutions[source, strength] = solve(
+                    old,
+                    lam=strength,
+                    weight=weight,
+                    preserved=preserved,
+                    preserve_weight=preserve_weight,
+                    preservation=preservation,
+                    moments=moments,
+                    retain=retain,
+                )
             solution, w = solutions[source, strength], weight_of(model.pipeline, site).detach().cpu().double()
             found.append(update := update_of(model, site.name, *solution.factors((new - old) @ w.T)))
             diagnostics[site.name] = diagnose(update, w, solution)
-    settings = {"lam": lam, "lam_v": lam_v, "tokens": tokens, "average": average, "weight": weight, "preservation": preservation,
-                "preserve_weight": preserve_weight, "preserve_tokens": preserve_tokens, "retain": retain,
-                "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs], "preserve": [p.prompt for p in kept]}  # fmt: skip
+    settings = {
+        "lam": lam,
+        "lam_v": lam_v,
+        "tokens": tokens,
+        "average": average,
+        "weight": weight,
+        "preservation": preservation,
+        "preserve_weight": preserve_weight,
+        "preserve_tokens": preserve_tokens,
+        "retain": retain,
+        "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs],
+        "preserve": [p.prompt for p in kept],
+    }
     return Edit(found, provenance(editor, model, diagnostics, **settings))
 
 
@@ -94,7 +129,9 @@ def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, 
     return from_concepts(model, concepts, sites=sites, lam=lam, tokens=tokens, **{"editor": "time_edit"} | settings)
 
 
-def uce(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings) -> Edit:
+def uce(
+    model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings
+) -> Edit:
     """UCE: many concepts at once, others preserved (Gandikota et al. 2024, arXiv 2308.14761, equation 7)."""
     return from_concepts(model, concepts, sites=sites, lam=lam, preserve=preserve, **{"editor": "uce"} | settings)
 
@@ -105,7 +142,12 @@ def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, l
     k and v are means over the templates; several concepts are solved jointly; lam above 0 is MEMIT's (2210.07229).
     """
     return from_concepts(
-        model, concepts, sites=sites, lam=lam, corpus=corpus, **{"editor": "rome", "average": True, "preservation": "covariance"} | settings
+        model,
+        concepts,
+        sites=sites,
+        lam=lam,
+        corpus=corpus,
+        **{"editor": "rome", "average": True, "preservation": "covariance"} | settings,
     )
 
 
@@ -123,8 +165,10 @@ def as_pairs(concepts: Concepts, templates: Sequence[str]) -> list[Prompt]:
     else:
         pairs = list(concepts)
     if not pairs or not all(isinstance(pair, Prompt) and pair.subject and pair.replacement for pair in pairs):
-        raise ValueError(f"concepts={concepts!r}: give a mapping of old words to new, as {{'a zebra': 'a giraffe'}}, or prompts that "
-                         "have a subject and a replacement")  # fmt: skip
+        raise ValueError(
+            f"concepts={concepts!r}: give a mapping of old words to new, as {{'a zebra': 'a giraffe'}}, or prompts that "
+            "have a subject and a replacement"
+        )
     return pairs
 
 
@@ -136,15 +180,21 @@ def editable(model, sites) -> Sites:
     chosen = []
     for site in model.sites(*[getattr(site, "name", site) for site in asked]):
         layer, kind = layer_and_kind(site.name)
-        chosen += {"cross": [f"{layer}.cross.k", f"{layer}.cross.v"], "attention": [f"{layer}.out"], "mlp": [f"{layer}.fc2"]}.get(
-            kind, [site.name]
-        )
+        chosen += {
+            "cross": [f"{layer}.cross.k", f"{layer}.cross.v"],
+            "attention": [f"{layer}.out"],
+            "mlp": [f"{layer}.fc2"],
+        }.get(kind, [site.name])
     found = model.sites(*chosen)
     for site in found:
         weight_of(model.pipeline, site)
-        if not fnmatch.fnmatch(site.name, "unet.*.cross.[kv]") and not fnmatch.fnmatch(site.name, "text_encoder*.[0-9]*.*"):
-            raise ValueError(f"sites=: {site.name} is not given text states; name cross-attention layers (their k and v), or the text "
-                             "encoder's out, fc1 and fc2 (its embedding: see embedding_swap)")  # fmt: skip
+        if not fnmatch.fnmatch(site.name, "unet.*.cross.[kv]") and not fnmatch.fnmatch(
+            site.name, "text_encoder*.[0-9]*.*"
+        ):
+            raise ValueError(
+                f"sites=: {site.name} is not given text states; name cross-attention layers (their k and v), or the text "
+                "encoder's out, fc1 and fc2 (its embedding: see embedding_swap)"
+            )
     return found
 
 
@@ -169,7 +219,9 @@ def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
     return found[[order.index(prompt) for prompt in prompts]]
 
 
-def gather(model, source: str | Site, pairs: Sequence[Prompt], tokens: Where, average: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def gather(
+    model, source: str | Site, pairs: Sequence[Prompt], tokens: Where, average: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and their guides, each (key, in); a pair without replacement is its own guide.
 
     average: one key for each concept and position, counted from its last token: the mean over its prompts.
@@ -185,22 +237,37 @@ def gather(model, source: str | Site, pairs: Sequence[Prompt], tokens: Where, av
             keys.setdefault(group, []).append(torch.stack([old[p, i], new[p, j]]))
     both = torch.stack([torch.stack(found).mean(0) for found in keys.values()])
     old, new = both[:, 0], both[:, 1]
-    same = (new - old).norm(dim=1) <= ROUNDING * old.norm(dim=1)  # words before the subject: equal but for the batch's rounding
+    same = (new - old).norm(dim=1) <= ROUNDING * old.norm(
+        dim=1
+    )  # words before the subject: equal but for the batch's rounding
     return old, torch.where(same[:, None], old, new)
 
 
 def replaced(pair: Prompt) -> str:
     """A prompt with its subject's words replaced, wherever they stand as whole words."""
-    return re.sub(rf"(?<!\w){re.escape(pair.subject)}(?!\w)", lambda _: pair.replacement, pair.prompt, flags=re.IGNORECASE)
+    return re.sub(
+        rf"(?<!\w){re.escape(pair.subject)}(?!\w)", lambda _: pair.replacement, pair.prompt, flags=re.IGNORECASE
+    )
 
 
 def aligned(old: Tokens, subject: str, new: Tokens, replacement: str, tokens: Where) -> Iterator[tuple[int, int]]:
     """Positions in one prompt and in another that differs in the subject's words alone: these are aligned at their ends."""
-    wanted = sorted({i for where in ([tokens] if isinstance(tokens, str) else tokens) for i in old.positions(where, subject or None)})
+    wanted = sorted(
+        {
+            i
+            for where in ([tokens] if isinstance(tokens, str) else tokens)
+            for i in old.positions(where, subject or None)
+        }
+    )
     if not subject:
         yield from ((i, i) for i in wanted)
         return
-    first, last, new_first, new_last = old.of(subject)[0], old.of(subject)[-1], new.of(replacement)[0], new.of(replacement)[-1]
+    first, last, new_first, new_last = (
+        old.of(subject)[0],
+        old.of(subject)[-1],
+        new.of(replacement)[0],
+        new.of(replacement)[-1],
+    )
     for i in wanted:
         if i < first:
             yield i, i
@@ -210,7 +277,9 @@ def aligned(old: Tokens, subject: str, new: Tokens, replacement: str, tokens: Wh
 
 def moments_of(model, prompts: Sequence[str], source: str | Site = "text states") -> Moments:
     """Second moments of what layers are given for a corpus of prompts, at all positions but the first, which never varies."""
-    return Moments.of(rearrange(states(model, source, prompts)[:, 1:], "prompt token channel -> (prompt token) channel"))
+    return Moments.of(
+        rearrange(states(model, source, prompts)[:, 1:], "prompt token channel -> (prompt token) channel")
+    )
 
 
 def diagnose(update: Update, weight: torch.Tensor, solution: Solution) -> dict:
@@ -218,9 +287,17 @@ def diagnose(update: Update, weight: torch.Tensor, solution: Solution) -> dict:
     kept = solution.preserved
     drift = None
     if len(kept):
-        drift = ((kept @ update.a.double().T @ update.b.double().T).norm(dim=1) / (kept @ weight.T).norm(dim=1)).mean().item()
-    return {"relative_norm": update.norm() / weight.norm().item(), "condition": solution.condition,
-            "shrinkage": solution.shrinkage.mean().item(), "drift": drift}  # fmt: skip
+        drift = (
+            ((kept @ update.a.double().T @ update.b.double().T).norm(dim=1) / (kept @ weight.T).norm(dim=1))
+            .mean()
+            .item()
+        )
+    return {
+        "relative_norm": update.norm() / weight.norm().item(),
+        "condition": solution.condition,
+        "shrinkage": solution.shrinkage.mean().item(),
+        "drift": drift,
+    }
 
 
 def provenance(editor: str, model, diagnostics: dict, **settings) -> dict:

@@ -34,8 +34,17 @@ def embedding_swap(model, first: str, second: str) -> Edit:
     return Edit(updates, provenance("embedding_swap", model, {}, first=first, second=second))
 
 
-def textual_inversion(model, word: str, images: Sequence[Image.Image], *, templates: Sequence[str] = ("{}",), updates: int = 100,
-                      batch_size: int = 4, lr: float = 5e-3, seed: int = 0) -> Edit:  # fmt: skip
+def textual_inversion(
+    model,
+    word: str,
+    images: Sequence[Image.Image],
+    *,
+    templates: Sequence[str] = ("{}",),
+    updates: int = 100,
+    batch_size: int = 4,
+    lr: float = 5e-3,
+    seed: int = 0,
+) -> Edit:
     """Learn a shift of a word's embedding under which the denoiser explains some pictures (Gal et al. 2022, arXiv 2208.01618).
 
     Adam on the noise-prediction loss of the frozen model, over random pictures, templates, timesteps and noise, all from
@@ -59,22 +68,45 @@ def textual_inversion(model, word: str, images: Sequence[Image.Image], *, templa
     with model.lock:
         for _ in tqdm(range(updates), desc="textual inversion", disable=None):
             rows = torch.randint(len(latents), (batch_size,), generator=generator)
-            texts = [templates[int(i)].format(word) for i in torch.randint(len(templates), (batch_size,), generator=generator)]
+            texts = [
+                templates[int(i)].format(word)
+                for i in torch.randint(len(templates), (batch_size,), generator=generator)
+            ]
             noise = torch.randn(batch_size, *latents.shape[1:], generator=generator).to(latents)
-            steps = torch.randint(model.pipeline.scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
-            changed = {f"{site.module}.weight": tables[site].index_add(0, torch.tensor(ids[site], device=latents.device), shift)
-                       for site, shift in shifts.items()}  # fmt: skip
-            predicted, target = torch.func.functional_call(denoiser, changed, (texts, latents[rows], noise, steps.to(latents.device)))
+            steps = torch.randint(
+                model.pipeline.scheduler.config.num_train_timesteps, (batch_size,), generator=generator
+            )
+            changed = {
+                f"{site.module}.weight": tables[site].index_add(
+                    0, torch.tensor(ids[site], device=latents.device), shift
+                )
+                for site, shift in shifts.items()
+            }
+            predicted, target = torch.func.functional_call(
+                denoiser, changed, (texts, latents[rows], noise, steps.to(latents.device))
+            )
             loss = F.mse_loss(predicted.float(), target.float())
-            for shift, gradient in zip(shifts.values(), torch.autograd.grad(loss, list(shifts.values()))):  # of nothing else: weights stay
+            for shift, gradient in zip(
+                shifts.values(), torch.autograd.grad(loss, list(shifts.values()))
+            ):  # of nothing else: weights stay
                 shift.grad = gradient
             optimizer.step()
             losses.append(loss.item())
     if not all(map(torch.isfinite, torch.tensor(losses))):
-        raise FloatingPointError(f"textual_inversion: the loss is not finite; lower lr={lr}, or load the model in float32")
+        raise FloatingPointError(
+            f"textual_inversion: the loss is not finite; lower lr={lr}, or load the model in float32"
+        )
     tenth = max(1, updates // 10)
-    settings = {"word": word, "images": len(images), "templates": list(templates), "updates": updates, "batch_size": batch_size, "lr": lr,
-                "seed": seed, "loss": [sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth]}  # fmt: skip
+    settings = {
+        "word": word,
+        "images": len(images),
+        "templates": list(templates),
+        "updates": updates,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "loss": [sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth],
+    }
     rows = [_rows(model, site, ids[site], shifts[site].detach()) for site in sites]
     return Edit(rows, provenance("textual_inversion", model, {}, **settings))
 
@@ -94,13 +126,19 @@ class Denoiser(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Prediction and target, each (row, channel, y, x)."""
         pipeline, more = self.pipeline, {}
-        text, *rest = pipeline.encode_prompt(prompts, device=latents.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        text, *rest = pipeline.encode_prompt(
+            prompts, device=latents.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         if getattr(pipeline, "text_encoder_2", None) is not None:
             side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-            sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts), device=latents.device, dtype=text.dtype)
+            sizes = torch.tensor(
+                [[side, side, 0, 0, side, side]] * len(prompts), device=latents.device, dtype=text.dtype
+            )
             more["added_cond_kwargs"] = {"text_embeds": rest[1], "time_ids": sizes}
         scheduler = pipeline.scheduler
-        predicted = pipeline.unet(scheduler.add_noise(latents, noise, steps), steps, encoder_hidden_states=text, **more).sample
+        predicted = pipeline.unet(
+            scheduler.add_noise(latents, noise, steps), steps, encoder_hidden_states=text, **more
+        ).sample
         velocity = scheduler.config.prediction_type == "v_prediction"
         return predicted, scheduler.get_velocity(latents, noise, steps) if velocity else noise
 

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from workbench.edit.low_rank import Edit, Update
 
 FILE = "pytorch_lora_weights.safetensors"
-TRAVELS = re.compile(r"unet\..+|text_encoder(_2)?\.(text_model\.)?encoder\.layers\.\d+\.(self_attn\.out_proj|mlp\.fc[12])")
+TRAVELS = re.compile(
+    r"unet\..+|text_encoder(_2)?\.(text_model\.)?encoder\.layers\.\d+\.(self_attn\.out_proj|mlp\.fc[12])"
+)
 
 
 def to_lora(edit: Edit, folder: str | Path) -> Path:
@@ -20,8 +22,10 @@ def to_lora(edit: Edit, folder: str | Path) -> Path:
     Raises ValueError for what a LoRA cannot hold, such as rows of an embedding.
     """
     if stays := [update.site for update in edit.updates if not TRAVELS.fullmatch(update.module)]:
-        raise ValueError(f"to_lora: {', '.join(stays)} cannot travel as LoRA, which holds linear layers of the UNet and the text encoders "
-                         "only; share the edit itself (edit.save), or the whole model (model.save_pretrained)")  # fmt: skip
+        raise ValueError(
+            f"to_lora: {', '.join(stays)} cannot travel as LoRA, which holds linear layers of the UNet and the text encoders "
+            "only; share the edit itself (edit.save), or the whole model (model.save_pretrained)"
+        )
     rank = max(update.rank for update in edit.updates)
     tensors = {}
     for update in edit.updates:

@@ -38,7 +38,9 @@ class Update:
             if not torch.isfinite(value).all():
                 raise ValueError(f"{self.site}: {name}= is not finite; raise lam= of the editor, or scale less")
         if self.b.shape[1] != self.a.shape[0]:
-            raise ValueError(f"{self.site}: b= is {tuple(self.b.shape)} and a= {tuple(self.a.shape)}; their ranks must agree")
+            raise ValueError(
+                f"{self.site}: b= is {tuple(self.b.shape)} and a= {tuple(self.a.shape)}; their ranks must agree"
+            )
 
     @property
     def rank(self) -> int:
@@ -73,7 +75,9 @@ class Edit:
         object.__setattr__(self, "updates", tuple(self.updates))
         names = self.sites
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"Edit(updates=) of the sites {list(names)}: give at least one, and each site once (add edits with +)")
+            raise ValueError(
+                f"Edit(updates=) of the sites {list(names)}: give at least one, and each site once (add edits with +)"
+            )
         object.__setattr__(self, "provenance", json.loads(json.dumps(self.provenance)))
 
     @property
@@ -115,17 +119,29 @@ class Edit:
         for site in mine.keys() & theirs.keys():
             a, b = mine[site], theirs[site]
             if a.shape != b.shape or a.base != b.base:
-                raise ValueError(f"edits of {site} do not add: one is for a weight {a.shape} of SHA-256 {a.base[:12]}, the other "
-                                 f"{b.shape} of {b.base[:12]}; make both from the same model, or commit them in turn")  # fmt: skip
+                raise ValueError(
+                    f"edits of {site} do not add: one is for a weight {a.shape} of SHA-256 {a.base[:12]}, the other "
+                    f"{b.shape} of {b.base[:12]}; make both from the same model, or commit them in turn"
+                )
             both = [torch.cat([a.b, b.b], 1), torch.cat([a.a, b.a], 0)]
             mine[site] = replace(a, b=both[0], a=both[1])
-        return Edit((theirs | mine).values(), {"editor": f"{self.editor} + {other.editor}", "sum": [self.provenance, other.provenance]})
+        return Edit(
+            (theirs | mine).values(),
+            {"editor": f"{self.editor} + {other.editor}", "sum": [self.provenance, other.provenance]},
+        )
 
     def table(self) -> pd.DataFrame:
         """One row for each site: shape, rank and diagnostics."""
         known = self.provenance.get("diagnostics", {})
         rows = [
-            {"site": u.site, "out": u.shape[0], "in": u.shape[1], "rank": u.rank, "norm": u.norm(), **known.get(u.site, {})}
+            {
+                "site": u.site,
+                "out": u.shape[0],
+                "in": u.shape[1],
+                "rank": u.rank,
+                "norm": u.norm(),
+                **known.get(u.site, {}),
+            }
             for u in self.updates
         ]
         return pd.DataFrame(rows)
@@ -133,7 +149,9 @@ class Edit:
     def __repr__(self):
         values = sum(update.b.numel() + update.a.numel() for update in self.updates)
         rank = max(update.rank for update in self.updates)
-        with pd.option_context("display.max_rows", 12, "display.max_columns", None, "display.width", 200, "display.precision", 3):
+        with pd.option_context(
+            "display.max_rows", 12, "display.max_columns", None, "display.width", 200, "display.precision", 3
+        ):
             return f"{self.editor}: {len(self.updates)} weights, rank at most {rank}, {values} numbers\n{self.table()}"
 
     def check(self, model, *, base: bool = True):
@@ -142,15 +160,21 @@ class Edit:
             try:
                 (site,) = model.sites(update.site)
             except (KeyError, ValueError):
-                raise ValueError(f"the edit changes {update.site!r}, which this model lacks; load the model that it was made for") from None
+                raise ValueError(
+                    f"the edit changes {update.site!r}, which this model lacks; load the model that it was made for"
+                ) from None
             weight = weight_of(model.pipeline, site)
             if tuple(weight.shape) != update.shape:
-                raise ValueError(f"the edit of {update.site} is for a weight of {update.shape}, the model's is {tuple(weight.shape)}; "
-                                 "load the model that it was made for")  # fmt: skip
+                raise ValueError(
+                    f"the edit of {update.site} is for a weight of {update.shape}, the model's is {tuple(weight.shape)}; "
+                    "load the model that it was made for"
+                )
             if base and update.base not in (known := model.hashes(update.site)):
-                raise ValueError(f"the edit of {update.site} was made for a weight of SHA-256 {update.base}, the model's is {known[0]} "
-                                 f"({weight.dtype}); load the model that it was made for in the same dtype, or pass base=False to "
-                                 "apply it to another")  # fmt: skip
+                raise ValueError(
+                    f"the edit of {update.site} was made for a weight of SHA-256 {update.base}, the model's is {known[0]} "
+                    f"({weight.dtype}); load the model that it was made for in the same dtype, or pass base=False to "
+                    "apply it to another"
+                )
 
     def save(self, path: str | Path):
         """Write a safetensors file: factors, and in its metadata sites, base hashes and provenance."""
@@ -166,10 +190,15 @@ class Edit:
         """
         factors, about = files.read(Path(path), "edit")
         try:
-            parts = [(entry, {name: factors.pop(f"{entry['site']}.{name}") for name in ("b", "a")}) for entry in about["updates"]]
+            parts = [
+                (entry, {name: factors.pop(f"{entry['site']}.{name}") for name in ("b", "a")})
+                for entry in about["updates"]
+            ]
             found = cls([Update(**entry, **matrices) for entry, matrices in parts], dict(about["provenance"]))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: its list of updates does not fit its tensors ({error!r}); save the edit again") from None
+            raise ValueError(
+                f"{path}: its list of updates does not fit its tensors ({error!r}); save the edit again"
+            ) from None
         if factors:
             raise ValueError(f"{path} holds tensors that no update names, {sorted(factors)[:5]}; save the edit again")
         if model is not None:

@@ -5,13 +5,31 @@ from collections.abc import Sequence
 import torch
 
 from workbench.edit.closed_form import solve
-from workbench.edit.editors import TEMPLATES, Concepts, Where, as_pairs, by_input, diagnose, editable, gather, provenance
+from workbench.edit.editors import (
+    TEMPLATES,
+    Concepts,
+    Where,
+    as_pairs,
+    by_input,
+    diagnose,
+    editable,
+    gather,
+    provenance,
+)
 from workbench.edit.low_rank import Edit, update_of
 from workbench.sites import weight_of
 
 
-def neurons(model, concepts: Concepts, *, sites, count: int = 30, lam: float = 0.01, templates: Sequence[str] = TEMPLATES,
-            tokens: Where = "subject_last") -> Edit:  # fmt: skip
+def neurons(
+    model,
+    concepts: Concepts,
+    *,
+    sites,
+    count: int = 30,
+    lam: float = 0.01,
+    templates: Sequence[str] = TEMPLATES,
+    tokens: Where = "subject_last",
+) -> Edit:
     """Set the `count` channels with the largest Welch z between a concept and neutral words to the neutral mean.
 
     After the neuron edits of LocoGen (Basu et al. 2024, arXiv 2405.01008, section 6), here as a change of weights: where the
@@ -26,7 +44,9 @@ def neurons(model, concepts: Concepts, *, sites, count: int = 30, lam: float = 0
     for source, members in by_input(editable(model, sites)).items():
         old, new = gather(model, source, pairs, tokens)
         if len(old) < 2:
-            raise ValueError(f"concepts=, templates=: {len(old)} key at {source}, a variance needs two; give more templates or prompts")
+            raise ValueError(
+                f"concepts=, templates=: {len(old)} key at {source}, a variance needs two; give more templates or prompts"
+            )
         solution = solve(old, lam=lam)
         for site in members:
             weight = weight_of(model.pipeline, site).detach().cpu().double()
@@ -37,7 +57,12 @@ def neurons(model, concepts: Concepts, *, sites, count: int = 30, lam: float = 0
             residuals[:, chosen] = (new @ weight.T).mean(0)[chosen] - (old @ weight.T)[:, chosen]
             found.append(update := update_of(model, site.name, *solution.factors(residuals)))
             diagnostics[site.name] = diagnose(update, weight, solution)
-    settings = {"count": count, "lam": lam, "tokens": tokens, "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs]}
+    settings = {
+        "count": count,
+        "lam": lam,
+        "tokens": tokens,
+        "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs],
+    }
     return Edit(found, provenance("neurons", model, diagnostics, **settings))
 
 

@@ -25,7 +25,9 @@ from workbench.prompts import prompt_set
 from workbench.results import strongest, with_interval
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
-DIRECTION = {"fact": "max"}  # facts by how far the other individual's look rises, the rest by how far their own value falls
+DIRECTION = {
+    "fact": "max"
+}  # facts by how far the other individual's look rises, the rest by how far their own value falls
 WIDTH = 2
 
 
@@ -47,26 +49,52 @@ def main(options: AgreementOptions):
     found: dict[str, Comparison] = {}
     searches = []
     for attribute in options.attributes:
-        trace = TraceSpec(noise_multiple=options.noise_multiple, draws=1, seeds=tuple(range(options.seeds)),
-                          num_inference_steps=options.num_inference_steps)  # fmt: skip
+        trace = TraceSpec(
+            noise_multiple=options.noise_multiple,
+            draws=1,
+            seeds=tuple(range(options.seeds)),
+            num_inference_steps=options.num_inference_steps,
+        )
         prompts = prompt_set(attribute)[: options.prompts]
-        found[attribute] = compare_localizers(model, prompts, trace=trace, generate=LocoGenSpec(widths=options.widths), scorer=scorer,
-                                              folder=options.runs / attribute, batch_size=options.batch_size)  # fmt: skip
+        found[attribute] = compare_localizers(
+            model,
+            prompts,
+            trace=trace,
+            generate=LocoGenSpec(widths=options.widths),
+            scorer=scorer,
+            folder=options.runs / attribute,
+            batch_size=options.batch_size,
+        )
         direction = DIRECTION.get(attribute, "min")
         spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps)
-        search = locogen_search(model, prompts, spec, width=WIDTH, direction=direction, scorer=scorer,
-                                folder=options.runs / attribute / "search", batch_size=options.batch_size)  # fmt: skip
+        search = locogen_search(
+            model,
+            prompts,
+            spec,
+            width=WIDTH,
+            direction=direction,
+            scorer=scorer,
+            folder=options.runs / attribute / "search",
+            batch_size=options.batch_size,
+        )
         best = found[attribute].locogen.best(WIDTH, direction=direction)
-        searches.append(dict(attribute=attribute, best=" + ".join(best), searched=" + ".join(search.best(WIDTH, direction=direction)),
-                             windows=search.windows, exhaustive=search.exhaustive))  # fmt: skip
+        searches.append(
+            dict(
+                attribute=attribute,
+                best=" + ".join(best),
+                searched=" + ".join(search.best(WIDTH, direction=direction)),
+                windows=search.windows,
+                exhaustive=search.exhaustive,
+            )
+        )
 
     options.out.mkdir(parents=True, exist_ok=True)
     measured = lambda name, width=None: found[name].locogen.effects(direction=DIRECTION.get(name, "min"), width=width)
     effects = {name: measured(name) for name in found}
     join = lambda tables: pd.concat([table.assign(attribute=name) for name, table in tables.items()]).round(4)
-    join({name: strongest(effect).assign(total_effect=float(effect.total_effect)) for name, effect in effects.items()}).to_csv(
-        options.out / "locogen.csv", index=False
-    )
+    join(
+        {name: strongest(effect).assign(total_effect=float(effect.total_effect)) for name, effect in effects.items()}
+    ).to_csv(options.out / "locogen.csv", index=False)
     join({name: each.table() for name, each in found.items()}).to_csv(options.out / "localizers.csv", index=False)
     join({name: each.agreement() for name, each in found.items()}).to_csv(options.out / "agreement.csv", index=False)
     pd.DataFrame(searches).to_csv(options.out / "locogen_search.csv", index=False)
@@ -87,10 +115,15 @@ def verdict(name: str, found: LocoGen) -> dict:
     direction = DIRECTION.get(name, "min")
     layers, effect = found.best(WIDTH, direction=direction), found.effects(direction=direction, width=WIDTH)
     first, last = (found.layers.index(layer) for layer in (layers[0], layers[-1]))
-    return {"attribute": name, "direction": direction, "full replacement": with_interval(effect, "total_effect"),
-            "best window": f"{first}-{last}", "layers": " + ".join(layers),
-            "direct effect": with_interval(effect.sel(site=layers[0]).squeeze(), "direct_effect"),
-            "p against shuffled windows": round(found.chance(WIDTH, direction=direction), 4)}  # fmt: skip
+    return {
+        "attribute": name,
+        "direction": direction,
+        "full replacement": with_interval(effect, "total_effect"),
+        "best window": f"{first}-{last}",
+        "layers": " + ".join(layers),
+        "direct effect": with_interval(effect.sel(site=layers[0]).squeeze(), "direct_effect"),
+        "p against shuffled windows": round(found.chance(WIDTH, direction=direction), 4),
+    }
 
 
 def windows_figure(effects: dict[int, dict[str, xr.Dataset]], count: str) -> plt.Figure:
@@ -99,9 +132,18 @@ def windows_figure(effects: dict[int, dict[str, xr.Dataset]], count: str) -> plt
     for ax, (width, by_name) in zip(axes, effects.items()):
         rows = [effect.expand_dims(attribute=[name]) for name, effect in by_name.items()]
         joined = xr.concat(rows, dim="attribute", coords="minimal", compat="override", combine_attrs="drop_conflicts")
-        plot.heatmap(joined, "window", "attribute", ax=ax, limit=1.0, title=f"windows of {width}" if width > 1 else "single layers")
-    figure.suptitle(f"LocoGen: the target prompt at one window of layers, every step; effect on the grader's probability.\n{count}; a dot: "
-                    "the 95 % interval leaves out 0")  # fmt: skip
+        plot.heatmap(
+            joined,
+            "window",
+            "attribute",
+            ax=ax,
+            limit=1.0,
+            title=f"windows of {width}" if width > 1 else "single layers",
+        )
+    figure.suptitle(
+        f"LocoGen: the target prompt at one window of layers, every step; effect on the grader's probability.\n{count}; a dot: "
+        "the 95 % interval leaves out 0"
+    )
     return figure
 
 
@@ -113,7 +155,9 @@ def agreement_figure(found: dict[str, Comparison], count: str) -> plt.Figure:
         ax.remove()
     for i, (name, each) in enumerate(found.items()):
         plot.ranks(each, ax=axes.flat[2 * i], title=f"{name}: rank of each layer")
-        plot.agreement(each, ax=axes.flat[2 * i + 1], title=f"{name}: agreement; on the diagonal, of halves of the prompts")
+        plot.agreement(
+            each, ax=axes.flat[2 * i + 1], title=f"{name}: agreement; on the diagonal, of halves of the prompts"
+        )
     figure.suptitle(f"Four localizers on the same prompts and seeds ({count})")
     return figure
 
@@ -129,7 +173,9 @@ def images_figure(model: Model, options: AgreementOptions) -> plt.Figure:
     images = xr.concat(strips, dim=pd.Index(names, name="prompt -> target"))
     figure, ax = plt.subplots(figsize=(4 + 0.9 * images.sizes["world"], 1.2 + 0.95 * len(names)), layout="constrained")
     plot.image_grid(
-        images.rename(world="window"), ax=ax, title="LocoGen: the target prompt at two neighbouring cross-attention layers, seed 0"
+        images.rename(world="window"),
+        ax=ax,
+        title="LocoGen: the target prompt at two neighbouring cross-attention layers, seed 0",
     )
     ax.set(xlabel="layers given the target prompt", ylabel="")
     return figure

@@ -46,7 +46,9 @@ class AttentionMaps:
         """
         side = max(values.sizes["y"] for values in self.maps.values())
         found = {name: _resized(self._own(name, phrase), side) for name in self._layers(sites)}
-        return xr.concat(found.values(), dim=pd.Index(list(found), name="site"), join="outer", coords="minimal", compat="override")
+        return xr.concat(
+            found.values(), dim=pd.Index(list(found), name="site"), join="outer", coords="minimal", compat="override"
+        )
 
     def focus(self, phrase: str, *, sites: str = "*", per_head: bool = False) -> xr.Dataset:
         """How sharp a word's map is, `entropy`, and how much attention it gets, `mass`: (site, world, seed, steps[, head]).
@@ -61,7 +63,9 @@ class AttentionMaps:
             own = own if per_head else own.mean("head")
             density = own / own.sum(["y", "x"])
             surprise = -(density * np.log(density.where(density > 0, 1))).sum(["y", "x"])
-            found[name] = xr.Dataset({"entropy": surprise / np.log(own.sizes["y"] * own.sizes["x"]), "mass": own.mean(["y", "x"])})
+            found[name] = xr.Dataset(
+                {"entropy": surprise / np.log(own.sizes["y"] * own.sizes["x"]), "mass": own.mean(["y", "x"])}
+            )
         return xr.concat(found.values(), dim=pd.Index(list(found), name="site"), join="outer")
 
     def sharpest(self, phrase: str) -> pd.DataFrame:
@@ -72,7 +76,8 @@ class AttentionMaps:
     def _own(self, name: str, phrase: str) -> xr.DataArray:
         """A word's maps in one layer, at its own resolution."""
         worlds = [
-            self.maps[name].sel(world=world).isel(token=list(tokens.of(phrase))).mean("token") for world, tokens in self.tokens.items()
+            self.maps[name].sel(world=world).isel(token=list(tokens.of(phrase))).mean("token")
+            for world, tokens in self.tokens.items()
         ]
         return xr.concat(worlds, dim=pd.Index(list(self.tokens), name="world"))
 
@@ -82,10 +87,19 @@ class AttentionMaps:
         return found
 
 
-def attention_maps(model: Model, worlds: str | World | Sequence[World], *, seeds: Sequence[int] = (0,), sites: str = "unet.*.cross",
-                   bins: int = 1, num_inference_steps: int | None = None, guidance_scale: float | None = None,
-                   images: Mapping[str, Image.Image] | None = None, step: int | None = None, batch_size: int = 16
-                   ) -> AttentionMaps:  # fmt: skip
+def attention_maps(
+    model: Model,
+    worlds: str | World | Sequence[World],
+    *,
+    seeds: Sequence[int] = (0,),
+    sites: str = "unet.*.cross",
+    bins: int = 1,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    images: Mapping[str, Image.Image] | None = None,
+    step: int | None = None,
+    batch_size: int = 16,
+) -> AttentionMaps:
     """Cross-attention maps of a run, or of one call of the UNet on given images.
 
     worlds: a prompt, or worlds with their interventions. bins: equal parts of the denoising, averaged each by itself. images:
@@ -94,12 +108,16 @@ def attention_maps(model: Model, worlds: str | World | Sequence[World], *, seeds
 
     Raises, before anything is generated, KeyError for sites that are no cross-attention, ValueError for more bins than steps.
     """
-    worlds = [World("clean", worlds)] if isinstance(worlds, str) else [worlds] if isinstance(worlds, World) else list(worlds)
+    worlds = (
+        [World("clean", worlds)] if isinstance(worlds, str) else [worlds] if isinstance(worlds, World) else list(worlds)
+    )
     steps = 1 if images else model.num_inference_steps if num_inference_steps is None else num_inference_steps
     if not 1 <= bins <= steps:
         raise ValueError(f"bins={bins}: the run has {steps} steps; give 1 to {steps}, or raise num_inference_steps")
     if (images is None) != (step is None):
-        raise ValueError(f"images and step go together; found step={step} and {'no' if images is None else len(images)} images")
+        raise ValueError(
+            f"images and step go together; found step={step} and {'no' if images is None else len(images)} images"
+        )
     folds = map_folds(model, sites, bins, steps)
     common = dict(seeds=seeds, num_inference_steps=num_inference_steps, record=folds, batch_size=batch_size)
     if images is None:
@@ -108,14 +126,18 @@ def attention_maps(model: Model, worlds: str | World | Sequence[World], *, seeds
         run = model.run_once(worlds, images, step=step, **common)
     edges = [share((i / bins, (i + 1) / bins)) for i in range(bins)]
     maps = {fold.name: _on_grid(run.values[fold.name]).assign_coords(steps=edges) for fold in folds}
-    return AttentionMaps(maps, run.images, {world.name: tokenize(model.pipeline.tokenizer, world.prompt) for world in worlds})
+    return AttentionMaps(
+        maps, run.images, {world.name: tokenize(model.pipeline.tokenizer, world.prompt) for world in worlds}
+    )
 
 
 def map_folds(model: Model, sites: str, bins: int, steps: int) -> list[Fold]:
     """Running means of the attention probabilities of these layers: (steps, head, pixel, token)."""
     layers = [site.name for site in model.sites(sites)]
     if other := [name for name in layers if not name.endswith(".cross")]:
-        raise KeyError(f"sites={sites!r} matches {', '.join(other[:5])}: not cross-attention layers; they are unet.*.cross")
+        raise KeyError(
+            f"sites={sites!r} matches {', '.join(other[:5])}: not cross-attention layers; they are unet.*.cross"
+        )
     bin_of = [step * bins // steps for step in range(steps)]
 
     def update(total, step, worlds, probs):
@@ -171,8 +193,14 @@ class AttentionSpec:
         check_spec(self, "seeds")
 
 
-def attention_contribution(model: Model, prompts: PromptSet, spec: AttentionSpec | None = None, *, folder: str | Path | None = None,
-                           batch_size: int = 16) -> xr.Dataset:  # fmt: skip
+def attention_contribution(
+    model: Model,
+    prompts: PromptSet,
+    spec: AttentionSpec | None = None,
+    *,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> xr.Dataset:
     """What the concept's words put into each cross-attention layer's output, in one clean run of each prompt.
 
     Returns a Dataset whose `clean` (metric, prompt, seed, site) has, averaged over steps: `contribution`, mean over pixels
@@ -205,10 +233,16 @@ class Looking(Experiment):
         rows = []
         for fold, part in zip(maps, parts):
             concept, whole = run.values[part.name].sel(world="clean").transpose("part", "seed").values
-            found = {"contribution": concept, "contribution_share": concept / whole,
-                     **{name: focus[name].sel(site=fold.name).values for name in ("entropy", "mass")}}  # fmt: skip
-            rows += [dict(world="clean", metric=metric, prompt=p, seed=seed, site=fold.name, value=float(value))
-                     for metric, values in found.items() for seed, value in zip(self.spec.seeds, values)]  # fmt: skip
+            found = {
+                "contribution": concept,
+                "contribution_share": concept / whole,
+                **{name: focus[name].sel(site=fold.name).values for name in ("entropy", "mass")},
+            }
+            rows += [
+                dict(world="clean", metric=metric, prompt=p, seed=seed, site=fold.name, value=float(value))
+                for metric, values in found.items()
+                for seed, value in zip(self.spec.seeds, values)
+            ]
         bar.update(len(self.spec.seeds))
         return rows
 
@@ -223,7 +257,10 @@ def _contribution(model: Model, layer: str, positions: tuple[int, ...], steps: i
         values = split(values)
         own = torch.zeros(values.shape[-2], device=values.device, dtype=values.dtype)
         own[list(positions)] = 1
-        parts = [F.linear(rearrange(probs @ v, "row head i c -> row i (head c)"), out) for v in (values * own[:, None], values)]
+        parts = [
+            F.linear(rearrange(probs @ v, "row head i c -> row i (head c)"), out)
+            for v in (values * own[:, None], values)
+        ]
         norms = torch.stack([part.float().norm(dim=-1).mean(-1) for part in parts], -1) / steps
         return norms if total is None else total + norms
 

@@ -72,8 +72,15 @@ class Target:
         return restore(self.sites, "clean", tokens=self.positions, steps=steps, rows=rows)
 
 
-def causal_trace(model: Model, prompts: PromptSet, spec: TraceSpec | None = None, *, scorer: Scorer | None = None, folder=None,
-                 batch_size: int = 16) -> xr.Dataset:  # fmt: skip
+def causal_trace(
+    model: Model,
+    prompts: PromptSet,
+    spec: TraceSpec | None = None,
+    *,
+    scorer: Scorer | None = None,
+    folder=None,
+    batch_size: int = 16,
+) -> xr.Dataset:
     """Trace where a model keeps the concept that each prompt's subject words name.
 
     Worlds of one prompt share their starting noise: clean; corrupted; and, for every target of the spec, corrupted with
@@ -105,7 +112,11 @@ class Tracing(Experiment):
         return super().asked() | {"sigmas": self.sigmas}
 
     def parts(self) -> dict[str, tuple[int, int]]:
-        return {f"prompt{p:04d}-draw{draw:02d}": (p, draw) for p in range(len(self.prompts)) for draw in range(self.spec.draws)}
+        return {
+            f"prompt{p:04d}-draw{draw:02d}": (p, draw)
+            for p in range(len(self.prompts))
+            for draw in range(self.spec.draws)
+        }
 
     def check(self, p: int, draw: int) -> int:
         return self.plan(self.worlds(p, draw, self.targets(p)))
@@ -115,7 +126,9 @@ class Tracing(Experiment):
         targets = self.targets(p)
         worlds = self.worlds(p, draw, targets)
         places = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
-        places += [dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=share(aim.steps)) for aim in targets]
+        places += [
+            dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=share(aim.steps)) for aim in targets
+        ]
         return self.score(p, worlds, places, bar)
 
     def targets(self, p: int) -> list[Target]:
@@ -123,8 +136,10 @@ class Tracing(Experiment):
         prompt, targets = self.prompts[p], []
         tokens = tokenize(self.model.pipeline.tokenizer, prompt.prompt)
         if "each" in self.spec.tokens and len(self.prompts) > 1:
-            raise ValueError('tokens="each": positions mean different things in different prompts; trace one prompt (prompts[:1]), or '
-                             'name tokens by their part: "subject_last", "after_subject", "eos", ...')  # fmt: skip
+            raise ValueError(
+                'tokens="each": positions mean different things in different prompts; trace one prompt (prompts[:1]), or '
+                'name tokens by their part: "subject_last", "after_subject", "eos", ...'
+            )
         named = [(token, tokens.positions(token, prompt.subject)) for token in self.spec.tokens if token != "each"]
         if "each" in self.spec.tokens:
             named += [(f"{i}:{tokens.pieces[i].strip('<|>')}", (i,)) for i in range(tokens.end + 1)]
@@ -141,7 +156,10 @@ class Tracing(Experiment):
         prompt, corruption = self.prompts[p], []
         text, subject = prompt.prompt, prompt.subject
         if self.spec.corruption == "noise":
-            corruption = [add_noise(name, sigma, noise_seed(prompt, draw), tokens="subject") for name, sigma in self.sigmas.items()]
+            corruption = [
+                add_noise(name, sigma, noise_seed(prompt, draw), tokens="subject")
+                for name, sigma in self.sigmas.items()
+            ]
         elif self.spec.corruption == "zero":
             corruption = [ablate(name, tokens="subject") for name in self.sigmas]
         else:
@@ -159,7 +177,9 @@ def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dic
         tokenizer = getattr(model.pipeline, name.replace("text_encoder", "tokenizer"))
         table = getattr(model.pipeline, name).get_input_embeddings().weight
         ids = [
-            tokenize(tokenizer, prompt.prompt).ids[i] for prompt in prompts for i in tokenize(tokenizer, prompt.prompt).of(prompt.subject)
+            tokenize(tokenizer, prompt.prompt).ids[i]
+            for prompt in prompts
+            for i in tokenize(tokenizer, prompt.prompt).of(prompt.subject)
         ]
         sigmas[site.name] = noise_multiple * table[ids].float().std().item()
     return sigmas
@@ -182,12 +202,16 @@ def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
 def replaced(model: Model, prompt: Prompt) -> tuple[str, str]:
     """A prompt with its subject words replaced, and the replacement; positions of all tokens stay."""
     if not prompt.replacement:
-        raise ValueError(f'corruption="replace": {prompt.prompt!r} has no replacement for {prompt.subject!r}; give one in the prompt set, '
-                         'or take corruption="noise"')  # fmt: skip
+        raise ValueError(
+            f'corruption="replace": {prompt.prompt!r} has no replacement for {prompt.subject!r}; give one in the prompt set, '
+            'or take corruption="noise"'
+        )
     at = prompt.prompt.lower().index(prompt.subject.lower())
     text = prompt.prompt[:at] + prompt.replacement + prompt.prompt[at + len(prompt.subject) :]
     before, after = (tokenize(model.pipeline.tokenizer, words) for words in (prompt.prompt, text))
     if before.of(prompt.subject) != after.of(prompt.replacement):
-        raise ValueError(f'corruption="replace": {prompt.subject!r} and {prompt.replacement!r} have different numbers of tokens, so that '
-                         f"positions would shift: {before!r} against {after!r}; choose a replacement of as many tokens")  # fmt: skip
+        raise ValueError(
+            f'corruption="replace": {prompt.subject!r} and {prompt.replacement!r} have different numbers of tokens, so that '
+            f"positions would shift: {before!r} against {after!r}; choose a replacement of as many tokens"
+        )
     return text, prompt.replacement

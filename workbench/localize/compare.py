@@ -53,8 +53,17 @@ class Comparison:
         for i, localizer in enumerate(mean.localizer.values):
             ranks = rankdata(-mean.values[i], method="min")
             for j, layer in enumerate(mean.layer.values):
-                rows.append(dict(localizer=localizer, layer=layer, paper=j, score=mean.values[i, j], low=low[i, j], high=high[i, j],
-                                 rank=int(ranks[j])))  # fmt: skip
+                rows.append(
+                    dict(
+                        localizer=localizer,
+                        layer=layer,
+                        paper=j,
+                        score=mean.values[i, j],
+                        low=low[i, j],
+                        high=high[i, j],
+                        rank=int(ranks[j]),
+                    )
+                )
         return pd.DataFrame(rows)
 
     def agreement(self, *, level: float = 0.95, resamples: int = 2000) -> pd.DataFrame:
@@ -63,12 +72,18 @@ class Comparison:
         A localizer paired with itself is correlated between halves of the prompts, split at random: what agreement with anything
         is limited by. It has half the prompts on each side, so it is on the low side.
         """
-        mean, drawn = self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer").values, _resampled(self.scores, resamples)
+        mean, drawn = (
+            self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer").values,
+            _resampled(self.scores, resamples),
+        )
         names, tail, rows = list(self.scores.localizer.values), (1 - level) / 2, []
         for a, b in combinations(range(len(names)), 2):
             low, high = np.quantile([_spearman(sample[a], sample[b]) for sample in drawn], [tail, 1 - tail])
             rows.append(dict(a=names[a], b=names[b], spearman=_spearman(mean[a], mean[b]), low=low, high=high))
-        prompts, rng = self.scores.mean("seed").transpose("localizer", "prompt", "layer").values, np.random.default_rng(0)
+        prompts, rng = (
+            self.scores.mean("seed").transpose("localizer", "prompt", "layer").values,
+            np.random.default_rng(0),
+        )
         for a, name in enumerate(names):
             found = []
             for _ in range(200):
@@ -80,9 +95,17 @@ class Comparison:
         return pd.DataFrame(rows)
 
 
-def compare_localizers(model: Model, prompts: PromptSet, *, trace: TraceSpec | None = None, generate: LocoGenSpec | None = None,
-                       metric: str = "probability", scorer: Scorer | None = None, folder: str | Path | None = None,
-                       batch_size: int = 16) -> Comparison:  # fmt: skip
+def compare_localizers(
+    model: Model,
+    prompts: PromptSet,
+    *,
+    trace: TraceSpec | None = None,
+    generate: LocoGenSpec | None = None,
+    metric: str = "probability",
+    scorer: Scorer | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> Comparison:
     """Rank the cross-attention layers by causal tracing, LocoGen, entropy of the subject's map, and attention contribution.
 
     trace: the corruption, seeds and steps of the tracing; its sites are the cross-attention layers whatever it says. generate: how
@@ -95,7 +118,9 @@ def compare_localizers(model: Model, prompts: PromptSet, *, trace: TraceSpec | N
     generate = replace(generate, **common, widths=tuple(sorted({1, *generate.widths})))
     part = lambda name: None if folder is None else Path(folder) / name
     found = locogen(model, prompts, generate, scorer=scorer, folder=part("locogen"), batch_size=batch_size)
-    looked = attention_contribution(model, prompts, AttentionSpec(**common), folder=part("attention"), batch_size=batch_size)
+    looked = attention_contribution(
+        model, prompts, AttentionSpec(**common), folder=part("attention"), batch_size=batch_size
+    )
     traced = causal_trace(model, prompts, trace, scorer=scorer, folder=part("trace"), batch_size=batch_size)
     by = measured_by(traced, metric)
     scores = {
@@ -104,7 +129,9 @@ def compare_localizers(model: Model, prompts: PromptSet, *, trace: TraceSpec | N
         "low entropy": 1 - measured_by(looked, "entropy").clean,
         "contribution": measured_by(looked, "contribution").clean,
     }
-    plain = [values.drop_vars([name for name in values.coords if name not in values.dims]) for values in scores.values()]
+    plain = [
+        values.drop_vars([name for name in values.coords if name not in values.dims]) for values in scores.values()
+    ]
     joined = xr.concat(plain, dim=pd.Index(list(scores), name="localizer"), join="exact").rename(site="layer")
     return Comparison(traced, found, looked, joined.transpose("localizer", "prompt", "seed", "layer"))
 

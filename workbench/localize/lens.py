@@ -8,9 +8,16 @@ from workbench.interventions import World, ablate
 from workbench.models import Model
 
 
-def diffusion_lens(model: Model, prompt: str, *, seeds: Sequence[int] = (0,), encoder: str = "text_encoder",
-                   num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int = 16
-                   ) -> xr.DataArray:  # fmt: skip
+def diffusion_lens(
+    model: Model,
+    prompt: str,
+    *,
+    seeds: Sequence[int] = (0,),
+    encoder: str = "text_encoder",
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 16,
+) -> xr.DataArray:
     """One image for each layer of the text encoder, as if the layers behind it were not there.
 
     The hidden state of layer l goes through the encoder's final layer norm (SDXL uses none) as the prompt's embedding: attention and
@@ -23,7 +30,15 @@ def diffusion_lens(model: Model, prompt: str, *, seeds: Sequence[int] = (0,), en
     hidden = [site.name for site in model.sites(f"{encoder}.*.hidden")]
     worlds = []
     for number, name in enumerate(hidden):
-        later = [site for i in range(number + 1, len(hidden)) for site in (f"{encoder}.{i}.attention", f"{encoder}.{i}.mlp")]
+        later = [
+            site for i in range(number + 1, len(hidden)) for site in (f"{encoder}.{i}.attention", f"{encoder}.{i}.mlp")
+        ]
         worlds.append(World(name, prompt, [ablate(later)] if later else []))
-    run = model.run(worlds, seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, batch_size=batch_size)
+    run = model.run(
+        worlds,
+        seeds=seeds,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+    )
     return run.images.rename(world="layer")

@@ -79,8 +79,14 @@ class LocoGen:
         """The model's cross-attention layers in execution order, numbered from 0 as papers do."""
         return json.loads(self.data.attrs["spec"])["layers"]
 
-    def effects(self, metric: str = "probability", direction: Literal["min", "max"] = "min", *, width: int | None = None,
-                **options) -> xr.Dataset:  # fmt: skip
+    def effects(
+        self,
+        metric: str = "probability",
+        direction: Literal["min", "max"] = "min",
+        *,
+        width: int | None = None,
+        **options,
+    ) -> xr.Dataset:
         """Direct effect of each window, with bootstrap intervals over prompts and seeds.
 
         direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (the paper takes the first
@@ -94,13 +100,17 @@ class LocoGen:
         name, contrasts = self._contrasts(metric, direction)
         if width is not None:
             contrasts["direct_effect"] = _only(contrasts["direct_effect"], width=width)
-        found = averages(contrasts, "share", attrs=self.data.attrs | {"metric": name, "direction": direction}, **options)
+        found = averages(
+            contrasts, "share", attrs=self.data.attrs | {"metric": name, "direction": direction}, **options
+        )
         if width is None:
             return found
         starts = [self.layers.index(site) for site in found.site.values]
         return found.assign_coords(window=("site", [_numbers(start, width) for start in starts]))
 
-    def best(self, width: int = 2, metric: str = "probability", direction: Literal["min", "max"] = "min", **where) -> tuple[str, ...]:
+    def best(
+        self, width: int = 2, metric: str = "probability", direction: Literal["min", "max"] = "min", **where
+    ) -> tuple[str, ...]:
         """Names of the layers of the window with the largest direct effect.
 
         where: which of several inputs, heads or steps: `best(2, inputs="v")`. Raises ValueError for a width that was not measured.
@@ -109,8 +119,15 @@ class LocoGen:
         start = self.layers.index(effect.idxmax("site").item())
         return tuple(self.layers[start : start + width])
 
-    def chance(self, width: int = 2, metric: str = "probability", direction: Literal["min", "max"] = "min", *, permutations: int = 10_000,
-               **where) -> float:  # fmt: skip
+    def chance(
+        self,
+        width: int = 2,
+        metric: str = "probability",
+        direction: Literal["min", "max"] = "min",
+        *,
+        permutations: int = 10_000,
+        **where,
+    ) -> float:
         """Permutation p-value of the best window: how often a best window as good comes from windows shuffled within each prompt.
 
         The largest mean over prompts is compared with the largest of each shuffling, so that having picked the best of many is
@@ -124,17 +141,28 @@ class LocoGen:
     def _contrasts(self, metric: str, direction: str) -> tuple[str, dict[str, xr.DataArray]]:
         """The metric's name for a direction, and by it the total and the single effects: falls of the prompt's, rises of the target's."""
         if direction not in ("min", "max"):
-            raise ValueError(f'direction={direction!r}: may be "min" (the prompt\'s attribute falls) or "max" (the target\'s rises)')
+            raise ValueError(
+                f'direction={direction!r}: may be "min" (the prompt\'s attribute falls) or "max" (the target\'s rises)'
+            )
         name, sign = (metric, 1) if direction == "min" else (f"target_{metric}", -1)
         scores = measured_by(self.data, name)
-        return name, {"total_effect": sign * (scores.clean - scores.full), "direct_effect": sign * (scores.clean - scores.patched)}
+        return name, {
+            "total_effect": sign * (scores.clean - scores.full),
+            "direct_effect": sign * (scores.clean - scores.patched),
+        }
 
-    def direct(self, metric: str = "probability", direction: Literal["min", "max"] = "min", *, width: int = 2, **where) -> xr.DataArray:
+    def direct(
+        self, metric: str = "probability", direction: Literal["min", "max"] = "min", *, width: int = 2, **where
+    ) -> xr.DataArray:
         """Direct effects of single images, (prompt, seed, site), of the windows of one width; see `effects` and `best`."""
         effect = _only(self._contrasts(metric, direction)[1]["direct_effect"], width=width, **where)
-        if several := {axis: effect[axis].values.tolist() for axis in ("inputs", "heads", "steps") if effect[axis].size > 1}:
+        if several := {
+            axis: effect[axis].values.tolist() for axis in ("inputs", "heads", "steps") if effect[axis].size > 1
+        }:
             axis = next(iter(several))
-            raise ValueError(f"several {axis} were measured: {several[axis]}; name one, as in best({width}, {axis}={several[axis][0]!r})")
+            raise ValueError(
+                f"several {axis} were measured: {several[axis]}; name one, as in best({width}, {axis}={several[axis][0]!r})"
+            )
         return effect.isel(inputs=0, heads=0, steps=0, missing_dims="ignore", drop=True)
 
 
@@ -142,7 +170,9 @@ def _only(effect: xr.DataArray, **where) -> xr.DataArray:
     """The windows of one width (and of one of several inputs, heads or steps)."""
     for axis, value in where.items():
         if value not in effect[axis].values:
-            raise ValueError(f"{axis}={value!r} was not measured; found {effect[axis].values.tolist()}; ask for it in LocoGenSpec")
+            raise ValueError(
+                f"{axis}={value!r} was not measured; found {effect[axis].values.tolist()}; ask for it in LocoGenSpec"
+            )
         effect = effect.sel({axis: value})
     return effect.dropna("site", how="all")
 
@@ -152,8 +182,15 @@ def _numbers(start: int, width: int) -> str:
     return str(start) if width == 1 else f"{start}-{start + width - 1}"
 
 
-def locogen(model: Model, prompts: PromptSet, spec: LocoGenSpec | None = None, *, scorer: Scorer | None = None,
-            folder: str | Path | None = None, batch_size: int = 16) -> LocoGen:  # fmt: skip
+def locogen(
+    model: Model,
+    prompts: PromptSet,
+    spec: LocoGenSpec | None = None,
+    *,
+    scorer: Scorer | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> LocoGen:
     """Find the cross-attention layers whose text input decides an attribute.
 
     Each prompt is generated unaltered, with its target prompt at all layers, and with the target prompt at each window of
@@ -180,9 +217,19 @@ class Search:
         return self.fine.best(width, *args, **where)
 
 
-def locogen_search(model: Model, prompts: PromptSet, spec: LocoGenSpec | None = None, *, width: int = 2, keep: int = 1,
-                   metric: str = "probability", direction: Literal["min", "max"] = "min", scorer: Scorer | None = None,
-                   folder: str | Path | None = None, batch_size: int = 16) -> Search:  # fmt: skip
+def locogen_search(
+    model: Model,
+    prompts: PromptSet,
+    spec: LocoGenSpec | None = None,
+    *,
+    width: int = 2,
+    keep: int = 1,
+    metric: str = "probability",
+    direction: Literal["min", "max"] = "min",
+    scorer: Scorer | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> Search:
     """LocoGen from coarse to fine: whole blocks of the UNet first, then only the windows that touch the `keep` best blocks.
 
     A window that works only together with layers of a poor block is missed; a larger `keep` makes that rarer. The gain grows with
@@ -191,22 +238,37 @@ def locogen_search(model: Model, prompts: PromptSet, spec: LocoGenSpec | None = 
     spec, scorer = spec or LocoGenSpec(), scorer or Scorer()
     groups, count = blocks(model), len(cross_layers(model))
     part = lambda name: None if folder is None else Path(folder) / name
-    coarse = locogen(model, prompts, replace(spec, windows=groups), scorer=scorer, folder=part("coarse"), batch_size=batch_size)
+    coarse = locogen(
+        model, prompts, replace(spec, windows=groups), scorer=scorer, folder=part("coarse"), batch_size=batch_size
+    )
     found = coarse.effects(metric, direction).direct_effect.max(["width", "inputs", "heads", "steps"])
     order = sorted(groups, key=lambda group: -float(found.sel(site=coarse.layers[group[0]])))[:keep]
-    touching = [start for start in range(count - width + 1) if any(start < first + size and first < start + width for first, size in order)]
+    touching = [
+        start
+        for start in range(count - width + 1)
+        if any(start < first + size and first < start + width for first, size in order)
+    ]
     windows = tuple((start, width) for start in touching)
-    fine = locogen(model, prompts, replace(spec, windows=windows), scorer=scorer, folder=part("fine"), batch_size=batch_size)
+    fine = locogen(
+        model, prompts, replace(spec, windows=windows), scorer=scorer, folder=part("fine"), batch_size=batch_size
+    )
     return Search(coarse, fine, len({*groups, *windows}), count - width + 1)
 
 
-def locogen_images(model: Model, prompt: Prompt, spec: LocoGenSpec | None = None, *, batch_size: int = 16) -> xr.DataArray:
+def locogen_images(
+    model: Model, prompt: Prompt, spec: LocoGenSpec | None = None, *, batch_size: int = 16
+) -> xr.DataArray:
     """The paper's strips of images: one for each window, behind the unaltered and the fully replaced one.
 
     Returns float in [0, 1], (world, seed, y, x, colour), worlds named "unaltered", "all layers" and by their layers.
     """
-    asked = Generating(model, PromptSet("images", (replace(prompt, value="", target_value=""),), {"": ("",)}), spec or LocoGenSpec(), None,
-                       batch_size)  # fmt: skip
+    asked = Generating(
+        model,
+        PromptSet("images", (replace(prompt, value="", target_value=""),), {"": ("",)}),
+        spec or LocoGenSpec(),
+        None,
+        batch_size,
+    )
     asked.check(0)
     names = ["unaltered", "all layers", *(asked.label(patch) for patch in asked.patches())]
     return asked.run(asked.worlds(0)).images.assign_coords(world=names)
@@ -235,12 +297,16 @@ class Generating(Experiment):
         count = len(self.layers)
         wanted = spec.windows or [(start, width) for width in spec.widths for start in range(max(1, count - width + 1))]
         if wrong := [(start, width) for start, width in wanted if width < 1 or not 0 <= start <= count - width]:
-            raise ValueError(f"windows {wrong} (first layer, width) do not fit the model's cross-attention layers, 0 to {count - 1}; "
-                             "name others in LocoGenSpec(widths=...) or (windows=...)")  # fmt: skip
+            raise ValueError(
+                f"windows {wrong} (first layer, width) do not fit the model's cross-attention layers, 0 to {count - 1}; "
+                "name others in LocoGenSpec(widths=...) or (windows=...)"
+            )
         self.windows = list(wanted)
         if lacking := [prompt.prompt for prompt in prompts if not prompt.target]:
-            raise ValueError(f"LocoGen compares a prompt with its target, which {lacking} lack; give Prompt(..., target=...), or a column "
-                             "target in the prompt set's file")  # fmt: skip
+            raise ValueError(
+                f"LocoGen compares a prompt with its target, which {lacking} lack; give Prompt(..., target=...), or a column "
+                "target in the prompt set's file"
+            )
 
     def asked(self) -> dict:
         return super().asked() | {"layers": self.layers}
@@ -256,23 +322,36 @@ class Generating(Experiment):
     def label(self, patch: Patch) -> str:
         several = {"inputs": patch.inputs, "heads": f"head {patch.head}", "steps": share(patch.steps)}
         return " ".join(
-            [_numbers(patch.start, patch.width), *(text for name, text in several.items() if len(getattr(self.spec, name) or ()) > 1)]
+            [
+                _numbers(patch.start, patch.width),
+                *(text for name, text in several.items() if len(getattr(self.spec, name) or ()) > 1),
+            ]
         )
 
     def worlds(self, p: int) -> list[World]:
         """Unaltered, the target prompt at all layers, and at each window."""
         prompt = self.prompts[p]
-        pooled = [site.name for site in self.model.sites if site.name.endswith(".pooled")]  # SDXL's other way in for the text
-        everywhere = [self.patch(prompt, self.layers, "kv"), *([replace_prompt(pooled, prompt.target)] if pooled else [])]
+        pooled = [
+            site.name for site in self.model.sites if site.name.endswith(".pooled")
+        ]  # SDXL's other way in for the text
+        everywhere = [
+            self.patch(prompt, self.layers, "kv"),
+            *([replace_prompt(pooled, prompt.target)] if pooled else []),
+        ]
         worlds = [World("clean", prompt.prompt), World("full", prompt.prompt, everywhere)]
         for i, patch in enumerate(self.patches()):
             layers = self.layers[patch.start : patch.start + patch.width]
-            where = dict(steps=None if patch.steps == (0.0, 1.0) else patch.steps, heads=None if patch.head is None else [patch.head])
+            where = dict(
+                steps=None if patch.steps == (0.0, 1.0) else patch.steps,
+                heads=None if patch.head is None else [patch.head],
+            )
             worlds.append(World(f"patched {i}", prompt.prompt, [self.patch(prompt, layers, patch.inputs, **where)]))
         return worlds
 
     def patch(self, prompt: Prompt, layers: Sequence[str], inputs: str, **where):
-        ports = ("k", "v") if inputs == "kv" and where.get("heads") else PORTS[inputs]  # heads are apart behind the projections only
+        ports = (
+            ("k", "v") if inputs == "kv" and where.get("heads") else PORTS[inputs]
+        )  # heads are apart behind the projections only
         return replace_prompt([f"{layer}.{port}" for layer in layers for port in ports], prompt.target, **where)
 
     def check(self, p: int) -> int:
@@ -282,6 +361,14 @@ class Generating(Experiment):
         """Rows (world, metric, prompt, seed, site, width, inputs, heads, steps, value)."""
         places = [dict(world="clean"), dict(world="full")]
         for patch in self.patches():
-            places.append(dict(world="patched", site=self.layers[patch.start], width=patch.width, inputs=patch.inputs,
-                               heads=ALL if patch.head is None else str(patch.head), steps=share(patch.steps)))  # fmt: skip
+            places.append(
+                dict(
+                    world="patched",
+                    site=self.layers[patch.start],
+                    width=patch.width,
+                    inputs=patch.inputs,
+                    heads=ALL if patch.head is None else str(patch.head),
+                    steps=share(patch.steps),
+                )
+            )
         return self.score(p, self.worlds(p), places, bar)

@@ -52,18 +52,33 @@ def main(options: LookingOptions):
     for step in tqdm(options.steps, desc="noise levels", disable=None):
         for at in range(0, len(pictures), options.batch_size):
             some = pictures[at : at + options.batch_size]
-            maps = attention_maps(model, [each.world for each in some], images={each.world.name: each.image for each in some}, step=step,
-                                  seeds=(options.seed,), batch_size=options.batch_size)  # fmt: skip
+            maps = attention_maps(
+                model,
+                [each.world for each in some],
+                images={each.world.name: each.image for each in some},
+                step=step,
+                seeds=(options.seed,),
+                batch_size=options.batch_size,
+            )
             for each in some:
                 found = mask_iou(word_map(maps, each), each.mask)
                 rows += [
-                    dict(step=step, site=site, picture=each.world.name, iou=float(found.sel(site=site)),
-                         ceiling=ceiling(each.mask, values.sizes["y"]))
+                    dict(
+                        step=step,
+                        site=site,
+                        picture=each.world.name,
+                        iou=float(found.sel(site=site)),
+                        ceiling=ceiling(each.mask, values.sizes["y"]),
+                    )
                     for site, values in maps.maps.items()
-                ]  # fmt: skip
+                ]
             if examples is None and step == options.steps[len(options.steps) // 2]:
                 examples = [(each, word_map(maps, each)) for each in some[:4]]
-    rows += [dict(step=step, site=name, picture=picture, iou=iou) for step in options.steps for name, picture, iou in baselines(pictures)]
+    rows += [
+        dict(step=step, site=name, picture=picture, iou=iou)
+        for step in options.steps
+        for name, picture, iou in baselines(pictures)
+    ]
     table = summary(pd.DataFrame(rows))
     options.out.mkdir(parents=True, exist_ok=True)
     table.round(4).to_csv(options.out / "attention_iou.csv", index=False)
@@ -88,7 +103,9 @@ def draw_pictures(options: LookingOptions) -> list[Picture]:
 def word_map(maps: AttentionMaps, picture: Picture) -> xr.DataArray:
     """The subject's maps of one picture, heads averaged: (site, y, x)."""
     name = picture.world.name
-    own = AttentionMaps({site: values.sel(world=[name]) for site, values in maps.maps.items()}, maps.images, {name: maps.tokens[name]})
+    own = AttentionMaps(
+        {site: values.sel(world=[name]) for site, values in maps.maps.items()}, maps.images, {name: maps.tokens[name]}
+    )
     return own.word(picture.world.subject).mean("head").isel(world=0, seed=0, steps=0, drop=True)
 
 
@@ -104,7 +121,13 @@ def baselines(pictures: list[Picture]) -> list[tuple[str, str, float]]:
     for i, each in enumerate(pictures):
         share, others = each.mask.mean(), (masks.sum(0) - masks[i]) / (len(masks) - 1)
         found.append((CHANCE, each.world.name, share / (2 - share)))
-        found.append((CENTRE, each.world.name, float(mask_iou(xr.DataArray(others[None], dims=("site", "y", "x")), each.mask)[0])))
+        found.append(
+            (
+                CENTRE,
+                each.world.name,
+                float(mask_iou(xr.DataArray(others[None], dims=("site", "y", "x")), each.mask)[0]),
+            )
+        )
     return found
 
 
@@ -112,9 +135,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Means over pictures with their 95 % bootstrap intervals."""
     rows = []
     for (step, site), group in table.groupby(["step", "site"], sort=False):
-        interval = bootstrap((group.iou.to_numpy(),), np.mean, rng=np.random.default_rng(0), method="percentile").confidence_interval
-        rows.append(dict(step=step, site=site, iou=group.iou.mean(), low=interval.low, high=interval.high, ceiling=group.ceiling.mean(),
-                         pictures=len(group)))  # fmt: skip
+        interval = bootstrap(
+            (group.iou.to_numpy(),), np.mean, rng=np.random.default_rng(0), method="percentile"
+        ).confidence_interval
+        rows.append(
+            dict(
+                step=step,
+                site=site,
+                iou=group.iou.mean(),
+                low=interval.low,
+                high=interval.high,
+                ceiling=group.ceiling.mean(),
+                pictures=len(group),
+            )
+        )
     return pd.DataFrame(rows)
 
 
@@ -130,18 +164,36 @@ def figure(table: pd.DataFrame, examples: list, options: LookingOptions, model: 
         at, spread = np.arange(len(rows)) + 0.15 * (offset - 1), [rows.iou - rows.low, rows.high - rows.iou]
         ax.errorbar(at, rows.iou, spread, fmt="o", ms=4, capsize=2, label=f"after {share:.0%} of the denoising")
     highest = layers.groupby("site", sort=False).ceiling.first()
-    ax.scatter(np.arange(len(highest)), highest, marker="_", s=300, color="black", label="the true mask at the layer's resolution")
+    ax.scatter(
+        np.arange(len(highest)),
+        highest,
+        marker="_",
+        s=300,
+        color="black",
+        label="the true mask at the layer's resolution",
+    )
     for name, style in ((CHANCE, ":"), (CENTRE, "--")):
         ax.axhline(table[table.site == name].iou.mean(), color="grey", ls=style, label=name)
     ax.set_xticks(range(len(names)), [f"{name} ({i})" for i, name in enumerate(names)], rotation=45, ha="right")
-    ax.set(ylabel="IoU with the true mask, 95 % interval", xlabel="cross-attention layer (number)", ylim=(0, 1),
-           title=f"Do word maps cover their subject? {options.pictures} rendered pictures, noised and seen once")  # fmt: skip
+    ax.set(
+        ylabel="IoU with the true mask, 95 % interval",
+        xlabel="cross-attention layer (number)",
+        ylim=(0, 1),
+        title=f"Do word maps cover their subject? {options.pictures} rendered pictures, noised and seen once",
+    )
     ax.legend(fontsize=8)
     middle = layers[layers.step == options.steps[len(options.steps) // 2]]
     best = middle.loc[middle.iou.idxmax(), "site"]
     for panel, (picture, maps) in zip(bottom.subplots(1, len(examples)), examples):
-        plot.overlay(picture.image, maps.sel(site=best), ax=panel, title=f'"{picture.world.subject}" at {best.removeprefix("unet.")}')
-        panel.contour(np.arange(64) + 0.5, np.arange(64) + 0.5, picture.mask, levels=[0.5], colors="cyan", linewidths=0.8)
+        plot.overlay(
+            picture.image,
+            maps.sel(site=best),
+            ax=panel,
+            title=f'"{picture.world.subject}" at {best.removeprefix("unet.")}',
+        )
+        panel.contour(
+            np.arange(64) + 0.5, np.arange(64) + 0.5, picture.mask, levels=[0.5], colors="cyan", linewidths=0.8
+        )
     return figure
 
 

@@ -42,16 +42,27 @@ def main(options: SurveyOptions):
     found: dict[tuple[str, str], xr.Dataset] = {}
     for part, sites in SITES.items():
         for attribute in options.attributes:
-            spec = TraceSpec(sites=sites, noise_multiple=options.noise_multiple, draws=options.draws, seeds=tuple(range(options.seeds)),
-                             num_inference_steps=options.num_inference_steps)  # fmt: skip
+            spec = TraceSpec(
+                sites=sites,
+                noise_multiple=options.noise_multiple,
+                draws=options.draws,
+                seeds=tuple(range(options.seeds)),
+                num_inference_steps=options.num_inference_steps,
+            )
             prompts = prompt_set(attribute)[: options.prompts]
             trace = causal_trace(
-                model, prompts, spec, scorer=scorer, folder=options.runs / f"{attribute}-{part}", batch_size=options.batch_size
+                model,
+                prompts,
+                spec,
+                scorer=scorer,
+                folder=options.runs / f"{attribute}-{part}",
+                batch_size=options.batch_size,
             )
             found[part, attribute] = effects(trace, "probability")
     options.out.mkdir(parents=True, exist_ok=True)
     tables = [
-        strongest(effect).assign(attribute=attribute, total_effect=float(effect.total_effect)) for (_, attribute), effect in found.items()
+        strongest(effect).assign(attribute=attribute, total_effect=float(effect.total_effect))
+        for (_, attribute), effect in found.items()
     ]
     pd.concat(tables).drop(columns=["token", "steps"]).round(4).to_csv(options.out / "causal_trace.csv", index=False)
     for part, draw in (("text", text_figure), ("unet", unet_figure)):
@@ -63,15 +74,19 @@ def main(options: SurveyOptions):
     for (part, attribute), effect in found.items():
         best = strongest(effect).iloc[0]
         count = f"{int(effect.significant.sum())} of {effect.sizes['site']} significant"
-        print(f"{attribute:9s}{part:5s}total effect {with_interval(effect, 'total_effect')}; strongest {best.site}: "
-              f"{with_interval(best, 'indirect_effect')}; {count}")  # fmt: skip
+        print(
+            f"{attribute:9s}{part:5s}total effect {with_interval(effect, 'total_effect')}; strongest {best.site}: "
+            f"{with_interval(best, 'indirect_effect')}; {count}"
+        )
 
 
 def text_figure(found: dict[str, xr.Dataset]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 5.2), layout="constrained", squeeze=False)
     limit = max(float(abs(effect.indirect_effect).max()) for effect in found.values())
     for ax, (attribute, effect) in zip(axes.flat, found.items()):
-        plot.heatmap(effect, "kind", "layer", ax=ax, limit=limit, title=f"{attribute} (total {float(effect.total_effect):.2f})")
+        plot.heatmap(
+            effect, "kind", "layer", ax=ax, limit=limit, title=f"{attribute} (total {float(effect.total_effect):.2f})"
+        )
     return figure
 
 

@@ -34,7 +34,9 @@ class Alignment:
         rows = []
         for j, piece in enumerate(self.target.pieces[: self.target.end + 1]):
             shares = {i: self.matrix[i, j] for i in np.flatnonzero(self.matrix[:, j])}
-            parts = [f"{'' if share == 1 else f'{share:.3g} x '}{self.source.pieces[i]} ({i})" for i, share in shares.items()]
+            parts = [
+                f"{'' if share == 1 else f'{share:.3g} x '}{self.source.pieces[i]} ({i})" for i, share in shares.items()
+            ]
             rows.append({"target": f"{piece} ({j})", "source": "its own" if j in self.new else " + ".join(parts)})
         return pd.DataFrame(rows)
 
@@ -53,7 +55,9 @@ def words(tokens: Tokens) -> list[tuple[str, tuple[int, ...]]]:
         start, stop = match.span()
         own = tuple(i for i, span in enumerate(tokens.spans) if start <= span[0] < min(stop, span[1]))
         if not own and start >= tokens.spans[tokens.end - 1][1]:
-            raise ValueError(f"{match[0]!r} stands beyond what the text encoder reads of {tokens.prompt!r}: {tokens!r}; shorten the prompt")
+            raise ValueError(
+                f"{match[0]!r} stands beyond what the text encoder reads of {tokens.prompt!r}: {tokens!r}; shorten the prompt"
+            )
         if own:  # else its letters belong to a token that begins in the word before
             found.append((match[0], own))
     return found
@@ -141,10 +145,14 @@ def align(tokenizer: PreTrainedTokenizerBase, source: str, target: str, kind: st
     old, new = tokenize(tokenizer, source), tokenize(tokenizer, target)
     before, after = words(old), words(new)
     if kind == "replace" and len(before) != len(after):
-        raise ValueError(f'kind="replace" needs as many words in both prompts: {source!r} has {len(before)}, {target!r} has {len(after)}; '
-                         'use kind="refine" for words that are added or taken away')  # fmt: skip
+        raise ValueError(
+            f'kind="replace" needs as many words in both prompts: {source!r} has {len(before)}, {target!r} has {len(after)}; '
+            'use kind="refine" for words that are added or taken away'
+        )
     lower = lambda found: [word.lower() for word, _ in found]
-    places = list(zip(range(len(before)), range(len(after)))) if kind == "replace" else common(lower(before), lower(after))
+    places = (
+        list(zip(range(len(before)), range(len(after)))) if kind == "replace" else common(lower(before), lower(after))
+    )
     make = replace_matrix if kind == "replace" else refine_matrix
     matrix = make([(before[i][1], after[j][1]) for i, j in places], (old.end, new.end), len(old.ids))
     new_tokens = () if kind == "replace" else tuple(int(j) for j in np.flatnonzero(matrix.sum(0) == 0))

@@ -57,19 +57,33 @@ class PromptToPrompt(Sequence[World]):
         parts = [f"{SOURCE}: {self.worlds[0].prompt!r}"]
         for world in self.worlds[1:]:
             lines = [f"  {', '.join(i.sites)}: {_said(i)}" for i in world.interventions]
-            parts.append("\n".join([f"{world.name}: {self.alignments[world.name]!r}", *(lines or ["  no interventions"])]))
+            parts.append(
+                "\n".join([f"{world.name}: {self.alignments[world.name]!r}", *(lines or ["  no interventions"])])
+            )
         return "\n\n".join(parts)
 
 
 def _said(intervention: Intervention) -> str:
-    where = {name: getattr(intervention, name) for name in ("tokens", "steps", "rows") if getattr(intervention, name) is not None}
+    where = {
+        name: getattr(intervention, name)
+        for name in ("tokens", "steps", "rows")
+        if getattr(intervention, name) is not None
+    }
     return " ".join([repr(intervention.rule), *(f"{name}={value}" for name, value in where.items())])
 
 
-def prompt_to_prompt(model: Model, source: str, target: str | Sequence[str] | Mapping[str, str] | None = None, kind: str = "replace", *,
-                     cross_replace_steps: float | Window | Mapping[str, float | Window] = 0.8, self_replace_steps: float | Window = 0.4,
-                     self_resolution: float = 0.25, reweight: Mapping[str, float] | None = None, blend: LocalBlend | None = None
-                     ) -> PromptToPrompt:  # fmt: skip
+def prompt_to_prompt(
+    model: Model,
+    source: str,
+    target: str | Sequence[str] | Mapping[str, str] | None = None,
+    kind: str = "replace",
+    *,
+    cross_replace_steps: float | Window | Mapping[str, float | Window] = 0.8,
+    self_replace_steps: float | Window = 0.4,
+    self_resolution: float = 0.25,
+    reweight: Mapping[str, float] | None = None,
+    blend: LocalBlend | None = None,
+) -> PromptToPrompt:
     """Worlds that draw targets with the source's attention: "source" and "edited" (several targets: by their names, or numbered).
 
     kind: "replace" words one for one, "refine" by words that are added or taken away, "reweight" the source's own. All of them
@@ -87,19 +101,26 @@ def prompt_to_prompt(model: Model, source: str, target: str | Sequence[str] | Ma
         raise ValueError(f"kind={kind!r}: may be {', '.join(KINDS)}")
     if kind == "reweight":
         if target not in (None, source) or not reweight:
-            raise ValueError(f'kind="reweight" changes weights in the source\'s own prompt: found target={target!r}, reweight={reweight}; '
-                             'give reweight={word: factor} and no target, or kind="replace" or "refine" with reweight')  # fmt: skip
+            raise ValueError(
+                f'kind="reweight" changes weights in the source\'s own prompt: found target={target!r}, reweight={reweight}; '
+                'give reweight={word: factor} and no target, or kind="replace" or "refine" with reweight'
+            )
         target = source
     if target is None:
         raise ValueError(f"kind={kind!r} needs a target; give the prompt to draw")
     targets = _named(target)
-    alignments = {name: align(model.pipeline.tokenizer, source, prompt, "refine" if kind == "refine" else "replace")
-                  for name, prompt in targets.items()}  # fmt: skip
+    alignments = {
+        name: align(model.pipeline.tokenizer, source, prompt, "refine" if kind == "refine" else "replace")
+        for name, prompt in targets.items()
+    }
     given = cross_replace_steps if isinstance(cross_replace_steps, Mapping) else {DEFAULT: cross_replace_steps}
     schedule = {word: _window("cross_replace_steps", window) for word, window in given.items()}
     if DEFAULT not in schedule:
         raise ValueError(f'cross_replace_steps={given} has no "{DEFAULT}" for the other words; give one')
-    for what, words in (("cross_replace_steps", [word for word in schedule if word != DEFAULT]), ("reweight", reweight or {})):
+    for what, words in (
+        ("cross_replace_steps", [word for word in schedule if word != DEFAULT]),
+        ("reweight", reweight or {}),
+    ):
         _check_words(what, words, targets.values())
     window = _window("self_replace_steps", self_replace_steps)
     selves = up_to(model, "self", self_resolution, "self_resolution") if window[1] > window[0] else []
@@ -126,7 +147,11 @@ def _named(target: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[str, float]):
     """Interventions on cross-attention: one mix for all tokens of the same steps, and the factors behind it."""
     length = len(found.target.ids)
-    of = {word: found.target.of(word) for word in (*schedule, *reweight) if word != DEFAULT and places_of(word, found.target.prompt)}
+    of = {
+        word: found.target.of(word)
+        for word in (*schedule, *reweight)
+        if word != DEFAULT and places_of(word, found.target.prompt)
+    }
     windows = {j: schedule[DEFAULT] for j in range(length)}
     for word in schedule:
         if word in of and set(of[word]) <= set(found.new):
@@ -144,7 +169,9 @@ def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[s
         if word in of:
             low, high = window = windows[of[word][0]]
             if low == high:
-                raise ValueError(f"reweight: {word!r} has no steps, {window}; raise cross_replace_steps, its share of them")
+                raise ValueError(
+                    f"reweight: {word!r} has no steps, {window}; raise cross_replace_steps, its share of them"
+                )
             yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=window, rows="cond")
 
 
@@ -154,16 +181,28 @@ def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[
         _check_words(f"blend.{what}", getattr(blend, what), prompts)
         for side in ("target", "source"):
             tokens = getattr(found, side)
-            positions[side, what] = [i for word in getattr(blend, what) if places_of(word, tokens.prompt) for i in tokens.of(word)]
+            positions[side, what] = [
+                i for word in getattr(blend, what) if places_of(word, tokens.prompt) for i in tokens.of(word)
+            ]
             if what == "words" and not positions[side, what]:
-                raise ValueError(f"blend.words={blend.words}: {tokens.prompt!r} has none of them, and nothing says where to blend; name "
-                                 "a word of every prompt")  # fmt: skip
+                raise ValueError(
+                    f"blend.words={blend.words}: {tokens.prompt!r} has none of them, and nothing says where to blend; name "
+                    "a word of every prompt"
+                )
     if not 0 <= blend.start < 1:
         raise ValueError(f"blend.start={blend.start}: give a share of the steps, from 0 to below 1")
     maps = [site.name for site in up_to(model, "cross", blend.resolution, "blend.resolution", only=True)]
-    return blend_latents(SOURCE, maps, positions["target", "words"], positions["source", "words"], own_less=positions["target", "subtract"],
-                         source_less=positions["source", "subtract"], threshold=blend.threshold, threshold_less=blend.subtract_threshold,
-                         steps=(float(blend.start), 1.0))  # fmt: skip
+    return blend_latents(
+        SOURCE,
+        maps,
+        positions["target", "words"],
+        positions["source", "words"],
+        own_less=positions["target", "subtract"],
+        source_less=positions["source", "subtract"],
+        threshold=blend.threshold,
+        threshold_less=blend.subtract_threshold,
+        steps=(float(blend.start), 1.0),
+    )
 
 
 def up_to(model: Model, kind: str, share: float, what: str, only: bool = False) -> list[Site]:
@@ -172,9 +211,15 @@ def up_to(model: Model, kind: str, share: float, what: str, only: bool = False) 
     for site in model.sites(f"unet.*.{kind}.probs"):
         found.setdefault(round(site.sizes[1] ** 0.5), []).append(site)
     if not (sides := [side for side in found if side <= share * latent + 1e-6]):
-        raise ValueError(f"{what}={share}: {kind}-attention has sides {sorted(found)} of latents of {latent}; raise it to at least "
-                         f"{min(found) / latent:g}")  # fmt: skip
-    return found[max(sides)] if only else [site for site in model.sites(f"unet.*.{kind}.probs") if round(site.sizes[1] ** 0.5) in sides]
+        raise ValueError(
+            f"{what}={share}: {kind}-attention has sides {sorted(found)} of latents of {latent}; raise it to at least "
+            f"{min(found) / latent:g}"
+        )
+    return (
+        found[max(sides)]
+        if only
+        else [site for site in model.sites(f"unet.*.{kind}.probs") if round(site.sizes[1] ** 0.5) in sides]
+    )
 
 
 def _window(what: str, given: float | Window) -> Window:

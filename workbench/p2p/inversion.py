@@ -50,14 +50,26 @@ class Inversion:
         """
         worlds = [World("reconstruction", self.prompt)] if worlds is None else list(worlds)
         if worlds[0].prompt != self.prompt:
-            raise ValueError(f"the first world's prompt is {worlds[0].prompt!r}, but the image was inverted with {self.prompt!r}; begin "
-                             "with that, or invert it with another prompt")  # fmt: skip
-        settings = dict(num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, latents=self.latents[None])
+            raise ValueError(
+                f"the first world's prompt is {worlds[0].prompt!r}, but the image was inverted with {self.prompt!r}; begin "
+                "with that, or invert it with another prompt"
+            )
+        settings = dict(
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, latents=self.latents[None]
+        )
         return model.run(self.worlds(worlds), **settings | more)
 
 
-def invert(model: Model, images: Sequence[Image.Image], prompts: Sequence[str], *, null_text: bool = True, inner_steps: int = 10,
-           num_inference_steps: int | None = None, guidance_scale: float | None = None) -> list[Inversion]:  # fmt: skip
+def invert(
+    model: Model,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    *,
+    null_text: bool = True,
+    inner_steps: int = 10,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> list[Inversion]:
     """DDIM inversion of images of the model's own size, and null-text optimisation (Mokady et al. 2022, arXiv 2211.09794).
 
     Inversion runs at guidance 1 with the images' prompts. Then, step by step, the unconditional embedding is moved (Adam, learning
@@ -79,7 +91,11 @@ def invert(model: Model, images: Sequence[Image.Image], prompts: Sequence[str], 
             null, losses = _null_text(model, path, prompts, steps, guidance, inner_steps)
     found = []
     for i, prompt in enumerate(prompts):
-        made = [] if null is None else [set_to("unet.*.cross.context", null[s, i], steps=[s], rows="uncond") for s in range(steps)]
+        made = (
+            []
+            if null is None
+            else [set_to("unet.*.cross.context", null[s, i], steps=[s], rows="uncond") for s in range(steps)]
+        )
         own = () if null is None else tuple(float(loss[i]) for loss in losses)
         found.append(Inversion(prompt, steps, guidance, path[:, i].cpu(), tuple(made), own))
     return found
@@ -90,8 +106,10 @@ def _check(model: Model, images: Sequence, prompts: Sequence[str]):
         raise ValueError(f"invert: {len(images)} images and {len(prompts)} prompts; give each image its prompt")
     if not isinstance(model.pipeline.scheduler, DDIMScheduler):
         name = type(model.pipeline.scheduler).__name__
-        raise ValueError(f"invert: the pipeline's scheduler is {name}, whose steps cannot be run backwards; set model.pipeline.scheduler = "
-                         "DDIMScheduler.from_config(model.pipeline.scheduler.config)")  # fmt: skip
+        raise ValueError(
+            f"invert: the pipeline's scheduler is {name}, whose steps cannot be run backwards; set model.pipeline.scheduler = "
+            "DDIMScheduler.from_config(model.pipeline.scheduler.config)"
+        )
     if model.pipeline.unet.dtype != torch.float32:
         raise ValueError(
             f"invert: the model is in {model.pipeline.unet.dtype}, too coarse to be optimised; load it with dtype=torch.float32"
@@ -112,13 +130,17 @@ def _frozen(unet: torch.nn.Module):
 
 def _texts(pipeline, prompts: Sequence[str], guided: bool) -> tuple[list[torch.Tensor], list[dict]]:
     """What the UNet is given of the prompts, and with guidance of the empty prompt: states, and further arguments (SDXL)."""
-    found = pipeline.encode_prompt(list(prompts), device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=guided)
+    found = pipeline.encode_prompt(
+        list(prompts), device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
+    )
     halves = (0, 1) if guided else (0,)
     if getattr(pipeline, "text_encoder_2", None) is None:
         return [found[half] for half in halves], [{} for _ in halves]
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts), device=pipeline.device, dtype=found[0].dtype)
-    return [found[half] for half in halves], [{"added_cond_kwargs": {"text_embeds": found[2 + half], "time_ids": sizes}} for half in halves]
+    return [found[half] for half in halves], [
+        {"added_cond_kwargs": {"text_embeds": found[2 + half], "time_ids": sizes}} for half in halves
+    ]
 
 
 @torch.no_grad()
@@ -135,8 +157,9 @@ def _ddim(model: Model, clean: torch.Tensor, prompts: Sequence[str], steps: int)
     return torch.stack(path)
 
 
-def _null_text(model: Model, path: torch.Tensor, prompts: Sequence[str], steps: int, guidance: float, inner_steps: int
-               ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
+def _null_text(
+    model: Model, path: torch.Tensor, prompts: Sequence[str], steps: int, guidance: float, inner_steps: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Unconditional states (step, image, token, channel), and behind each step the squared error of each image's latents."""
     pipeline, found, losses = model.pipeline, [], []
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # a copy: the pipeline's own keeps its state
@@ -153,8 +176,13 @@ def _null_text(model: Model, path: torch.Tensor, prompts: Sequence[str], steps: 
             empty = pipeline.unet(latents, time, encoder_hidden_states=null, **more_null).sample
             return scheduler.step(empty + guidance * (conditional - empty), time, latents).prev_sample
 
-        null = _descend(null, lambda null, behind=behind, goal=goal: (behind(null) - goal).square().mean((1, 2, 3)),
-                        lr=1e-2 * max(0.0, 1 - i / 100), enough=1e-5 + 2e-5 * i, updates=inner_steps)  # fmt: skip
+        null = _descend(
+            null,
+            lambda null, behind=behind, goal=goal: (behind(null) - goal).square().mean((1, 2, 3)),
+            lr=1e-2 * max(0.0, 1 - i / 100),
+            enough=1e-5 + 2e-5 * i,
+            updates=inner_steps,
+        )
         with torch.no_grad():
             latents = behind(null)
         losses.append((latents - goal).square().mean((1, 2, 3)))

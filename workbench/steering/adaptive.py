@@ -34,12 +34,23 @@ class AdaptiveSpec(SteerSpec):
     def __post_init__(self):
         check_spec(self, "seeds")
         if not (self.strongest > 0 and self.rounds > 0 and self.budget >= 0):
-            raise ValueError(f"strongest={self.strongest}, rounds={self.rounds}, budget={self.budget}: give positive ones")
+            raise ValueError(
+                f"strongest={self.strongest}, rounds={self.rounds}, budget={self.budget}: give positive ones"
+            )
 
 
-def adaptive_strength(model: Model, prompts: PromptSet, direction: Direction, concept: Concept, spec: AdaptiveSpec = AdaptiveSpec(), *,
-                      strengths: Mapping[str, float] | None = None, scorer: Scorer | None = None, folder: str | Path | None = None,
-                      batch_size: int = 16) -> pd.DataFrame:  # fmt: skip
+def adaptive_strength(
+    model: Model,
+    prompts: PromptSet,
+    direction: Direction,
+    concept: Concept,
+    spec: AdaptiveSpec = AdaptiveSpec(),
+    *,
+    strengths: Mapping[str, float] | None = None,
+    scorer: Scorer | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
     """For each prompt the least strength that brings the concept, or the largest within a fidelity budget where none does.
 
     strengths: of each glob of sites at strength 1; all alike when left out. Returns one row for each prompt: `resistance`,
@@ -55,7 +66,9 @@ def adaptive_strength(model: Model, prompts: PromptSet, direction: Direction, co
             f"adaptive_strength(concept={concept.text!r}): resistance is measured against an opposite; give Concept(opposite=...)"
         )
     relative = dict(strengths or dict.fromkeys(direction.sites, 1.0))
-    at = lambda strength: direction.steer({glob: strength * factor for glob, factor in relative.items()}, **spec.applied())
+    at = lambda strength: direction.steer(
+        {glob: strength * factor for glob, factor in relative.items()}, **spec.applied()
+    )
     study = Steered(model, prompts, concept, spec, scorer, batch_size)
     study.name = "adaptive_strength"
     images = study.check({}, [at(spec.strongest)] * len(prompts))
@@ -80,8 +93,16 @@ def adaptive_strength(model: Model, prompts: PromptSet, direction: Direction, co
             up = affordable & ~enough
             low, high = np.where(up, tried, low), np.where(up, high, tried)
     stopped = np.select([reached, over], ["concept", "budget"], "strongest")
-    return pd.DataFrame(dict(prompt=[prompt.prompt for prompt in prompts], resistance=-unsteered.lead, strength=best.strength,
-                             stopped_by=stopped, lead=best.lead, drop=unsteered[spec.fidelity] - best[spec.fidelity]))  # fmt: skip
+    return pd.DataFrame(
+        dict(
+            prompt=[prompt.prompt for prompt in prompts],
+            resistance=-unsteered.lead,
+            strength=best.strength,
+            stopped_by=stopped,
+            lead=best.lead,
+            drop=unsteered[spec.fidelity] - best[spec.fidelity],
+        )
+    )
 
 
 def _means(rows: pd.DataFrame, spec: AdaptiveSpec) -> pd.DataFrame:

@@ -81,13 +81,20 @@ class Direction:
     @property
     def digest(self) -> str:
         """SHA-256 of its vectors and where they are."""
-        parts = [f"{c.site} {c.axis} {tuple(c.vectors.shape)} {c.norm}".encode() + c.vectors.numpy().tobytes() for c in self.components]
+        parts = [
+            f"{c.site} {c.axis} {tuple(c.vectors.shape)} {c.norm}".encode() + c.vectors.numpy().tobytes()
+            for c in self.components
+        ]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def __getitem__(self, site: str) -> xr.DataArray:
         (found,) = self.at(site).components
         vectors = found.vectors.numpy()
-        return xr.DataArray(vectors[0], dims="channel") if found.axis == "pooled" else xr.DataArray(vectors, dims=(found.axis, "channel"))
+        return (
+            xr.DataArray(vectors[0], dims="channel")
+            if found.axis == "pooled"
+            else xr.DataArray(vectors, dims=(found.axis, "channel"))
+        )
 
     def at(self, *sites: str) -> "Direction":
         """The part at some sites, by globs; raises KeyError for a glob that matches none."""
@@ -120,10 +127,16 @@ class Direction:
                 mine[theirs.site] = theirs
                 continue
             if (ours.axis, ours.vectors.shape) != (theirs.axis, theirs.vectors.shape):
-                raise ValueError(f"directions at {theirs.site} do not add: one is {_shape(ours)}, the other {_shape(theirs)}; make both "
-                                 "from the same model with the same pool= and num_inference_steps=")  # fmt: skip
-            mine[theirs.site] = replace(ours, vectors=ours.vectors + theirs.vectors, norm=(ours.norm + theirs.norm) / 2,
-                                        error=(ours.error**2 + theirs.error**2) ** 0.5)  # fmt: skip
+                raise ValueError(
+                    f"directions at {theirs.site} do not add: one is {_shape(ours)}, the other {_shape(theirs)}; make both "
+                    "from the same model with the same pool= and num_inference_steps="
+                )
+            mine[theirs.site] = replace(
+                ours,
+                vectors=ours.vectors + theirs.vectors,
+                norm=(ours.norm + theirs.norm) / 2,
+                error=(ours.error**2 + theirs.error**2) ** 0.5,
+            )
         return Direction(mine.values(), {"sum": [self.provenance, other.provenance]})
 
     def cosine(self, other: "Direction") -> pd.Series:
@@ -132,8 +145,10 @@ class Direction:
         for ours in self.components:
             if (other_one := theirs.get(ours.site)) is not None:
                 if ours.vectors.shape != other_one.vectors.shape:
-                    raise ValueError(f"directions at {ours.site} do not compare: one is {_shape(ours)}, the other {_shape(other_one)}; "
-                                     "make both with the same pool= and num_inference_steps=")  # fmt: skip
+                    raise ValueError(
+                        f"directions at {ours.site} do not compare: one is {_shape(ours)}, the other {_shape(other_one)}; "
+                        "make both with the same pool= and num_inference_steps="
+                    )
                 a, b = ours.vectors.double().flatten(), other_one.vectors.double().flatten()
                 found[ours.site] = (a @ b / (a.norm() * b.norm())).item() if a.norm() and b.norm() else float("nan")
         if not found:
@@ -142,19 +157,40 @@ class Direction:
 
     def table(self) -> pd.DataFrame:
         """One row for each site: shape, length of the vectors and their standard error in multiples of the activations' mean norm."""
-        return pd.DataFrame([
-            dict(site=c.site, rows=f"{c.axis}: {len(c.vectors)}", channels=c.vectors.shape[1], mean_norm=c.norm,
-                 relative_length=c.length / c.norm, relative_error=c.error / c.norm) for c in self.components
-        ])  # fmt: skip
+        return pd.DataFrame(
+            [
+                dict(
+                    site=c.site,
+                    rows=f"{c.axis}: {len(c.vectors)}",
+                    channels=c.vectors.shape[1],
+                    mean_norm=c.norm,
+                    relative_length=c.length / c.norm,
+                    relative_error=c.error / c.norm,
+                )
+                for c in self.components
+            ]
+        )
 
     def __repr__(self):
         zero = " (zero)" if not any(c.vectors.any() for c in self.components) else ""
-        counts = " and ".join(f"{len(self.provenance[side])} {side}" for side in ("positive", "negative") if side in self.provenance)
-        with pd.option_context("display.max_rows", 12, "display.max_columns", None, "display.width", 160, "display.precision", 3):
+        counts = " and ".join(
+            f"{len(self.provenance[side])} {side}" for side in ("positive", "negative") if side in self.provenance
+        )
+        with pd.option_context(
+            "display.max_rows", 12, "display.max_columns", None, "display.width", 160, "display.precision", 3
+        ):
             return f"direction{zero} at {len(self.sites)} sites{f', from {counts} prompts' if counts else ''}\n{self.table()}"
 
-    def steer(self, strength: float | Mapping[str, float] = 1.0, *, unit: bool = False, keep_norm: bool = False,
-              tokens=None, steps: Steps = None, rows: str = "cond") -> tuple[Intervention, ...]:  # fmt: skip
+    def steer(
+        self,
+        strength: float | Mapping[str, float] = 1.0,
+        *,
+        unit: bool = False,
+        keep_norm: bool = False,
+        tokens=None,
+        steps: Steps = None,
+        rows: str = "cond",
+    ) -> tuple[Intervention, ...]:
         """Interventions that add the direction: strength * vectors, at all its sites.
 
         strength: one number, or one for each glob of sites, only those then. unit: the vectors are first brought to the site's mean
@@ -171,31 +207,52 @@ class Direction:
                 found[c.site] = []
                 for vector, row, factor, when in _laid_out(c, steps):
                     alpha = number * factor * (_unit(c, row) if unit else 1.0)
-                    found[c.site].append(steer(c.site, vector, alpha, keep_norm=keep_norm, tokens=tokens, steps=when, rows=rows))
+                    found[c.site].append(
+                        steer(c.site, vector, alpha, keep_norm=keep_norm, tokens=tokens, steps=when, rows=rows)
+                    )
         return tuple(made for site in self.sites for made in found.get(site, ()))
 
-    def remove(self, beta: float = 1.0, *, keep_norm: bool = True, tokens=None, steps: Steps = None,
-               rows: str = "cond") -> tuple[Intervention, ...]:  # fmt: skip
+    def remove(
+        self, beta: float = 1.0, *, keep_norm: bool = True, tokens=None, steps: Steps = None, rows: str = "cond"
+    ) -> tuple[Intervention, ...]:
         """Interventions that take -beta relu(<x, v>) v, v at unit norm, from every activation x, which keeps its norm (CASteer)."""
-        return tuple(remove(c.site, vector, beta * factor, keep_norm=keep_norm, tokens=tokens, steps=when, rows=rows)
-                     for c in self.components for vector, _, factor, when in _laid_out(c, steps))  # fmt: skip
+        return tuple(
+            remove(c.site, vector, beta * factor, keep_norm=keep_norm, tokens=tokens, steps=when, rows=rows)
+            for c in self.components
+            for vector, _, factor, when in _laid_out(c, steps)
+        )
 
     def save(self, path: str | Path):
         """Write a safetensors file: vectors, and in its metadata sites, norms and provenance."""
         about = [dict(site=c.site, axis=c.axis, norm=c.norm, error=c.error) for c in self.components]
-        files.write(Path(path), "direction", {c.site: c.vectors for c in self.components},
-                    {"components": about, "provenance": self.provenance})  # fmt: skip
+        files.write(
+            Path(path),
+            "direction",
+            {c.site: c.vectors for c in self.components},
+            {"components": about, "provenance": self.provenance},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
         """Read what `save` wrote; raises FileNotFoundError, and ValueError for a file that is no direction or was altered."""
         vectors, about = files.read(Path(path), "direction")
-        return cls([Component(**entry, vectors=vectors[entry["site"]]) for entry in about["components"]], about["provenance"])
+        return cls(
+            [Component(**entry, vectors=vectors[entry["site"]]) for entry in about["components"]], about["provenance"]
+        )
 
 
-def direction(model: Model, positive: Sequence[str | Prompt], negative: Sequence[str | Prompt],
-              sites: str | Iterable[str | Site] = "text_encoder.*.mlp", *, pool: Pool = "own", seeds: Sequence[int] = (0,),
-              num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int = 16) -> Direction:  # fmt: skip
+def direction(
+    model: Model,
+    positive: Sequence[str | Prompt],
+    negative: Sequence[str | Prompt],
+    sites: str | Iterable[str | Site] = "text_encoder.*.mlp",
+    *,
+    pool: Pool = "own",
+    seeds: Sequence[int] = (0,),
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 16,
+) -> Direction:
     """Mean activation under the positive prompts minus that under the negative ones, at sites of the text encoder or the UNet.
 
     pool, for the text encoder: "own" averages over a prompt's own tokens, between start and end; "subject_last" takes the
@@ -209,12 +266,18 @@ def direction(model: Model, positive: Sequence[str | Prompt], negative: Sequence
     """
     given = {"positive": [_prompt(p) for p in positive], "negative": [_prompt(p) for p in negative]}
     if empty := [side for side, prompts in given.items() if not prompts]:
-        raise ValueError(f"direction: {' and '.join(f'{side}=' for side in empty)} names no prompt; give at least one on each side")
+        raise ValueError(
+            f"direction: {' and '.join(f'{side}=' for side in empty)} names no prompt; give at least one on each side"
+        )
     chosen = model.sites(*([sites] if isinstance(sites, str) else [getattr(site, "name", site) for site in sites]))
-    steerable = lambda site: site.name.startswith(("text_encoder", "unet")) and site.port != "context" and "channel" in site.axes
+    steerable = lambda site: (
+        site.name.startswith(("text_encoder", "unet")) and site.port != "context" and "channel" in site.axes
+    )
     if wrong := [site.name for site in chosen if not steerable(site)]:
-        raise ValueError(f"direction(sites=): {', '.join(wrong[:3])} cannot be steered; name sites of the text encoder or the UNet that "
-                         'have channels, such as "text_encoder.*.mlp" or "unet.*.cross"')  # fmt: skip
+        raise ValueError(
+            f"direction(sites=): {', '.join(wrong[:3])} cannot be steered; name sites of the text encoder or the UNet that "
+            'have channels, such as "text_encoder.*.mlp" or "unet.*.cross"'
+        )
     text, unet = ([s for s in chosen if s.name.startswith("text_encoder") == wanted] for wanted in (True, False))
     same = Counter(given["positive"]) == Counter(given["negative"])
     if same:
@@ -238,7 +301,9 @@ def direction(model: Model, positive: Sequence[str | Prompt], negative: Sequence
     axis = lambda site: "step" if site in unet else "token" if by_token(site) else "pooled"
     components = [sums[site].component(site.name, axis(site)) for site in chosen]
     about = {side: [p.prompt for p in prompts] for side, prompts in given.items()} | {"model": model.record}
-    about |= ({"pool": pool} if text else {}) | ({name: value for name, value in settings.items() if value is not None} if unet else {})
+    about |= ({"pool": pool} if text else {}) | (
+        {name: value for name, value in settings.items() if value is not None} if unet else {}
+    )
     return 0 * Direction(components, about) if same else Direction(components, about)
 
 
@@ -263,7 +328,9 @@ class Sums:
         means, counts = self.first | {"pair": vectors}, self.counts | {"pair": self.counts["positive"]}
         squares = 0.0
         for side, second in self.second.items():  # variance of a mean, summed over channels
-            squares = squares + (second / counts[side] - means[side].square().sum(-1)).clamp(min=0) / max(counts[side] - 1, 1)
+            squares = squares + (second / counts[side] - means[side].square().sum(-1)).clamp(min=0) / max(
+                counts[side] - 1, 1
+            )
         return Component(site, axis, vectors.float(), self.norm, squares.mean().sqrt().item())
 
 
@@ -284,7 +351,9 @@ def _positions(model: Model, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
         return tokens.positions("eos")
     if pool == "subject_last":
         if not prompt.subject:
-            raise ValueError(f'direction(pool="subject_last"): {prompt.prompt!r} names no subject; give wb.Prompt(text, subject)')
+            raise ValueError(
+                f'direction(pool="subject_last"): {prompt.prompt!r} names no subject; give wb.Prompt(text, subject)'
+            )
         return tokens.positions("subject_last", prompt.subject)
     raise ValueError(f'direction(pool={pool!r}): may be "own", "subject_last", "eos" or "positions"')
 
@@ -299,18 +368,25 @@ def _pooled(values: torch.Tensor, at: Sequence[tuple[int, ...]], pool: Pool) -> 
     return torch.stack([value[list(where)].mean(0, keepdim=True) for value, where in zip(values, at)]), norms
 
 
-def _through_the_unet(model: Model, prompts: Sequence[Prompt], sites: Sequence[Site], batch_size: int,
-                      settings: dict) -> Iterator[tuple[Site, torch.Tensor, torch.Tensor]]:  # fmt: skip
+def _through_the_unet(
+    model: Model, prompts: Sequence[Prompt], sites: Sequence[Site], batch_size: int, settings: dict
+) -> Iterator[tuple[Site, torch.Tensor, torch.Tensor]]:
     """Each site's means over pixels (prompt, step, channel), with the mean norm of each prompt's activations."""
 
     def means(held, step, worlds, value):
         value = rearrange(value, "row channel y x -> row (y x) channel") if value.ndim == 4 else value
-        new = torch.cat([value.mean(1), value.norm(dim=-1).mean(1, keepdim=True)], -1)[:, None]  # the norm as one channel more
+        new = torch.cat([value.mean(1), value.norm(dim=-1).mean(1, keepdim=True)], -1)[
+            :, None
+        ]  # the norm as one channel more
         return new if held is None else torch.cat([held, new], 1)
 
     folds = [Fold(f"mean {site.name}", (site.name,), ("step", "channel"), means) for site in sites]
     run = model.run(
-        [World(str(i), p.prompt) for i, p in enumerate(prompts)], record=folds, batch_size=batch_size, progress=False, **settings
+        [World(str(i), p.prompt) for i, p in enumerate(prompts)],
+        record=folds,
+        batch_size=batch_size,
+        progress=False,
+        **settings,
     )
     for site, fold in zip(sites, folds):
         found = torch.from_numpy(run.values[fold.name].values).mean(1)  # over seeds
@@ -332,7 +408,12 @@ def _laid_out(component: Component, steps: Steps) -> Iterator[tuple[np.ndarray, 
     schedule = steps if isinstance(steps, Mapping) else {steps: 1.0}
     for window, factor in schedule.items():
         if component.axis != "step":
-            yield (component.vectors[0] if component.axis == "pooled" else component.vectors).numpy(), None, factor, window
+            yield (
+                (component.vectors[0] if component.axis == "pooled" else component.vectors).numpy(),
+                None,
+                factor,
+                window,
+            )
             continue
         count = len(component.vectors)
         for step in resolve_steps(window, count):

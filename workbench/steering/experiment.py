@@ -16,7 +16,9 @@ from workbench.models import Model
 from workbench.prompts import PromptSet
 from workbench.results import Shards
 
-Variant = tuple[dict, Sequence[Sequence[Intervention]]]  # where it is found in the results; the interventions of each prompt
+Variant = tuple[
+    dict, Sequence[Sequence[Intervention]]
+]  # where it is found in the results; the interventions of each prompt
 UNSTEERED, STEERED = "unsteered", "steered"
 
 
@@ -45,7 +47,10 @@ class Concept:
         if self.labels:
             probabilities = scorer.class_probabilities(pictures, self.labels).numpy()
             at = list(self.labels).index(self.value)
-            found |= {"concept_probability": probabilities[:, at], "concept": (probabilities.argmax(1) == at).astype(float)}
+            found |= {
+                "concept_probability": probabilities[:, at],
+                "concept": (probabilities.argmax(1) == at).astype(float),
+            }
         return found
 
 
@@ -81,8 +86,16 @@ class Steered(Experiment):
 
     name = "steering"
 
-    def __init__(self, model: Model, prompts: PromptSet, concept: Concept, spec: SteerSpec, scorer: Scorer | None, batch_size: int,
-                 variants: Mapping[str, Variant] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        model: Model,
+        prompts: PromptSet,
+        concept: Concept,
+        spec: SteerSpec,
+        scorer: Scorer | None,
+        batch_size: int,
+        variants: Mapping[str, Variant] | None = None,
+    ):
         super().__init__(model, prompts, spec, scorer or Scorer(device=model.pipeline.device), batch_size)
         self.concept, self.variants = concept, variants or {}
 
@@ -95,7 +108,8 @@ class Steered(Experiment):
 
     def worlds(self, some: Sequence[Sequence[Intervention]]) -> list[World]:
         return [
-            World(str(p), prompt.prompt, what, subject=prompt.subject or None) for p, (prompt, what) in enumerate(zip(self.prompts, some))
+            World(str(p), prompt.prompt, what, subject=prompt.subject or None)
+            for p, (prompt, what) in enumerate(zip(self.prompts, some))
         ]
 
     def check(self, place: dict, some: Sequence[Sequence[Intervention]]) -> int:
@@ -114,8 +128,17 @@ class Steered(Experiment):
             found = measured(self.scorer, mine, self.reference.sel(world=str(p)), prompt, self.prompts.labels)
             embedded = self.scorer.image_embeddings(as_pil(mine))
             for metric, values in (found | self.concept.measured(self.scorer, embedded)).items():
-                rows += [dict(world=STEERED if place else UNSTEERED, **place, metric=metric, prompt=p, seed=seed, value=float(value))
-                         for seed, value in zip(self.spec.seeds, values)]  # fmt: skip
+                rows += [
+                    dict(
+                        world=STEERED if place else UNSTEERED,
+                        **place,
+                        metric=metric,
+                        prompt=p,
+                        seed=seed,
+                        value=float(value),
+                    )
+                    for seed, value in zip(self.spec.seeds, values)
+                ]
         bar.update(images.sizes["world"] * images.sizes["seed"])
         return rows
 

@@ -53,22 +53,33 @@ class Sweep:
     def table(self, concept: str = "concept_similarity", fidelity: str = "similarity") -> pd.DataFrame:
         """One row for each site and strength, and one for the unsteered images: both metrics and the pixel distance with their
         intervals, and whether it is on the Pareto front."""
-        rows = pd.MultiIndex.from_product([self.data.site.values, self.data.strength.values], names=["site", "strength"]).to_frame(
-            index=False
-        )
+        rows = pd.MultiIndex.from_product(
+            [self.data.site.values, self.data.strength.values], names=["site", "strength"]
+        ).to_frame(index=False)
         unsteered = pd.DataFrame([{"site": UNSTEERED, "strength": 0.0}])
         for name, metric in {concept: concept, fidelity: fidelity, "pixel_distance": "pixel_distance"}.items():
             found, before = self.effects(metric), measured_by(self.data, metric).unsteered
             for end in ("", "_low", "_high"):
                 rows[f"{name}{end}"] = found[f"value{end}"].transpose("site", "strength").values.ravel()
             plain = averages({"value": before}, attrs={"metric": metric})
-            unsteered = unsteered.assign(**{f"{name}{end}": float(plain[f"value{end}"]) for end in ("", "_low", "_high")})
+            unsteered = unsteered.assign(
+                **{f"{name}{end}": float(plain[f"value{end}"]) for end in ("", "_low", "_high")}
+            )
         rows = pd.concat([unsteered, rows], ignore_index=True)
         return rows.assign(pareto=pareto(rows, concept, fidelity))
 
 
-def steer_sweep(model: Model, prompts: PromptSet, direction: Direction, concept: Concept, spec: SweepSpec = SweepSpec(), *,
-                scorer: Scorer | None = None, folder: str | Path | None = None, batch_size: int = 16) -> Sweep:  # fmt: skip
+def steer_sweep(
+    model: Model,
+    prompts: PromptSet,
+    direction: Direction,
+    concept: Concept,
+    spec: SweepSpec = SweepSpec(),
+    *,
+    scorer: Scorer | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> Sweep:
     """Steer by every site of a direction at every strength, and measure concept, fidelity and distance to the unsteered image.
 
     Finished cells are kept in `folder`; the same call goes on. Raises KeyError and ValueError for what does not fit the
@@ -127,13 +138,24 @@ class Search:
         kept = self.table[1:][self.table[1:][self.spec.fidelity] >= fidelity]
         if kept.empty:
             most = self.table[1:][self.spec.fidelity].max()
-            raise ValueError(f"best(fidelity={fidelity:g}): the best of {len(self.table) - 1} trials keeps {most:.3f}; "
-                             "ask for less, or search weaker strengths (weakest=) or more trials=")  # fmt: skip
+            raise ValueError(
+                f"best(fidelity={fidelity:g}): the best of {len(self.table) - 1} trials keeps {most:.3f}; "
+                "ask for less, or search weaker strengths (weakest=) or more trials="
+            )
         return kept.loc[kept[self.spec.concept].idxmax(), list(self.sites)].dropna().astype(float).to_dict()
 
 
-def steer_search(model: Model, prompts: PromptSet, direction: Direction, concept: Concept, spec: SearchSpec = SearchSpec(), *,
-                 scorer: Scorer | None = None, folder: str | Path | None = None, batch_size: int = 16) -> Search:  # fmt: skip
+def steer_search(
+    model: Model,
+    prompts: PromptSet,
+    direction: Direction,
+    concept: Concept,
+    spec: SearchSpec = SearchSpec(),
+    *,
+    scorer: Scorer | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 16,
+) -> Search:
     """Search sets of layers and a strength for each: most concept at most fidelity, by a tree-structured Parzen estimator.
 
     Optuna's multi-objective TPE (Ozaki et al. 2022) proposes each trial from those before. Trials are kept in `folder`; the same call
@@ -144,7 +166,9 @@ def steer_search(model: Model, prompts: PromptSet, direction: Direction, concept
     whole = direction.steer(spec.strongest, **spec.applied())
     per_trial = study.check({}, [whole] * len(prompts))
     asked = study.asked() | {"direction": direction.digest}
-    shards = Shards({key: value for key, value in asked.items() if key != "trials"}, folder)  # a longer search is the same one, gone on
+    shards = Shards(
+        {key: value for key, value in asked.items() if key != "trials"}, folder
+    )  # a longer search is the same one, gone on
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=spec.sampler_seed)
     proposals = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
