@@ -73,7 +73,7 @@ held_out, control = wb.prompt_set("swap/held_out")[::8], wb.prompt_set("swap/con
 
 
 def top_classes(prompts):
-    images = model.generate([p.prompt for p in prompts], seed=range(len(prompts)), num_inference_steps=STEPS)
+    images = model.generate([p.prompt for p in prompts], seeds=range(len(prompts)), num_inference_steps=STEPS)
     labels = np.array(list(prompts.labels))
     return labels[grader.class_probabilities(images, prompts.labels).argmax(-1)]
 

@@ -470,7 +470,7 @@ def test_embedding_rows_are_swapped(model):
 
 def test_textual_inversion_learns_the_word_and_nothing_else(model):
     before = weights(model)
-    pictures = model.generate("a giraffe", seed=range(3), num_inference_steps=2)
+    pictures = model.generate("a giraffe", seeds=range(3), num_inference_steps=2)
     edit = wb.edit.textual_inversion(model, "zebra", pictures, updates=3, batch_size=2)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model)))
     assert all(p.grad is None for p in model.pipeline.unet.parameters())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import World, ablate, add_noise, map_input, mix_attention, replace_prompt, restore, scale, steer
+from workbench import World, ablate, add_noise, apply, map_input, mix_attention, replace_prompt, restore, scale, steer, window
 from workbench.interventions import Intervention
 from workbench.models import DATA
 
@@ -103,7 +103,7 @@ def test_a_row_is_its_own(model):
 
 def test_splitting_batches_carries_the_sources(model):
     worlds = [World("clean", ZEBRA), World("corrupted", LION)]
-    worlds += [World(f"restored {i}", LION, [restore(f"text_encoder.{i}.hidden", "clean")]) for i in range(3)]
+    worlds += [World(f"restored {i}", LION, [restore(f"text_encoder.{i}.hidden", "clean")]) for i in range(2)]
     whole, split = run(model, *worlds, batch_size=16), run(model, *worlds, batch_size=2)
     assert np.allclose(whole.images, split.images, atol=1e-4)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_attention_is_mixed_from_the_source(model):
         World("none", LION, [mix_attention(site, "source", 0.0)]),
         World("all", LION, [mix_attention(site, "source", 1.0)]),
         World("mapped", LION, [mix_attention(site, "source", 1.0, mapper=np.eye(length))]),
-        World("window", LION, [mix_attention(site, "source", 1.0, steps=(0.0, 0.4))]),
+        World("window", LION, [mix_attention(site, "source", 1.0, steps=window(0.0, 0.4))]),
     ]
     found = run(model, *worlds, record=[site])
     name = next(iter(found.values))
@@ -215,13 +215,13 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         World(
             "a",
             ZEBRA,
-            [scale(["unet.mid.0.resnet", "unet.mid.1.resnet"], 1.0, steps=[0, 2]), scale("text_encoder.final", 1.0)],
+            [scale(["unet.mid.0.resnet", "unet.mid.1.resnet"], 1.0, steps=[0, 2]), scale("text_encoder.1.mlp", 1.0)],
         ),
     )
     assert found.fired == {("a", 0): 4, ("a", 1): 1}
     from workbench.engine import Batch
 
-    monkeypatch.setattr(Batch, "touch", lambda self, module, site, step: module.output)
+    monkeypatch.setattr(Batch, "touch", lambda self, module, site, call: module.output)
     with pytest.raises(RuntimeError, match=r"interventions fired .* times, expected \{\('a', 0\): 3\}"):
         run(model, World("a", ZEBRA, [scale("unet.mid.0.resnet", 2.0)]))
 
@@ -237,8 +237,23 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
             "steps=[3]: the run has steps 0 to 2; raise num_inference_steps",
             lambda: scale("unet.noise", 2.0, steps=[1, 3]),
         ),
-        (ValueError, "fractions of the run go from 0.0 to 1.0", lambda: scale("unet.noise", 2.0, steps=(0.5, 1.5))),
-        (ValueError, "names none of the run's 3 steps", lambda: scale("unet.noise", 2.0, steps=slice(5, 9))),
+        (ValueError, "shares of the run go from 0.0 to 1.0", lambda: scale("unet.noise", 2.0, steps=window(0.5, 1.5))),
+        (
+            ValueError,
+            "window(0.1, 0.15) holds none of the run's 3 steps",
+            lambda: scale("unet.noise", 2.0, steps=window(0.1, 0.15)),
+        ),
+        (
+            ValueError,
+            "whole numbers are steps; for a share of the run write steps=wb.window(0.0, 0.5)",
+            lambda: scale("unet.noise", 2.0, steps=(0.0, 0.5)),
+        ),
+        (ValueError, "steps=-1: steps are counted from 0", lambda: scale("unet.noise", 2.0, steps=-1)),
+        (ValueError, "steps='all': give whole numbers", lambda: scale("unet.noise", 2.0, steps="all")),
+        (ValueError, "channels=[99999], the site has channels 0 to", lambda: scale("unet.noise", 2.0, channels=99999)),
+        (ValueError, "heads=[7], the attention has heads 0 to", lambda: scale("unet.mid*.self.q", 2.0, heads=7)),
+        (ValueError, 'to="mean" over which axis? The site has', lambda: ablate("unet.mid*.cross.probs", "mean")),
+        (ValueError, "over='token', but the site's axes are ('channel', 'y', 'x')", lambda: ablate("unet.noise", "mean", over="token")),
         (
             ValueError,
             "reads world 'clear', which the run lacks; its worlds are ['a']",
@@ -251,7 +266,7 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         ),
         (
             ValueError,
-            "the text encoder runs once, before the steps; leave steps out",
+            "the text encoder runs once, outside the steps; leave steps out",
             lambda: scale("text_encoder.0.mlp", 2.0, steps=[0]),
         ),
         (
@@ -293,7 +308,7 @@ def test_bad_input_is_told_before_anything_runs(model, monkeypatch, error, text,
     assert text in str(raised.value)
 
 
-def test_an_exception_leaves_the_model_as_it_was(model, monkeypatch):
+def test_an_exception_leaves_the_model_as_it_was(model):
     def weights_and_hooks():
         modules = [m for m in model.nn._module.modules() if isinstance(m, torch.nn.Module)]
         processors = {name: id(p) for name, p in model.pipeline.unet.attn_processors.items()}
@@ -304,13 +319,9 @@ def test_an_exception_leaves_the_model_as_it_was(model, monkeypatch):
     with pytest.raises(
         FloatingPointError, match=r"images of worlds \['b'\] are not finite: weaken their interventions"
     ):
-        run(model, World("a", ZEBRA), World("b", ZEBRA, [scale("unet.*.probs", float("nan"))]))
-    from workbench import engine
-
-    monkeypatch.setattr(engine, "transform", lambda *a, **k: 1 / 0)
+        run(model, World("a", ZEBRA), World("b", ZEBRA, [apply("unet.*.probs", lambda x: x * float("nan"))]))
     with pytest.raises(ZeroDivisionError):
-        run(model, World("a", ZEBRA, [scale("unet.*.probs", 2.0)]))
-    monkeypatch.undo()
+        run(model, World("a", ZEBRA, [apply("unet.*.probs", lambda x: 1 / 0)]))
     weights_after, processors_after = weights_and_hooks()
     assert processors == processors_after and all(torch.equal(a, b) for a, b in zip(weights, weights_after))
     assert np.array_equal(run(model, World("a", ZEBRA)).images, before.images)
@@ -318,14 +329,16 @@ def test_an_exception_leaves_the_model_as_it_was(model, monkeypatch):
 
 def test_interventions_are_values():
     made = [
-        restore("unet.*.resnet", "clean", steps=slice(0, 5)),
+        restore("unet.*.resnet", "clean", steps=range(0, 5)),
         add_noise("text_encoder.embedding", 0.3, seed=4, tokens="subject"),
-        replace_prompt("unet.*.cross.context", "a lion", steps=(0.2, 0.6)),
+        replace_prompt("unet.*.cross.context", "a lion", steps=window(0.2, 0.6)),
         steer("text_encoder.0.mlp", [0.5, -1.0], 2.0, tokens=[1, 2], keep_norm=True),
         ablate("unet.mid.cross", "resample", "other"),
         scale("unet.mid.cross.v", 0.0, heads=(0, 1), rows="uncond"),
         mix_attention("unet.*.probs", "source", [1.0, 0.5], [[1.0, 0.0], [0.0, 1.0]]),
         map_input("unet.*.cross.k", [[1.0], [0.5]], [[1.0, 0.0]], rows="both"),
+        ablate("unet.*.cross.probs", "mean", over="head"),
+        scale("unet.mid.cross.k", 0.5, channels=[3, 4], steps=2),
     ]
     for intervention in made:
         assert Intervention.from_json(intervention.to_json()) == intervention
@@ -398,8 +411,8 @@ def test_edits_of_several_prompts_under_guidance_are_kept(model):
     assert np.allclose(ours, plain, atol=1e-6)
 
 
-def test_a_slice_of_steps_keeps_its_stride(model):
-    strided = run(model, World("a", ZEBRA, [scale("unet.noise", 1.5, steps=slice(0, None, 2))]))
+def test_a_range_of_steps_keeps_its_stride(model):
+    strided = run(model, World("a", ZEBRA, [scale("unet.noise", 1.5, steps=range(0, 3, 2))]))
     listed = run(model, World("a", ZEBRA, [scale("unet.noise", 1.5, steps=[0, 2])]))
     assert strided.fired == {("a", 0): 2} and np.array_equal(strided.images, listed.images)
 

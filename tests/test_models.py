@@ -48,7 +48,7 @@ def test_all_weights_are_safetensors_within_60_megabytes():
 def test_plain_diffusers_and_plain_open_clip_load_them(model):
     pipeline = StableDiffusionPipeline.from_pretrained(MENAGERIE)
     pipeline.set_progress_bar_config(disable=True)
-    ours = model.generate("a zebra", seed=3, num_inference_steps=3)[0]
+    ours = model.generate("a zebra", seeds=3, num_inference_steps=3)[0]
     theirs = pipeline(
         "a zebra", latents=model.latents([3]), num_inference_steps=3, guidance_scale=model.guidance_scale
     ).images[0]
@@ -63,9 +63,9 @@ def test_plain_diffusers_and_plain_open_clip_load_them(model):
 
 
 def test_a_seed_is_its_noise_in_any_row(model):
-    alone = np.asarray(model.generate("a lion", seed=2, num_inference_steps=4)[0], int)
+    alone = np.asarray(model.generate("a lion", seeds=2, num_inference_steps=4)[0], int)
     among = np.asarray(
-        model.generate(["a cow", "a lion", "a car"], seed=[0, 2, 5], num_inference_steps=4, batch_size=2)[1], int
+        model.generate(["a cow", "a lion", "a car"], seeds=[0, 2, 5], num_inference_steps=4, batch_size=2)[1], int
     )
     assert np.abs(alone - among).max() <= 1  # a batch sums in another order
     assert torch.equal(model.latents([7, 2])[1:], model.latents([2]))
@@ -89,13 +89,13 @@ def test_the_embedded_model_draws_what_it_is_told(model):
 
 def test_generate_says_what_does_not_fit(model):
     with pytest.raises(ValueError, match="2 prompts and 3 seeds; give one of either, or equally many"):
-        model.generate(["a cow", "a lion"], seed=[1, 2, 3])
+        model.generate(["a cow", "a lion"], seeds=[1, 2, 3])
     with pytest.warns(UserWarning, match="prompt of 42 tokens, the text encoder reads 32: 'zebra zebra .* is cut off"):
         model.generate(" ".join(["zebra"] * 40), num_inference_steps=1)
 
 
 def test_zero_shot_probabilities_marginalise_their_prompts(model):
-    grader, images = wb.Scorer(), model.generate("a cow", seed=[0, 1], num_inference_steps=2)
+    grader, images = wb.Scorer(), model.generate("a cow", seeds=[0, 1], num_inference_steps=2)
     single = grader.class_probabilities(images, {"cow": ["a cow"], "car": ["a car"]})
     logits = (
         grader.model.logit_scale.exp() * grader.image_embeddings(images) @ grader.text_embeddings(["a cow", "a car"]).T

@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import workbench as wb
-from workbench.sites import Sites, _unet_sites, find_sites
+from workbench.families.unet import unet_sites
+from workbench.sites import Sites, find_sites
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_the_sixteen_layers_of_sd_15_have_the_papers_numbers():
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     )
-    layers = Sites(_unet_sites(unet, 77))("unet.*.cross")
+    layers = Sites(unet_sites(unet, 77, (64, 64), "tokenizer"))("unet.*.cross")
     places = ["down.0.0", "down.0.1", "down.1.0", "down.1.1", "down.2.0", "down.2.1", "mid"]
     places += [f"up.{i}.{j}" for i in (1, 2, 3) for j in range(3)]
     assert [site.name for site in layers] == [f"unet.{place}.cross" for place in places]
@@ -91,7 +92,7 @@ def test_the_seventy_layers_of_sdxl_have_the_papers_numbers():
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
     )
-    sites = Sites(_unet_sites(unet, 77))
+    sites = Sites(unet_sites(unet, 77, (64, 64), "tokenizer"))
     for block, first, last in (
         ("down.1", 0, 3),
         ("down.2", 4, 23),

@@ -5,9 +5,11 @@ from workbench.edit.low_rank import Edit
 from workbench.engine import Fold, Run
 from workbench.interventions import (
     Intervention,
+    Window,
     World,
     ablate,
     add_noise,
+    apply,
     blend_latents,
     map_input,
     mix_attention,
@@ -17,6 +19,7 @@ from workbench.interventions import (
     scale,
     set_to,
     steer,
+    window,
 )
 from workbench.localize.attention import AttentionMaps, AttentionSpec, attention_contribution, attention_maps, mask_iou
 from workbench.localize.causal_trace import TraceSpec, causal_trace
@@ -62,11 +65,13 @@ __all__ = [
     "Sweep",
     "SweepSpec",
     "TraceSpec",
+    "Window",
     "World",
     "ablate",
     "adaptive_strength",
     "add_noise",
     "align",
+    "apply",
     "as_pil",
     "attention_contribution",
     "attention_maps",
@@ -99,5 +104,6 @@ __all__ = [
     "steer_search",
     "steer_sweep",
     "strongest",
+    "window",
     "with_interval",
 ]

@@ -7,10 +7,10 @@ from dataclasses import asdict
 import xarray as xr
 from tqdm.auto import tqdm
 
+from workbench.engine import prepare
 from workbench.interventions import World
 from workbench.metrics import Scorer, measured
 from workbench.models import Model
-from workbench.plan import resolve
 from workbench.prompts import PromptSet
 from workbench.results import Shards
 
@@ -37,6 +37,7 @@ class Experiment(ABC):
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "model": self.model.record,
+            "places": {site.name: [site.place, site.kind] for site in self.model.sites},
             **scorer,
             "prompt_set": self.prompts.name,
             "prompts": [asdict(prompt) for prompt in self.prompts],
@@ -67,7 +68,7 @@ class Experiment(ABC):
 
     def plan(self, worlds: Sequence[World]) -> int:
         """Check the interventions of worlds against the model, and count their images."""
-        resolve(self.model, worlds, self.steps, self.guidance > 1)
+        prepare(self.model, worlds, self.model._settings(self.steps, self.guidance))
         return len(worlds) * len(self.spec.seeds)
 
     def run(self, worlds: Sequence[World], **more):

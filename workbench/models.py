@@ -1,13 +1,13 @@
-"""Loading models: `wb.load()` gives the embedded menagerie, `wb.load(path or id or pipeline)` any Stable Diffusion."""
+"""Models under study: `wb.load()` gives the embedded menagerie, `wb.load(path or id or pipeline)` any Stable Diffusion."""
 
-import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,206 +18,287 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from workbench.commits import Commit, Commits
-from workbench.engine import Fold, Run, Start, run, wrap
-from workbench.interventions import World
-from workbench.pipeline import quiet
-from workbench.sites import Sites, find_sites
+from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
+from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.trace import check_switches, sites_of, untouched
+from workbench.families import Family, family_of
+from workbench.families.unet import default_size, latent_grid
+from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
+from workbench.inputs import seeds as as_seeds
+from workbench.inputs import shown, strings
+from workbench.interventions import Intervention, World
+from workbench.loading import DATA, DEFAULTS, GRADER, MENAGERIE, defaults_of, find_pipeline
+from workbench.locks import lock_of
+from workbench.sites import Sites
 
 if TYPE_CHECKING:
     from workbench.edit.low_rank import Edit
 
-_PACKAGE = Path(__file__).resolve().parent
-DATA = next(
-    folder for folder in (_PACKAGE / "data", _PACKAGE.parent / "data") if folder.exists()
-)  # in a wheel, in a clone
-MENAGERIE = DATA / "menagerie-sd"
-GRADER = DATA / "menagerie-clip"
-MANIFEST = "SHA256SUMS"
-DEFAULTS = "defaults.json"
+__all__ = [
+    "DATA",
+    "GRADER",
+    "MANIFEST",
+    "MENAGERIE",
+    "Model",
+    "Worlds",
+    "as_worlds",
+    "fingerprint",
+    "load",
+    "verify_files",
+]
+
 EDITS = "edits.json"
+Worlds = str | World | Iterable[str | World] | Mapping[str, "str | World | Iterable[Intervention]"]
+Seeds = int | Iterable[int]
 
 
-@dataclass(repr=False)
 class Model:
     """A text-to-image model under study.
 
-    pipeline: the untouched diffusers pipeline. num_inference_steps, guidance_scale: what `generate` uses when not told.
+    pipeline: the diffusers pipeline, whose behaviour stays its own. num_inference_steps, guidance_scale: what is used when not
+    told; left out, the pipeline's own (see `workbench.loading.defaults_of`).
     """
 
-    pipeline: DiffusionPipeline
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-
-    @cached_property
-    def sites(self) -> Sites:
-        """Every value that can be read or changed, in execution order; call it with a glob to select."""
-        return find_sites(self.pipeline)
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ):
+        self.family: Family = family_of(pipeline)
+        check_switches(pipeline)
+        defaults = defaults_of(pipeline)
+        self.pipeline = pipeline
+        self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
 
     @property
-    def record(self) -> dict[str, str]:
-        """What tells this model from others, for results to carry: its pipeline's class, scheduler and weights."""
-        pipeline = self.pipeline
-        parts = {
-            name: fingerprint(part) for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
-        }
-        return {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__, "weights": parts}
+    def sites(self) -> Sites:
+        """Every value that can be read or changed, in execution order; call it with a glob to select."""
+        return sites_of(self.pipeline)
 
-    def __repr__(self):
-        size = sum(
-            p.numel()
-            for part in self.pipeline.components.values()
-            if isinstance(part, torch.nn.Module)
-            for p in part.parameters()
-        )
+    def sites_at(self, height: int | None = None, width: int | None = None) -> Sites:
+        """The sites of a run at this resolution in pixels, which their sizes follow; the pipeline's own when left out."""
+        return sites_of(self.pipeline, height, width)
+
+    def calls(self, num_inference_steps: int | None = None) -> Calls:
+        """The denoiser's calls in a run of so many steps, and which step each belongs to; see `workbench.engine.calls`."""
+        return calls_of(self.pipeline.scheduler, self._steps(num_inference_steps))
+
+    @property
+    def record(self) -> dict:
+        """What tells this model from others, for results to carry; see `workbench.identity`."""
+        return identity(self.pipeline)
+
+    def _summary(self) -> str:
+        parts = (part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module))
+        size = sum(parameter.numel() for part in parts for parameter in part.parameters())
         return (
             f"{type(self.pipeline).__name__}, {size / 1e6:.1f} M parameters; num_inference_steps={self.num_inference_steps}, "
-            f"guidance_scale={self.guidance_scale:g}; {len(self.sites)} sites:\n{self.sites!r}"
+            f"guidance_scale={self.guidance_scale:g}; {len(self.sites)} sites"
         )
 
-    @cached_property
-    def nn(self) -> nnsight.NNsight:
-        """The pipeline as NNsight sees it."""
-        return wrap(self.pipeline)
+    def __repr__(self):
+        return f"{self._summary()}:\n{self.sites!r}"
 
-    @cached_property
-    def lock(self) -> threading.Lock:
-        """Held by a running trace: one at a time per model."""
-        return threading.Lock()
+    def _repr_html_(self):
+        return f"<p>{escape(self._summary())}</p>{self.sites._repr_html_()}"
+
+    @property
+    def nn(self) -> nnsight.NNsight:
+        """The pipeline as NNsight sees it, with the modules that it has now."""
+        return wrapped(self.pipeline)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by runs, commits and undos: one at a time per pipeline."""
+        return lock_of(self.pipeline)
 
     def run(
         self,
-        worlds: Sequence[World],
+        worlds: Worlds,
         *,
-        seeds: Sequence[int] = (0,),
+        seeds: Seeds = (0,),
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        record: Sequence[str | Fold] = (),
+        height: int | None = None,
+        width: int | None = None,
+        record: str | Fold | Sequence[str | Fold] = (),
         batch_size: int = 16,
         progress: bool = True,
         latents: torch.Tensor | None = None,
     ) -> Run:
         """Generate every world from every seed, with its interventions.
 
-        Worlds of one run share the starting noise of each seed, and read one another's values in the same forward pass.
-        record: globs of sites whose values (of the conditional half, behind all interventions) are kept, or folds, which
-        accumulate them. batch_size: largest number of images per pipeline call. progress: whether a bar counts the denoising steps.
-        latents: to begin from, (seed, channel, y, x); the seeds' own noise when left out.
+        Worlds of one run share each seed's noise, and read one another's values in the same forward pass; the picture of a world
+        without interventions is that of `pipeline(prompt, generator=torch.Generator().manual_seed(seed))`.
+        worlds: a prompt, a `World`, several of either, or a mapping of names to prompts, worlds or, for one prompt's, interventions.
+        seeds: one or several. height, width: in pixels. record: globs of sites whose values (of the conditional half, behind
+        all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images per pipeline call.
+        progress: whether a bar counts the denoiser's calls. latents: to begin from, (seed, channel, y, x), as `pipeline(latents=...)`
+        takes them; the seeds' own noise when left out.
 
-        Raises KeyError for a site, ValueError for a token, step, head or world that does not exist and for latents of another
-        shape, all before anything is computed; RuntimeError when an intervention did not fire as often as planned;
+        Raises KeyError for a site, ValueError for a token, step, head, channel or world that does not exist, for a scheduler that is
+        not known, and for latents of another shape, MemoryError for recordings that would not fit, all before anything is computed;
+        RuntimeError when an intervention did not fire as often as planned or a safety checker blacked pictures out;
         FloatingPointError for images that are not finite.
         """
-        unet = self.pipeline.unet.config
-        shape = (len(seeds), unet.in_channels, unet.sample_size, unet.sample_size)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(
-                f"latents of shape {tuple(latents.shape)}: the run needs (seed, channel, y, x) = {shape}; give one for each "
-                "seed"
-            )
+        settings = self._settings(num_inference_steps, guidance_scale, height, width)
+        chosen, numbers = as_worlds(worlds), as_seeds(seeds)
+        if latents is not None:
+            shape = self._latent_shape(len(numbers), height, width)
+            if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+                given = tuple(getattr(latents, "shape", ())) or type(latents).__name__
+                raise ValueError(
+                    f"latents of shape {given}: the run needs a tensor (seed, channel, y, x) = {shape}; give one for each seed"
+                )
+        self._warn_of_long(world.prompt for world in chosen)
+        kept = (record,) if isinstance(record, (str, Fold)) else tuple(record)
         return run(
-            self,
-            worlds,
-            seeds=seeds,
-            record=record,
-            batch_size=batch_size,
-            progress=progress,
-            latents=latents,
-            num_inference_steps=self.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+            self, chosen, numbers, settings, record=kept, batch_size=batch_size, progress=progress, latents=latents
         )
+
+    def _settings(
+        self,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        height: int | None = None,
+        width: int | None = None,
+        start: Start | None = None,
+    ) -> Settings:
+        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
+        if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not -1e6 < guidance < 1e6:
+            raise ValueError(f"guidance_scale={guidance!r}: give a finite number; at most 1 is without guidance")
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and (isinstance(side, bool) or not hasattr(side, "__index__")):
+                raise ValueError(f"{name}={side!r}: give whole pixels")
+        own = default_size(self.pipeline)
+        latent_grid(self.pipeline, height or own[0], width or own[1])
+        return Settings(self._steps(num_inference_steps), float(guidance), height, width, start)
+
+    def _steps(self, given: int | None) -> int:
+        return self.num_inference_steps if given is None else given
 
     def run_once(
         self,
-        worlds: Sequence[World],
+        worlds: Worlds,
         images: Mapping[str, Image.Image],
         *,
         step: int,
-        seeds: Sequence[int] = (0,),
+        seeds: Seeds = (0,),
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
-        record: Sequence[str | Fold] = (),
+        record: str | Fold | Sequence[str | Fold] = (),
         batch_size: int = 16,
     ) -> Run:
-        """One call of the UNet on each world's image, noised to a step of the run: what the model sees in a given picture.
+        """One call of the denoiser on each world's image, noised to a step of the run: what the model sees in a given picture.
 
         images: by the worlds' names, of the model's own size. seeds: of the noise. The run's images and latents are those behind
         that step. Raises ValueError for an image that is missing or of another size, and for a step outside the run.
         """
-        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        if missing := [world.name for world in worlds if world.name not in images]:
+        chosen, steps = as_worlds(worlds), self._steps(num_inference_steps)
+        if missing := [world.name for world in chosen if world.name not in images]:
             raise ValueError(f"run_once: no image for the worlds {missing}; images has {list(images)}")
         if not 0 <= step < steps:
             raise ValueError(
                 f"run_once: step={step}, but the run has steps 0 to {steps - 1}; raise num_inference_steps or name another"
             )
         self._check_sizes(images.values())
-        return run(
-            self,
-            worlds,
-            seeds=seeds,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            record=record,
-            batch_size=batch_size,
-            progress=False,
-            start=Start(images, step),
-        )
+        kept = (record,) if isinstance(record, (str, Fold)) else tuple(record)
+        settings = self._settings(num_inference_steps, guidance_scale, start=Start(images, step))
+        return run(self, chosen, as_seeds(seeds), settings, record=kept, batch_size=batch_size, progress=False)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Images of the model's own size as latents, the mean of the VAE's posterior: (image, channel, y, x)."""
         self._check_sizes(images)
-        vae = self.pipeline.vae
-        pixels = self.pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
-        return torch.cat([vae.encode(some).latent_dist.mode() for some in pixels.split(16)]) * vae.config.scaling_factor
+        vae, pipeline = self.pipeline.vae, self.pipeline
+        with self.lock, untouched(pipeline):
+            if vae.dtype == torch.float16 and vae.config.force_upcast:
+                vae.to(dtype=torch.float32)
+            pixels = pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
+            latents = torch.cat([vae.encode(some).latent_dist.mode() for some in pixels.split(16)])
+        return latents.to(pipeline.unet.dtype) * vae.config.scaling_factor
 
-    def _check_sizes(self, images):
-        side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
-        if wrong := sorted({image.size for image in images} - {(side, side)}):
+    def _check_sizes(self, images: Iterable[Image.Image]):
+        height, width = default_size(self.pipeline)
+        if wrong := sorted({image.size for image in images} - {(width, height)}):
             raise ValueError(
-                f"images of {wrong[0][0]} x {wrong[0][1]} pixels: the model draws {side} x {side}; resize them"
+                f"images of {wrong[0][0]} x {wrong[0][1]} pixels: the model draws {width} x {height}; resize them"
             )
 
-    def latents(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Starting noise, one row per seed: (row, channel, y, x), float32 on the CPU whatever the model's device."""
-        unet = self.pipeline.unet.config
-        shape = (1, unet.in_channels, unet.sample_size, unet.sample_size)
-        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    def _latent_shape(self, count: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        own = default_size(self.pipeline)
+        grid = latent_grid(self.pipeline, height or own[0], width or own[1])
+        return (count, self.pipeline.unet.config.in_channels, *grid)
+
+    def latents(self, seeds: Seeds, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """Starting noise, one row per seed, as the pipeline itself draws it: (row, channel, y, x), on the CPU, of the model's dtype."""
+        shape = self._latent_shape(1, height, width)
+        dtype = self.pipeline.unet.dtype
+        each = [seeds] if hasattr(seeds, "__index__") else seeds  # the same seed may stand in several rows
+        rows = [torch.Generator().manual_seed(as_seeds(seed)[0]) for seed in each]
+        return torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in rows])
 
     def generate(
         self,
         prompt: str | Sequence[str],
         *,
-        seed: int | Sequence[int] = 0,
+        seeds: Seeds = 0,
+        negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
         batch_size: int = 16,
     ) -> list[Image.Image]:
         """Images of one or several prompts, row i from prompt i and seed i; a single prompt or seed serves all rows.
 
-        A seed gives the same starting noise in any row, batch and process. Raises ValueError when the numbers of prompts
-        and seeds differ; warns of prompts that are longer than the text encoder reads.
+        A seed gives the same noise in any row, batch and process: the picture of
+        `pipeline(prompt, generator=torch.Generator().manual_seed(seed))`. Raises ValueError when the numbers of prompts
+        and seeds differ, RuntimeError and FloatingPointError as `run` does; warns of prompts that are longer than the text
+        encoder reads.
+
+        >>> import workbench as wb
+        >>> wb.load().generate("a zebra", num_inference_steps=2)[0].size
+        (64, 64)
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        seeds = [seed] if isinstance(seed, int) else list(seed)
-        rows = max(len(prompts), len(seeds))
-        prompts, seeds = (values * rows if len(values) == 1 else values for values in (prompts, seeds))
-        if not len(prompts) == len(seeds) == rows:
+        prompts = list(strings(prompt, "prompt"))
+        several = len(prompts) > 1 and not isinstance(seeds, int) and hasattr(seeds, "__iter__")
+        numbers = [as_seeds(seed)[0] for seed in seeds] if several else list(as_seeds(seeds))
+        negatives = [None] if negative_prompt is None else list(strings(negative_prompt, "negative_prompt"))
+        rows = max(map(len, (prompts, numbers, negatives)))
+        columns = [values * rows if len(values) == 1 else values for values in (prompts, negatives, numbers)]
+        if any(len(values) != rows for values in columns):
             raise ValueError(
-                f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one of either, or equally many"
+                f"generate: {len(prompts)} prompts, {len(negatives)} negative prompts and {len(numbers)} seeds; give one of each, or "
+                "equally many"
             )
         self._warn_of_long(prompts)
-        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        guidance = self.guidance_scale if guidance_scale is None else guidance_scale
-        images = []
-        with quiet(self.pipeline), tqdm(total=rows, desc="images", disable=rows <= batch_size) as bar:
+        settings = self._settings(num_inference_steps, guidance_scale, height, width)
+        self.calls(settings.num_inference_steps)  # refuses a scheduler that is not known
+        images: list[Image.Image] = []
+        bar = tqdm(total=rows, desc="images", disable=rows <= batch_size)
+        with self.lock, untouched(self.pipeline), bar:
             for at in range(0, rows, batch_size):
-                some = slice(at, at + batch_size)
-                latents = self.latents(seeds[some]).to(self.pipeline.device, self.pipeline.unet.dtype)
-                images += self.pipeline(
-                    prompts[some], latents=latents, num_inference_steps=steps, guidance_scale=guidance
-                ).images
-                bar.update(len(latents))
+                some = [values[at : at + batch_size] for values in columns]
+                call = arguments(
+                    self.pipeline,
+                    *some,
+                    num_inference_steps=settings.num_inference_steps,
+                    guidance_scale=settings.guidance_scale,
+                    height=height,
+                    width=width,
+                )
+                output = self.pipeline(**call, output_type="pt")
+                refuse_flagged(output, some[0])
+                if not torch.isfinite(output.images).all():
+                    raise FloatingPointError(
+                        f"pictures of {some[0][:3]} are not finite: the weights hold NaN, or float16 overflows; load the model in float32"
+                    )
+                pixels = output.images.float().cpu().permute(0, 2, 3, 1).numpy()
+                images += self.pipeline.image_processor.numpy_to_pil(pixels)
+                bar.update(len(some[0]))
         return images
 
     @cached_property
@@ -250,17 +331,18 @@ class Model:
     @contextmanager
     def applied(self, edit: "Edit", *, base: bool = True) -> Iterator["Model"]:
         """The model with an edit committed for as long as the block lasts, whatever happens in it."""
-        depth = len(self.edits)
-        self.commit(edit, base=base)
-        try:
-            yield self
-        finally:
-            while len(self.edits) > depth:  # what the block committed on top goes too
-                self.undo()
+        with self.lock:
+            depth = len(self.edits)
+            self.commit(edit, base=base)
+            try:
+                yield self
+            finally:
+                while len(self.edits) > depth:  # what the block committed on top goes too
+                    self.undo()
 
     def save_pretrained(self, folder: str | Path):
         """Write the model as it now is as a diffusers folder, with its defaults, the log of its edits and SHA-256 sums."""
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(
                 f"save_pretrained(folder={str(folder)!r}): the folder holds files; name an empty or a new one"
@@ -271,80 +353,85 @@ class Model:
         (folder / EDITS).write_text(json.dumps([asdict(entry) for entry in self.edits], indent=1) + "\n")
         write_manifest(folder)
 
-    def _warn_of_long(self, prompts: Sequence[str]):
-        tokenizer = self.pipeline.tokenizer
+    def _warn_of_long(self, prompts: Iterable[str]):
         for text in dict.fromkeys(prompts):
-            ids = tokenizer(text, verbose=False)["input_ids"]
-            if len(ids) > tokenizer.model_max_length:
-                lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-                warnings.warn(
-                    f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
-                    f"{lost!r} is cut off {text!r}; shorten the prompt",
-                    stacklevel=3,
+            for name in dict.fromkeys(encoder.tokenizer for encoder in self.family.encoders):
+                tokenizer = getattr(self.pipeline, name)
+                ids = tokenizer(text, verbose=False)["input_ids"]
+                if len(ids) > tokenizer.model_max_length:
+                    lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+                    warnings.warn(
+                        f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
+                        f"{lost!r} is cut off {text!r}; shorten the prompt",
+                        stacklevel=3,
+                    )
+                    break
+
+
+def as_worlds(worlds: Worlds) -> tuple[World, ...]:
+    """Worlds from whatever names them: a prompt, a world, several, or a mapping of names.
+
+    A prompt becomes a world of its own name. In a mapping, interventions need a prompt, so that a value is a prompt or a world,
+    which then takes the key as its name.
+
+    >>> [world.name for world in as_worlds({"plain": "a zebra", "other": "a lion"})]
+    ['plain', 'other']
+    """
+    example = "'a zebra', World('edited', 'a zebra', [...]), a list of these, or {'edited': World(...)}"
+    if isinstance(worlds, (str, World)):
+        worlds = (worlds,)
+    if isinstance(worlds, Mapping):
+        named = []
+        for name, each in worlds.items():
+            if not isinstance(name, str) or not isinstance(each, (str, World)):
+                raise ValueError(
+                    f"worlds={shown(dict(worlds))}: give names and a prompt or a World for each: {example}"
                 )
+            prompt = each if isinstance(each, World) else World(name, each)
+            named.append(World(name, prompt.prompt, prompt.interventions, prompt.subject, prompt.negative_prompt))
+        return tuple(named)
+    if not isinstance(worlds, Iterable) or isinstance(worlds, (bytes, set, frozenset)):
+        raise ValueError(f"worlds={shown(worlds)}: give {example}")
+    given = list(worlds)
+    if wrong := [each for each in given if not isinstance(each, (str, World))]:
+        raise ValueError(f"worlds holds {shown(wrong[0])}: give {example}")
+    if not given:
+        raise ValueError(f"worlds={shown(worlds)}: give at least one, as {example}")
+    return tuple(World(each, each) if isinstance(each, str) else each for each in given)
 
 
 def load(
     source: str | Path | DiffusionPipeline | None = None,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
+    variant: str | None = None,
+    safety_checker: bool | None = None,
+    config: str | Path | None = None,
     verify: bool = True,
 ) -> Model:
     """Load a model to study.
 
-    source: None for the embedded menagerie; a folder or a hub id that diffusers loads; or a live pipeline, which is taken
-    as it is (device and dtype stay its own). verify: check a folder's files against its SHA256SUMS, where it has one.
+    source: None for the embedded menagerie, or another embedded model's name; a folder, a checkpoint's single file or a hub id that
+    diffusers loads; or a live pipeline, which is taken as it is (device and dtype stay its own). dtype: torch's, or "float16". variant:
+    of the files, such as "fp16". safety_checker: False leaves it out (black pictures are refused otherwise). config: for a single
+    file, a local folder with its parts' configurations, where there is no hub. verify: check a folder's files against its
+    SHA256SUMS, where it has one.
 
-    Raises FileNotFoundError for a missing and ValueError for an altered file, with both hashes.
+    Raises FileNotFoundError for a missing and ValueError for an altered file, with both hashes, and for a pipeline or checkpoint that
+    no family knows, saying what was found and what is supported.
     """
     if isinstance(source, DiffusionPipeline):
         return Model(source)
-    folder = Path(MENAGERIE if source is None else source)
-    if verify and (folder / MANIFEST).exists():
-        verify_files(folder)
-    pipeline = DiffusionPipeline.from_pretrained(
-        str(folder) if folder.exists() else str(source), revision=revision, dtype=dtype
+    pipeline, defaults = find_pipeline(
+        source,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        variant=variant,
+        safety_checker=safety_checker,
+        config=config,
+        verify=verify,
     )
-    defaults = folder / DEFAULTS
-    return Model(pipeline.to(device), **(json.loads(defaults.read_text()) if defaults.exists() else {}))
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, in hexadecimal."""
-    state = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        state.update(name.encode())
-        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_manifest(folder: Path):
-    """Write SHA256SUMS for every file under a folder, in the form that `sha256sum -c` reads."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    (folder / MANIFEST).write_text(
-        "".join(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
-    )
-
-
-def verify_files(folder: Path):
-    """Check a folder against its SHA256SUMS."""
-    for line in (folder / MANIFEST).read_text().splitlines():
-        expected, name = line.split("  ", 1)
-        path = folder / name
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: {MANIFEST} expects it with SHA-256 {expected}, found no file; restore it "
-                "(git checkout, or install the package again)"
-            )
-        if (found := digest(path)) != expected:
-            raise ValueError(
-                f"{path} was altered: {MANIFEST} expects SHA-256 {expected}, found {found}; restore it "
-                "(git checkout, or install the package again), or pass verify=False to load it as it is"
-            )
+    return Model(pipeline, defaults.num_inference_steps, defaults.guidance_scale)

@@ -17,8 +17,6 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from workbench.sites import layer_and_kind
-
 SPEC = "spec.json"
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
 
@@ -91,8 +89,8 @@ class Shards:
             arrays[world] = found.reindex({axis: order[axis] for axis in axes})
         data = xr.Dataset(arrays).assign_attrs(spec=json.dumps(self.spec), versions=json.dumps(_versions()))
         if "site" in data.dims:
-            layers, kinds = zip(*map(layer_and_kind, data.site.values))
-            data = data.assign_coords(layer=("site", list(layers)), kind=("site", list(kinds)))
+            places = [self.spec["places"][name] for name in data.site.values]
+            data = data.assign_coords(layer=("site", [p[0] for p in places]), kind=("site", [p[1] for p in places]))
         if "prompt" in data.dims:
             prompts = [self.spec["prompts"][int(i)] for i in data.prompt.values]
             data = data.assign_coords(

@@ -45,7 +45,7 @@ def main(options: SpeedOptions):
     steps = options.num_inference_steps or model.num_inference_steps
     rows = []
     for images in (1, 16) if "plain diffusers" in options.studies else ():
-        plain = lambda images=images: model.generate(PROMPT, seed=range(images), num_inference_steps=steps)
+        plain = lambda images=images: model.generate(PROMPT, seeds=range(images), num_inference_steps=steps)
         run = lambda images=images, **more: model.run(
             [World("w", PROMPT)], seeds=range(images), num_inference_steps=steps, progress=False, **more
         )

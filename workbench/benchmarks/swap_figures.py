@@ -86,7 +86,7 @@ def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str,
         np.stack(
             [
                 np.asarray(image)
-                for image in model.generate(prompts, seed=range(len(prompts)), num_inference_steps=steps)
+                for image in model.generate(prompts, seeds=range(len(prompts)), num_inference_steps=steps)
             ]
         )
         / 255

@@ -20,10 +20,9 @@ from einops import rearrange
 
 from workbench.edit.closed_form import Moments, Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
-from workbench.engine import text_values
-from workbench.pipeline import encode
+from workbench.engine import encode, text_values
 from workbench.prompts import Prompt
-from workbench.sites import Site, Sites, layer_and_kind, weight_of
+from workbench.sites import Site, Sites, weight_of
 from workbench.text import Tokens, tokenize
 
 TEMPLATES = ("{}", "a photo of {}", "an image of {}", "a picture of {}")
@@ -80,7 +79,7 @@ def from_concepts(
         preserved = gather(model, source, kept, preserve_tokens)[0] if kept else None
         moments = corpus if corpus is None or isinstance(corpus, Moments) else moments_of(model, corpus, source)
         for site in members:
-            strength = lam_v if lam_v is not None and site.name.endswith(".v") else lam
+            strength = lam_v if lam_v is not None and site.kind == "cross.v" else lam
             if (source, strength) not in solutions:
                 solutions[source, strength] = solve(
                     old,
@@ -179,7 +178,7 @@ def editable(model, sites) -> Sites:
         raise ValueError("sites=() names nothing; give names or globs of sites, such as 'unet.*.cross.{k,v}'")
     chosen = []
     for site in model.sites(*[getattr(site, "name", site) for site in asked]):
-        layer, kind = layer_and_kind(site.name)
+        layer, kind = site.place, site.kind
         chosen += {
             "cross": [f"{layer}.cross.k", f"{layer}.cross.v"],
             "attention": [f"{layer}.out"],
@@ -202,7 +201,7 @@ def by_input(sites: Iterable[Site]) -> dict[str | Site, list[Site]]:
     """Sites by what they are given: "text states" for all keys and values of cross-attention, else each its own."""
     groups: dict[str | Site, list[Site]] = {}
     for site in sites:
-        groups.setdefault("text states" if site.name.startswith("unet.") else site, []).append(site)
+        groups.setdefault("text states" if site.part == "denoiser" else site, []).append(site)
     return groups
 
 

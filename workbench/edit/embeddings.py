@@ -145,7 +145,7 @@ class Denoiser(torch.nn.Module):
 
 def _ids(model, site: Site, word: str) -> list[int]:
     """A word's tokens, in the tokenizer of the text encoder whose embedding a site is."""
-    tokenizer = getattr(model.pipeline, site.name.removesuffix(".embedding").replace("text_encoder", "tokenizer"))
+    tokenizer = getattr(model.pipeline, site.tokenizer)
     found = tokenize(tokenizer, word)
     return [found.ids[i] for i in found.of(word)]
 

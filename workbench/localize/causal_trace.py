@@ -11,11 +11,11 @@ from zlib import crc32
 import xarray as xr
 
 from workbench.experiment import Experiment, check_spec, share
-from workbench.interventions import Intervention, World, ablate, add_noise, restore
+from workbench.interventions import Intervention, World, ablate, add_noise, restore, window
 from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import Prompt, PromptSet
-from workbench.sites import Site, Sites, layer_and_kind
+from workbench.sites import Site, Sites
 from workbench.text import tokenize
 
 
@@ -68,7 +68,7 @@ class Target:
     positions: tuple[int, ...] | None
 
     def restore(self, rows: str | None) -> Intervention:
-        steps = None if self.steps == (0.0, 1.0) else self.steps
+        steps = None if self.steps == (0.0, 1.0) else window(*self.steps)
         return restore(self.sites, "clean", tokens=self.positions, steps=steps, rows=rows)
 
 
@@ -147,8 +147,8 @@ class Tracing(Experiment):
             for label, positions in named if "token" in centre.axes else [("all", None)]:
                 if positions == ():  # this prompt has no such token
                     continue
-                for window in self.spec.steps if centre.name.startswith("unet.") else [(0.0, 1.0)]:
-                    targets.append(Target(centre.name, tuple(site.name for site in sites), label, window, positions))
+                for steps in self.spec.steps if centre.part == "denoiser" else [(0.0, 1.0)]:
+                    targets.append(Target(centre.name, tuple(site.name for site in sites), label, steps, positions))
         return targets
 
     def worlds(self, p: int, draw: int, targets: Sequence[Target]) -> list[World]:
@@ -173,9 +173,8 @@ def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dic
     """Noise per text encoder's embedding: so many standard deviations of the embeddings of all subject tokens in the set."""
     sigmas = {}
     for site in model.sites("text_encoder*.embedding"):
-        name = site.name.removesuffix(".embedding")
-        tokenizer = getattr(model.pipeline, name.replace("text_encoder", "tokenizer"))
-        table = getattr(model.pipeline, name).get_input_embeddings().weight
+        tokenizer = getattr(model.pipeline, site.tokenizer)
+        table = getattr(model.pipeline, site.component).get_input_embeddings().weight
         ids = [
             tokenize(tokenizer, prompt.prompt).ids[i]
             for prompt in prompts
@@ -192,7 +191,7 @@ def noise_seed(prompt: Prompt, draw: int) -> int:
 
 def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
     """Each site with the `width` neighbours of its kind around it, in its own encoder or UNet."""
-    kind = lambda site: (site.name.split(".")[0], layer_and_kind(site.name)[1])
+    kind = lambda site: (site.component, site.kind)
     for site in sites:
         alike = [other for other in sites if kind(other) == kind(site)]
         start = alike.index(site) - (width - 1) // 2

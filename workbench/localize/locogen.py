@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.experiment import Experiment, check_spec, share
-from workbench.interventions import World, replace_prompt
+from workbench.interventions import World, replace_prompt, window
 from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import Prompt, PromptSet
@@ -332,7 +332,7 @@ class Generating(Experiment):
         """Unaltered, the target prompt at all layers, and at each window."""
         prompt = self.prompts[p]
         pooled = [
-            site.name for site in self.model.sites if site.name.endswith(".pooled")
+            site.name for site in self.model.sites if site.kind == "pooled" and site.read
         ]  # SDXL's other way in for the text
         everywhere = [
             self.patch(prompt, self.layers, "kv"),
@@ -342,7 +342,7 @@ class Generating(Experiment):
         for i, patch in enumerate(self.patches()):
             layers = self.layers[patch.start : patch.start + patch.width]
             where = dict(
-                steps=None if patch.steps == (0.0, 1.0) else patch.steps,
+                steps=None if patch.steps == (0.0, 1.0) else window(*patch.steps),
                 heads=None if patch.head is None else [patch.head],
             )
             worlds.append(World(f"patched {i}", prompt.prompt, [self.patch(prompt, layers, patch.inputs, **where)]))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.interventions import Intervention, World, blend_latents, mix_attention, scale
+from workbench.interventions import window as share_of_steps
 from workbench.models import Model
 from workbench.p2p.alignment import Alignment, align
 from workbench.sites import Site
@@ -128,7 +129,7 @@ def prompt_to_prompt(
     for name, found in alignments.items():
         made = [*_cross(found, schedule, reweight or {})]
         if selves:
-            made.append(mix_attention(selves, SOURCE, steps=window, rows="cond"))
+            made.append(mix_attention(selves, SOURCE, steps=share_of_steps(*window), rows="cond"))
         if blend is not None:
             made.append(_blend(model, found, blend, (source, *targets.values())))
         worlds.append(World(name, found.target.prompt, made))
@@ -163,7 +164,9 @@ def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[s
     for window in dict.fromkeys(windows[j] for j in taken):
         tokens = tuple(j for j in taken if windows[j] == window)
         if window[1] > window[0]:
-            where = dict(steps=window, rows="cond") | ({} if len(tokens) == length else {"tokens": tokens})
+            where = dict(steps=share_of_steps(*window), rows="cond") | (
+                {} if len(tokens) == length else {"tokens": tokens}
+            )
             yield mix_attention("unet.*.cross.probs", SOURCE, mapper=found.matrix, **where)
     for word, factor in reweight.items():
         if word in of:
@@ -172,7 +175,7 @@ def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[s
                 raise ValueError(
                     f"reweight: {word!r} has no steps, {window}; raise cross_replace_steps, its share of them"
                 )
-            yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=window, rows="cond")
+            yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=share_of_steps(*window), rows="cond")
 
 
 def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[str]) -> Intervention:
@@ -201,7 +204,7 @@ def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[
         source_less=positions["source", "subtract"],
         threshold=blend.threshold,
         threshold_less=blend.subtract_threshold,
-        steps=(float(blend.start), 1.0),
+        steps=share_of_steps(blend.start, 1.0),
     )
 
 

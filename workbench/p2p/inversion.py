@@ -14,9 +14,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from workbench.engine import Run
+from workbench.engine.trace import untouched
 from workbench.interventions import Intervention, World, set_to
 from workbench.models import Model
-from workbench.pipeline import quiet
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def invert(
     guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     _check(model, images, prompts)
     clean = model.encode(images)
-    with model.lock, quiet(model.pipeline), _frozen(model.pipeline.unet):
+    with model.lock, untouched(model.pipeline), _frozen(model.pipeline.unet):
         path = _ddim(model, clean, prompts, steps)
         null, losses = None, []
         if null_text and guidance > 1:

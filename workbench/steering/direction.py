@@ -23,18 +23,19 @@ import torch
 import xarray as xr
 from einops import rearrange
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from workbench import files
 from workbench.engine import Fold, text_values
-from workbench.interventions import Intervention, World, remove, steer
+from workbench.engine.plan import resolve_steps
+from workbench.interventions import Intervention, Steps, World, as_steps, remove, steer, window
 from workbench.models import Model
-from workbench.plan import resolve_steps
 from workbench.prompts import Prompt
 from workbench.sites import Site
 from workbench.text import tokenize
 
 Pool = Literal["own", "subject_last", "eos", "positions"]
-Steps = tuple | Mapping[tuple[float, float], float] | None
+Schedule = Steps | Mapping[Steps, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +189,7 @@ class Direction:
         unit: bool = False,
         keep_norm: bool = False,
         tokens=None,
-        steps: Steps = None,
+        steps: Schedule = None,
         rows: str = "cond",
     ) -> tuple[Intervention, ...]:
         """Interventions that add the direction: strength * vectors, at all its sites.
@@ -213,7 +214,7 @@ class Direction:
         return tuple(made for site in self.sites for made in found.get(site, ()))
 
     def remove(
-        self, beta: float = 1.0, *, keep_norm: bool = True, tokens=None, steps: Steps = None, rows: str = "cond"
+        self, beta: float = 1.0, *, keep_norm: bool = True, tokens=None, steps: Schedule = None, rows: str = "cond"
     ) -> tuple[Intervention, ...]:
         """Interventions that take -beta relu(<x, v>) v, v at unit norm, from every activation x, which keeps its norm (CASteer)."""
         return tuple(
@@ -245,7 +246,7 @@ def direction(
     model: Model,
     positive: Sequence[str | Prompt],
     negative: Sequence[str | Prompt],
-    sites: str | Iterable[str | Site] = "text_encoder.*.mlp",
+    sites: str | Iterable[str | Site] = "text_encoder*.*.mlp",
     *,
     pool: Pool = "own",
     seeds: Sequence[int] = (0,),
@@ -270,19 +271,22 @@ def direction(
             f"direction: {' and '.join(f'{side}=' for side in empty)} names no prompt; give at least one on each side"
         )
     chosen = model.sites(*([sites] if isinstance(sites, str) else [getattr(site, "name", site) for site in sites]))
-    steerable = lambda site: (
-        site.name.startswith(("text_encoder", "unet")) and site.port != "context" and "channel" in site.axes
-    )
+    steerable = lambda site: site.part in ("text", "denoiser") and site.port != "context" and "channel" in site.axes
     if wrong := [site.name for site in chosen if not steerable(site)]:
         raise ValueError(
             f"direction(sites=): {', '.join(wrong[:3])} cannot be steered; name sites of the text encoder or the UNet that "
             'have channels, such as "text_encoder.*.mlp" or "unet.*.cross"'
         )
-    text, unet = ([s for s in chosen if s.name.startswith("text_encoder") == wanted] for wanted in (True, False))
+    text, unet = ([s for s in chosen if (s.part == "text") == wanted] for wanted in (True, False))
     same = Counter(given["positive"]) == Counter(given["negative"])
     if same:
         warnings.warn("direction: positive= and negative= are the same prompts, so the direction is zero", stacklevel=2)
-    at = {prompt: _positions(model, prompt, pool) for side in given.values() for prompt in side} if text else {}
+    at = {
+        (tokenizer, prompt): _positions(getattr(model.pipeline, tokenizer), prompt, pool)
+        for tokenizer in dict.fromkeys(site.tokenizer for site in text if site.tokenizer)
+        for side in given.values()
+        for prompt in side
+    }
     settings = dict(seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     sums: dict[Site, Sums] = {site: Sums(*map(len, given.values())) for site in chosen}
     count = max(map(len, given.values()))
@@ -292,7 +296,7 @@ def direction(
             rows = {side: [unique.index(prompt) for prompt in prompts[some]] for side, prompts in given.items()}
             if text:
                 for site, values in text_values(model, [p.prompt for p in unique], text).items():
-                    sums[site].add(rows, *_pooled(values, [at[p] for p in unique], pool))
+                    sums[site].add(rows, *_pooled(values, [at.get((site.tokenizer, p), ()) for p in unique], pool))
             if unet:
                 for site, values, norms in _through_the_unet(model, unique, unet, batch_size, settings):
                     sums[site].add(rows, values, norms)
@@ -338,9 +342,9 @@ def _prompt(given: str | Prompt) -> Prompt:
     return Prompt(given, "") if isinstance(given, str) else given
 
 
-def _positions(model: Model, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
+def _positions(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
     """Positions whose activations count."""
-    tokens = tokenize(model.pipeline.tokenizer, prompt.prompt)
+    tokens = tokenize(tokenizer, prompt.prompt)
     if pool in ("own", "positions"):
         if tokens.end < 2:
             raise ValueError(
@@ -388,9 +392,11 @@ def _through_the_unet(
         progress=False,
         **settings,
     )
+    step_of = torch.tensor(model.calls(settings["num_inference_steps"]).step)
     for site, fold in zip(sites, folds):
-        found = torch.from_numpy(run.values[fold.name].values).mean(1)  # over seeds
-        yield site, found[..., :-1], found[..., -1].mean(1)
+        by_call = torch.from_numpy(run.values[fold.name].values).mean(1)  # over seeds
+        values = torch.stack([by_call[:, step_of == step].mean(1) for step in step_of.unique()], 1)
+        yield site, values[..., :-1], values[..., -1].mean(1)
 
 
 def _unit(component: Component, row: int | None) -> float:
@@ -403,21 +409,22 @@ def _unit(component: Component, row: int | None) -> float:
     return component.norm / length
 
 
-def _laid_out(component: Component, steps: Steps) -> Iterator[tuple[np.ndarray, int | None, float, tuple | None]]:
+def _laid_out(component: Component, steps: Schedule) -> Iterator[tuple[np.ndarray, int | None, float, tuple | None]]:
     """What is added when: vectors, the row they are, a factor, and the steps, of which those of a run of another length follow."""
-    schedule = steps if isinstance(steps, Mapping) else {steps: 1.0}
-    for window, factor in schedule.items():
+    schedule = steps.items() if isinstance(steps, Mapping) else [(steps, 1.0)]
+    for when, factor in schedule:
+        chosen = as_steps(when)
         if component.axis != "step":
             yield (
                 (component.vectors[0] if component.axis == "pooled" else component.vectors).numpy(),
                 None,
                 factor,
-                window,
+                chosen,
             )
             continue
         count = len(component.vectors)
-        for step in resolve_steps(window, count):
-            yield component.vectors[step].numpy(), step, factor, (step / count, (step + 1) / count)
+        for step in resolve_steps(chosen, count):
+            yield component.vectors[step].numpy(), step, factor, window(step / count, (step + 1) / count)
 
 
 def _shape(component: Component) -> str:

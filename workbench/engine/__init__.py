@@ -1,0 +1,23 @@
+"""The engine: worlds in, labelled results out. The only place that opens an NNsight trace."""
+
+from workbench.engine.batch import Batch, Fold, Settings, Start
+from workbench.engine.calls import Calls, calls_of
+from workbench.engine.result import Run
+from workbench.engine.run import prepare, run
+from workbench.engine.text import encode, text_values
+from workbench.engine.trace import wrapped
+
+__all__ = [
+    "Batch",
+    "Calls",
+    "Fold",
+    "Run",
+    "Settings",
+    "Start",
+    "calls_of",
+    "encode",
+    "prepare",
+    "run",
+    "text_values",
+    "wrapped",
+]

@@ -1,0 +1,313 @@
+"""One pipeline call: worlds and seeds as rows, and what happens at every site while it runs."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+from diffusers import AutoPipelineForImage2Image
+from einops import rearrange, repeat
+from PIL import Image
+
+from workbench.blend import add_maps
+from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.plan import Action, Plan
+from workbench.engine.text import first
+from workbench.engine.trace import untouched, wrapped
+from workbench.families.attention import explicit_attention
+from workbench.interventions import Context, World
+from workbench.locks import lock_of
+from workbench.sites import IMAGE, LATENTS, Site, Sites
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Something accumulated over the denoiser's calls while they pass, so that no call's values need be kept.
+
+    name: its key in a run's values. sites: names of the sites of the denoiser that it reads, the fewer the faster. axes: of what it
+    accumulates, behind the rows. update: (accumulated or None, number of the call, world of each row, the sites' values of
+    the conditional half in execution order) -> accumulated, a tensor (row, ...). `Model.calls` says which step a call belongs to.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    axes: tuple[str, ...]
+    update: Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts that makes one step only: each world's image, noised to this step of the schedule."""
+
+    images: Mapping[str, Image.Image]
+    step: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the pipeline is called, the same for every batch of a run."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    height: int | None = None
+    width: int | None = None
+    start: Start | None = None
+
+
+class Batch:
+    """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed.
+
+    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...).
+    """
+
+    def __init__(
+        self,
+        model,
+        worlds: Sequence[World],
+        seeds: Sequence[int],
+        plan: Plan,
+        recorded: Sequence[Site],
+        folds: Sequence[Fold],
+        sites: Sites,
+        others: Mapping[tuple[str, Site], torch.Tensor],
+    ):
+        self.model, self.worlds, self.seeds, self.plan, self.sites, self.others = (
+            model,
+            worlds,
+            seeds,
+            plan,
+            sites,
+            others,
+        )
+        self.size = len(worlds) * len(seeds)
+        self.index = {world.name: i for i, world in enumerate(worlds)}
+        self.actions: dict[Site, list[Action]] = {}
+        own = [action for action in plan.actions if action.world in self.index]
+        for action in sorted(
+            own, key=lambda action: self.index[action.world]
+        ):  # a world stands behind those that it reads
+            self.actions.setdefault(action.site, []).append(action)
+        self.fired: Counter = Counter()
+        self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
+        self.recorded = [fold.name for fold in folds]
+        self.maps = {
+            action.rule.maps: Fold(" ".join(action.rule.maps), action.rule.maps, ("pixel", "token"), add_maps)
+            for action in own
+            if action.rule.maps
+        }
+        self.folds = {fold: list(sites(*fold.sites)) for fold in (*folds, *self.maps.values())}
+        self.folded: dict[str, torch.Tensor] = {}
+
+    def trace(self, settings: Settings, latents: torch.Tensor | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU.
+
+        latents: to begin from, (seed, channel, y, x); the seeds' own noise when left out.
+        """
+        pipeline, start = self.model.pipeline, settings.start
+        between, final, calls = self.sites[LATENTS], {}, self.plan.calls
+
+        def after_call(pipeline, call, timestep, tensors):
+            bar.update()
+            final["latents"] = (
+                self.passed(tensors["latents"], between, call) if calls.ends(call) else tensors["latents"]
+            )
+            pipeline._interrupt = start is not None  # diffusers' own way to end the denoising
+            return tensors | final
+
+        groups = self.groups()
+        probs = [site for group in groups for site in group]
+        with lock_of(pipeline), untouched(pipeline), explicit_attention(pipeline, probs), torch.no_grad():
+            nn = wrapped(pipeline)
+            call = self.arguments(settings, latents) | dict(output_type="pt", callback_on_step_end=after_call)
+            prompts = call.pop("prompt")
+            with nn.trace() as tracer:
+                with tracer.invoke(prompts, **call):
+                    pass
+                for group in groups:
+                    with tracer.invoke():
+                        self.visit(tracer, nn, group)
+                with tracer.invoke():
+                    output = nnsight.save(tracer.result)
+        expected: Counter = Counter()
+        for action in (action for actions in self.actions.values() for action in actions):
+            expected[action.world, action.number] += len(action.calls)
+        if self.fired != expected:
+            raise RuntimeError(
+                f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
+                "the pipeline did not call the modules as its site table says"
+            )
+        refuse_flagged(output, [world.name for world in self.worlds for _ in self.seeds])
+        return output.images.float().cpu(), final["latents"].float().cpu()
+
+    def arguments(self, settings: Settings, latents: torch.Tensor | None) -> dict:
+        """What the pipeline is called with."""
+        rows = [(world, seed) for world in self.worlds for seed in self.seeds]
+        begin = None if latents is None else repeat(latents, "seed c y x -> (world seed) c y x", world=len(self.worlds))
+        call = arguments(
+            self.model.pipeline,
+            [world.prompt for world, _ in rows],
+            [world.negative_prompt for world, _ in rows],
+            [seed for _, seed in rows],
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            height=settings.height,
+            width=settings.width,
+            latents=begin,
+        )
+        if settings.start is not None:
+            call |= self.image_to_image(settings.start, settings.num_inference_steps)
+            del call["height"], call["width"]
+        return call
+
+    @property
+    def values(self) -> dict[str, torch.Tensor]:
+        """What was recorded, by site: (row, [call,] ...)."""
+        stacked = {site.name: torch.stack(seen, 1) if site.looped else seen[0] for site, seen in self.seen.items()}
+        return stacked | {name: self.folded[name].float().cpu() for name in self.recorded}
+
+    def image_to_image(self, start: Start, steps: int) -> dict:
+        """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""
+        model = self.model
+        clean = model.encode([start.images[world.name] for world in self.worlds])
+        return dict(
+            pipeline=AutoPipelineForImage2Image.from_pipe(model.pipeline),
+            strength=min(1.0, (steps - start.step) / steps + 1e-6),
+            image=repeat(clean, "world c y x -> (world seed) c y x", seed=len(self.seeds)),
+        )
+
+    def groups(self) -> list[list[Site]]:
+        """Sites of modules in use, in execution order: those that a fold reads together in one group, every other by itself."""
+        together: list[set[Site]] = [{site} for site in (*self.actions, *self.seen) if site.port != "step"]
+        together += [set(sites) for sites in self.folds.values()]
+        groups: list[set[Site]] = []
+        for new in together:
+            touching = [group for group in groups if group & new]
+            groups = [group for group in groups if not group & new] + [new.union(*touching)]
+        return [[site for site in self.sites if site in group] for group in groups]
+
+    def visit(self, tracer, nn, group: list[Site]):
+        """Read, change and record sites; one mediator of NNsight's for each group, whose requests come in execution order."""
+        modules = [nn.get(site.module) for site in group]
+        folds = [(fold, sites) for fold, sites in self.folds.items() if sites[0] in group]
+        read = {site for _, sites in folds for site in sites}.union(self.seen)
+        wanted = {site: {call for action in self.actions.get(site, ()) for call in action.calls} for site in group}
+        for site in read.intersection(group):
+            wanted[site] |= set(range(len(self.plan.calls))) if site.looped else {0}
+        if not group[0].looped and wanted[group[0]] == {0}:
+            self.touch(modules[0], group[0], 0)
+            return
+        for call in tracer.iter[sorted(set().union(*wanted.values()))]:
+            values = {
+                site: self.touch(module, site, call) for site, module in zip(group, modules) if call in wanted[site]
+            }
+            for fold, sites in folds:
+                of = [world for world in self.worlds for _ in self.seeds]
+                parts = [values[site][self.rows(site, "cond")].detach() for site in sites]
+                self.folded[fold.name] = fold.update(self.folded.get(fold.name), call, of, *parts)
+
+    def touch(self, module, site: Site, call: int) -> torch.Tensor:
+        """A module's value, read and, where an action changes it, given back."""
+        actions = self.due(site, call)
+        given = (
+            module.input if any(action.rule.takes_input for action in actions) else None
+        )  # asked for before the output
+        if site.port == "context":
+            args, kwargs = module.inputs
+            value = kwargs["encoder_hidden_states"]
+        else:
+            whole = module.output if site.port == "output" else module.input
+            value = first(whole)
+        expected = self.size * (2 if self.plan.guided and site.part == "denoiser" else 1)
+        if len(value) != expected:
+            raise RuntimeError(
+                f"{site.name} ran on {len(value)} rows, expected {expected}: the pipeline does not lay out its batch as this family's do"
+            )
+        value = self.passed(value, site, call, given)
+        if actions:  # a new tensor, assigned: edits in place are lost
+            if site.port == "context":
+                module.inputs = (args, {**kwargs, "encoder_hidden_states": value})
+            elif site.port == "input":
+                module.input = value
+            else:
+                module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
+        return value
+
+    def due(self, site: Site, call: int) -> list[Action]:
+        return [action for action in self.actions.get(site, ()) if call in action.calls]
+
+    def passed(self, value: torch.Tensor, site: Site, call: int, given: torch.Tensor | None = None) -> torch.Tensor:
+        """A value as it goes on from a site: changed by what is due there, and recorded."""
+        if actions := self.due(site, call):
+            value = self.change(value, site, actions, call, given)
+        if site in self.seen and (site.looped or not call):
+            self.seen[site].append(value[self.rows(site, "cond")].detach().float().cpu())
+        return value
+
+    def rows(self, site: Site, half: str, world: str | None = None) -> slice:
+        """Rows of a world (or of all) in one half; a guided denoiser's batch is [uncond..., cond...]."""
+        start = self.size if half == "cond" and self.plan.guided and site.part == "denoiser" else 0
+        if world is None:
+            return slice(start, start + self.size)
+        start += self.index[world] * len(self.seeds)
+        return slice(start, start + len(self.seeds))
+
+    def change(
+        self, value: torch.Tensor, site: Site, actions: list[Action], call: int, given: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The value with every action's rows changed, in the layout that it came in."""
+        image = site.axes == IMAGE
+        out = (rearrange(value, "row c y x -> row (y x) c") if image else value).clone()
+        for action in actions:
+            # of a text encoder, the call says which prompt; of the denoiser, the half of the rows
+            halves = ("uncond" if call else "cond",) if site.part == "text" else action.halves
+            for half in halves:
+                rows = self.rows(site, half, action.world)
+                changed = action.rule.apply(out[rows], self.context(out, given, site, half, action))
+                mask = _mask(action, half, out[rows])
+                out[rows] = changed if mask is None else torch.where(mask, changed, out[rows])
+            self.fired[action.world, action.number] += 1
+        if image:  # in the layout that it came in, or other rows would be summed in another order
+            return torch.empty_like(value).copy_(rearrange(out, "row (y x) c -> row c y x", y=value.shape[2]))
+        return out
+
+    def context(
+        self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action
+    ) -> Context:
+        """What an action's rule asked for."""
+        rule, source, other, maps = action.rule, None, None, (None, None)
+        if rule.source_world is not None:
+            source = value[self.rows(site, half, rule.source_world)]
+        if rule.other_prompt is not None:
+            other = self.others[rule.other_prompt, site].to(value)
+        if rule.maps:
+            summed = self.folded[self.maps[rule.maps].name]
+            maps = tuple(summed[self.rows(site, "cond", world)] for world in (action.world, rule.source_world))
+        own = None if given is None or not rule.takes_input else given[self.rows(site, half, action.world)]
+        return Context(site, source, own, other, *maps)
+
+
+def _mask(action: Action, half: str, value: torch.Tensor) -> torch.Tensor | None:
+    """Which entries of a value (row, ...) an action addresses; None for all."""
+    tokens, site = action.tokens[half], action.site
+    if tokens is None and action.heads is None and action.channels is None:
+        return None
+    axes = ("pixel", "channel") if site.axes == IMAGE else site.axes[1:]
+    mask = torch.ones(value.shape[1:], dtype=torch.bool, device=value.device)
+
+    def along(axis: str, numbers: tuple[int, ...], count: int) -> torch.Tensor:
+        chosen = torch.zeros(count, dtype=torch.bool, device=value.device)
+        chosen[list(numbers)] = True
+        return chosen.view([-1 if name == axis else 1 for name in axes])
+
+    if tokens is not None:
+        mask &= along("token", tokens, value.shape[1 + axes.index("token")])
+    if action.channels is not None:
+        mask &= along("channel", action.channels, value.shape[-1])
+    if action.heads is not None and "head" in axes:
+        mask &= along("head", action.heads, site.heads)
+    elif action.heads is not None:
+        width = value.shape[-1] // site.heads
+        channels = tuple(head * width + i for head in action.heads for i in range(width))
+        mask &= along("channel", channels, value.shape[-1])
+    return mask

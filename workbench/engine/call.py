@@ -1,0 +1,81 @@
+"""What a pipeline is called with: the one way for plain pictures, runs with interventions, and text alone."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from workbench.families.unet import default_size
+
+
+def guided(pipeline, guidance_scale: float) -> bool:
+    """Whether the pipeline doubles its batch at this guidance: what it says itself, never `guidance_scale > 1`."""
+    before = getattr(pipeline, "_guidance_scale", None)
+    pipeline._guidance_scale = guidance_scale
+    try:
+        return bool(pipeline.do_classifier_free_guidance)
+    finally:
+        pipeline._guidance_scale = before
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator a row, on the CPU: starting noise, and the noise of stochastic schedulers, are the seed's own in any batch."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def negative_prompts(pipeline, given: Sequence[str | None], is_guided: bool) -> list[str] | None:
+    """Negative prompts of the rows as the pipeline takes them; None for its own default.
+
+    Raises ValueError where some rows have one and others the pipeline's zeros, which one call cannot give.
+    """
+    if all(text is None for text in given):
+        return None
+    if not is_guided:
+        warnings.warn("negative_prompt= has no effect without guidance; raise guidance_scale above 1", stacklevel=4)
+        return None
+    if pipeline.config.get("force_zeros_for_empty_prompt", False) and any(text is None for text in given):
+        raise ValueError(
+            "negative_prompt: some worlds have one and others none, for which this pipeline takes zeros; give every world of a run "
+            'a negative prompt ("" is one), or none of them'
+        )
+    return [text or "" for text in given]
+
+
+def arguments(
+    pipeline,
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    height: int | None,
+    width: int | None,
+    latents: torch.Tensor | None = None,
+) -> dict:
+    """Keyword arguments of the pipeline's call for some rows, each with its prompt and seed."""
+    rows, columns = default_size(pipeline)
+    call = dict(
+        prompt=list(prompts),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=height or rows,
+        width=width or columns,
+        generator=generators(seeds),
+    )
+    if (negative := negative_prompts(pipeline, negatives, guided(pipeline, guidance_scale))) is not None:
+        call["negative_prompt"] = negative
+    if latents is not None:
+        call["latents"] = latents.to(pipeline.device, pipeline.unet.dtype)
+    return call
+
+
+def refuse_flagged(output, rows: Sequence[str]):
+    """Raise RuntimeError for pictures that a safety checker blacked out: no metric may read them."""
+    flags = getattr(output, "nsfw_content_detected", None)
+    if flags is not None and any(flags):
+        flagged = list(dict.fromkeys(row for row, flag in zip(rows, flags) if flag))
+        raise RuntimeError(
+            f"the safety checker blacked out {sum(map(bool, flags))} of {len(flags)} pictures, of {flagged[:5]}: they would be scored as "
+            "pictures; load the model without it, wb.load(..., safety_checker=False), or change prompts or seeds"
+        )

@@ -1,0 +1,223 @@
+"""Planning a run: every intervention resolved, checked and counted, and every batch laid out, before anything is computed."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from workbench.engine.calls import Calls
+from workbench.families.attention import check_attention
+from workbench.interventions import Intervention, Rule, Window, World
+from workbench.sites import Site
+from workbench.text import Tokens, tokenize
+
+HALVES = {"cond": ("cond",), "uncond": ("uncond",), "both": ("uncond", "cond")}
+
+
+@dataclass(frozen=True)
+class Action:
+    """One intervention at one site, resolved.
+
+    world: whose. number: which of its interventions. tokens: positions in each half that it touches, None for all of them. calls: of
+    the site's module at which it acts, numbered from 0; of a text encoder, 0 is the prompt's and 1 the negative prompt's.
+    """
+
+    world: str
+    number: int
+    site: Site
+    rule: Rule
+    tokens: dict[str, tuple[int, ...] | None] = field(hash=False)
+    calls: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    channels: tuple[int, ...] | None
+
+    @property
+    def halves(self) -> tuple[str, ...]:
+        return tuple(self.tokens)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: its calls, its halves, every action."""
+
+    calls: Calls
+    guided: bool
+    actions: tuple[Action, ...]
+
+
+def resolve_steps(steps: tuple[int, ...] | Window | None, count: int) -> tuple[int, ...]:
+    """Numbers of the denoising steps that an intervention's `steps` names; raises ValueError outside the run."""
+    if steps is None:
+        return tuple(range(count))
+    if isinstance(steps, Window):
+        return steps.steps(count)
+    if outside := [step for step in steps if step >= count]:
+        raise ValueError(
+            f"steps={outside}: the run has steps 0 to {count - 1}; raise num_inference_steps or name others"
+        )
+    return steps
+
+
+def plan(model, worlds: Sequence[World], calls: Calls, guided: bool, size: tuple[int, int] | None = None) -> Plan:
+    """Every intervention at every site, checked; raises KeyError and ValueError before anything runs."""
+    names = [world.name for world in worlds]
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"worlds named {repeated} more than once; give each its own name")
+    if not worlds:
+        raise ValueError("worlds=[]: give at least one world, such as wb.World('plain', 'a zebra')")
+    sites = model.sites_at(*(size or (None, None)))
+    negative = any(world.negative_prompt is not None for world in worlds)
+    actions = []
+    for world in worlds:
+        for number, intervention in enumerate(world.interventions):
+            source = intervention.rule.source_world
+            if source is not None and source not in names:
+                raise ValueError(
+                    f"world {world.name!r} reads world {source!r}, which the run lacks; its worlds are {names}"
+                )
+            for site in sites(*intervention.sites):
+                rule = f"{type(intervention.rule).__name__} at {site.name} in world {world.name!r}"
+                try:
+                    actions.append(_action(model, world, number, intervention, site, calls, guided, negative))
+                    _check_maps(sites, intervention.rule)
+                except ValueError as error:
+                    raise ValueError(f"{rule}: {error}") from None
+    return Plan(calls, guided, tuple(actions))
+
+
+def _action(
+    model, world: World, number: int, intervention: Intervention, site: Site, calls: Calls, guided: bool, negative: bool
+) -> Action:
+    pipeline = model.pipeline
+    vae = pipeline.vae
+    if site.part == "decoder" and (getattr(vae, "use_slicing", False) or getattr(vae, "use_tiling", False)):
+        raise ValueError(
+            "the VAE decodes image by image or tile by tile (enable_slicing, enable_tiling), out of the engine's sight; call "
+            "vae.disable_slicing() and vae.disable_tiling()"
+        )
+    if not site.read:
+        raise ValueError(
+            f"the denoiser never reads it in a {type(pipeline).__name__}: nothing would change; name an earlier layer"
+        )
+    check_attention(pipeline, site)
+    intervention.rule.check(site, pipeline)
+    for name, one, count in (("heads", "attention", site.heads), ("channels", "site", None)):
+        chosen = getattr(intervention, name)
+        if chosen is None:
+            continue
+        if name == "heads" and not site.per_head:
+            raise ValueError(f"heads={chosen}, but heads are apart only at q, k, v and probs sites")
+        if name == "channels" and "channel" not in site.axes:
+            raise ValueError(f"channels={chosen}, but the site's axes are {site.axes}; leave channels out")
+        count = count if name == "heads" else site.axis("channel")
+        if outside := [number for number in chosen if not 0 <= number < count]:
+            raise ValueError(f"{name}={outside}, the {one} has {name} 0 to {count - 1}")
+    if site.part in ("text", "decoder") and intervention.steps is not None:
+        module = "text encoder" if site.part == "text" else "VAE"
+        raise ValueError(f"steps={intervention.steps}, but the {module} runs once, outside the steps; leave steps out")
+    rows = _rows(intervention, site, guided)
+    tokens = {half: _tokens(pipeline, world, intervention, site, half) for half in HALVES[rows]}
+    if site.part == "text":
+        # SDXL may put zeros in the place of an empty negative prompt: its encoders are then called once
+        zeros = pipeline.config.get("force_zeros_for_empty_prompt", False) and not negative
+        if zeros:
+            tokens = {"cond": tokens["cond"]}
+        act_at = (0,) if rows == "cond" or zeros else (0, 1)
+    elif site.part == "decoder":
+        act_at = (0,)
+    else:
+        act_at = calls.of(resolve_steps(intervention.steps, calls.steps))
+        if site.part == "latents":
+            act_at = tuple(call for call in act_at if calls.ends(call))
+    return Action(
+        world.name, number, site, intervention.rule, tokens, act_at, intervention.heads, intervention.channels
+    )
+
+
+def _rows(intervention: Intervention, site: Site, guided: bool) -> str:
+    """Which halves of the guided batch, or calls of the text encoder."""
+    asked = intervention.rows
+    if site.part in ("latents", "decoder"):
+        if asked is not None:
+            raise ValueError(f"rows={asked!r}, but there are no halves outside the denoiser; leave rows out")
+        return "cond"
+    if site.part == "text" and asked == "uncond":
+        raise ValueError(
+            'rows="uncond", but the negative prompt alone is not the world\'s; give rows="both", or leave rows out'
+        )
+    if not guided and asked == "uncond":
+        raise ValueError('rows="uncond", but the run has no unconditional half; give guidance_scale above 1')
+    if not guided:
+        return "cond"
+    return asked or ("cond" if site.part == "text" or "token" in site.axes else "both")
+
+
+def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half: str) -> tuple[int, ...] | None:
+    """Positions of an intervention's tokens in the prompt, or in the unconditional half the negative prompt, at a site."""
+    if intervention.tokens is None:
+        return None
+    if "token" not in site.axes:
+        raise ValueError(f"tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out")
+    prompt = world.prompt if half == "cond" else world.negative_prompt or ""
+    readings = [site.tokenizer]
+    if site.part == "denoiser":  # its tokens are those of all encoders together
+        readings = list(dict.fromkeys(name for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name, None)))
+    positions = {}
+    for name in readings:
+        read = tokenize(getattr(pipeline, name), prompt)
+        positions[name] = _named(read, intervention.tokens, world.subject, half)
+    if len(set(positions.values())) > 1:
+        raise ValueError(
+            f"tokens={intervention.tokens!r} stand at different positions for the tokenizers: {positions}; name positions"
+        )
+    return next(iter(positions.values()))
+
+
+def _named(read: Tokens, tokens: str | tuple[int, ...], subject: str | None, half: str) -> tuple[int, ...]:
+    try:
+        positions = read.positions(tokens, subject)
+    except ValueError as error:
+        negative = " in the negative prompt, whose half rows= names too" if half == "uncond" else ""
+        raise ValueError(f"{error}{negative}") from None
+    if not positions:
+        raise ValueError(f"tokens={tokens!r} names no token of {read!r}; name others")
+    return positions
+
+
+def _check_maps(sites, rule: Rule):
+    if not rule.maps:
+        return
+    maps = sites(*rule.maps)
+    if wrong := [each.name for each in maps if each.kind != "cross.probs"]:
+        raise ValueError(f"maps={wrong[:5]} are no probabilities of cross-attention; they are unet.*.cross.probs")
+    if len(pixels := {each.axis("pixel") for each in maps}) > 1:
+        raise ValueError(f"maps of {sorted(pixels)} pixels; name those of one resolution")
+
+
+def batches(worlds: Sequence[World], seeds: Sequence[int], batch_size: int) -> Iterator[tuple[list[World], list[int]]]:
+    """Worlds and seeds of each batch, every world with the worlds that it reads."""
+    by_name = {world.name: world for world in worlds}
+
+    def needed(world: World, seen: tuple[str, ...] = ()) -> dict[str, None]:
+        if world.name in seen:
+            raise ValueError(f"worlds read one another in a circle: {' -> '.join([*seen, world.name])}")
+        sources: dict[str, None] = {}
+        for intervention in world.interventions:
+            if (source := intervention.rule.source_world) is not None:
+                sources |= needed(by_name[source], (*seen, world.name))
+        return sources | {world.name: None}
+
+    groups: list[dict[str, None]] = []
+    for world in worlds:
+        need = needed(world)
+        if len(need) > batch_size:
+            raise ValueError(
+                f"world {world.name!r} with those that it reads, {list(need)}, is {len(need)} rows; raise batch_size={batch_size}"
+            )
+        if groups and len(groups[-1] | need) <= batch_size:
+            groups[-1] |= need
+        else:
+            groups.append(need)
+    for group in groups:
+        per = batch_size // len(group)
+        for at in range(0, len(seeds), per):
+            yield [by_name[name] for name in group], list(seeds[at : at + per])

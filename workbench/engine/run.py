@@ -1,0 +1,154 @@
+"""Worlds in, labelled results out: a run in batches.
+
+All worlds of a run go through the denoiser as rows of one batch, from the same noise per seed, so that "take the clean world's
+value" is a read of another row of the same forward pass. A batch that must be split carries the worlds that are read along.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import psutil
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from workbench.engine.batch import Batch, Fold, Settings
+from workbench.engine.call import guided
+from workbench.engine.calls import Calls, calls_of
+from workbench.engine.plan import Plan, batches, plan
+from workbench.engine.result import Run, not_finite
+from workbench.engine.text import encode
+from workbench.engine.trace import check_switches
+from workbench.interventions import World
+from workbench.locks import lock_of
+from workbench.sites import IMAGE, Site
+
+
+def prepare(model, worlds: Sequence[World], settings: Settings) -> Plan:
+    """What a run would do, checked: raises for whatever does not fit, before anything is computed."""
+    pipeline = model.pipeline
+    check_switches(pipeline)
+    calls = calls_of(pipeline.scheduler, settings.num_inference_steps)
+    if settings.start is not None:
+        if len(calls) != calls.steps:
+            raise ValueError(
+                f"run_once: {type(pipeline.scheduler).__name__} takes several calls of the denoiser in a step; set a scheduler of one, "
+                "such as DDIMScheduler"
+            )
+        calls = Calls((0,), (calls.timestep[settings.start.step],))
+    return plan(model, worlds, calls, guided(pipeline, settings.guidance_scale), (settings.height, settings.width))
+
+
+def run(
+    model,
+    worlds: Sequence[World],
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    record: Sequence[str | Fold] = (),
+    batch_size: int = 16,
+    progress: bool = True,
+    latents: torch.Tensor | None = None,
+) -> Run:
+    """Generate every world from every seed; see `Model.run`."""
+    with lock_of(model.pipeline):
+        return _run(model, tuple(worlds), list(seeds), settings, record, batch_size, progress, latents)
+
+
+def _run(model, worlds, seeds, settings, record, batch_size, progress, latents) -> Run:
+    prepared = prepare(model, worlds, settings)
+    sites = model.sites_at(settings.height, settings.width)
+    folds = [each for each in record if isinstance(each, Fold)]
+    globs = [each for each in record if not isinstance(each, Fold)]
+    recorded = list(sites(*globs)) if globs else []
+    _check_memory(recorded, len(worlds) * len(seeds), prepared.calls)
+    beginnings = None if latents is None else dict(zip(seeds, latents))
+    layout = list(batches(worlds, seeds, batch_size))
+    others = other_values(model.pipeline, prepared)
+    kept, fired = {}, Counter()
+    with tqdm(total=len(layout) * len(prepared.calls), desc="denoising", disable=not progress) as bar:
+        for group, some in layout:
+            batch = Batch(model, group, some, prepared, recorded, folds, sites, others)
+            begin = None if beginnings is None else torch.stack([beginnings[seed] for seed in some])
+            images, denoised = batch.trace(settings, begin, bar)
+            values = batch.values
+            for w, world in enumerate(group):
+                for s, seed in enumerate(some):
+                    row = w * len(some) + s
+                    own = {name: value[row] for name, value in values.items()}
+                    kept.setdefault((world.name, seed), {"image": images[row], "denoised": denoised[row]} | own)
+            fired.update(batch.fired)
+    return _labelled(worlds, seeds, kept, recorded, folds, prepared.calls, dict(fired))
+
+
+def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tensor]:
+    """What sites are for the prompts that rules name: (1, ...) each; a prompt is encoded once in a run.
+
+    A projection's is had by calling its module, so that adapters act as they do in the run.
+    """
+    values: dict[tuple[str, Site], torch.Tensor] = {}
+    encoded: dict[str, tuple] = {}
+    with torch.no_grad():
+        for action in prepared.actions:
+            prompt, site = action.rule.other_prompt, action.site
+            if prompt is None or (prompt, site) in values:
+                continue
+            if prompt not in encoded:
+                encoded[prompt] = encode(pipeline, prompt)
+            states, pooled = encoded[prompt]
+            if site.kind == "pooled":
+                values[prompt, site] = pooled
+            elif site.port == "context":
+                values[prompt, site] = states
+            else:
+                module = pipeline.unet.get_submodule(site.module.partition(".")[2])
+                values[prompt, site] = module(states.to(pipeline.unet.dtype))
+    return values
+
+
+def _labelled(
+    worlds: tuple[World, ...],
+    seeds: list[int],
+    kept: Mapping[tuple[str, int], dict[str, torch.Tensor]],
+    recorded: Sequence[Site],
+    folds: Sequence[Fold],
+    calls: Calls,
+    fired: dict[tuple[str, int], int],
+) -> Run:
+    labels = {"world": [world.name for world in worlds], "seed": seeds}
+
+    def collect(key: str, axes: tuple[str, ...]) -> xr.DataArray:
+        stacked = torch.stack([torch.stack([kept[world.name, seed].pop(key) for seed in seeds]) for world in worlds])
+        return xr.DataArray(stacked.numpy(), dims=("world", "seed", *axes), coords=labels)
+
+    values = {}
+    for site in recorded:
+        if not site.looped:
+            values[site.name] = collect(site.name, site.axes[1:])
+            continue
+        own = [call for call in range(len(calls)) if site.port != "step" or calls.ends(call)]
+        steps = {
+            "step": [calls.step[call] for call in own],
+            "timestep": ("step", [calls.timestep[call] for call in own]),
+        }
+        values[site.name] = collect(site.name, ("step", *site.axes[1:])).assign_coords(steps)
+    values |= {fold.name: collect(fold.name, fold.axes) for fold in folds}
+    images = collect("image", ("colour", "y", "x")).transpose("world", "seed", "y", "x", "colour")
+    if not_finite(images.values):
+        broken = [name for name in labels["world"] if not_finite(images.sel(world=name).values)]
+        raise FloatingPointError(
+            f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32"
+        )
+    return Run(worlds, images, collect("denoised", IMAGE[1:]), values, fired)
+
+
+def _check_memory(recorded: Sequence[Site], rows: int, calls: Calls):
+    """Raise MemoryError, before anything runs, for recordings that would not fit."""
+    size = sum(4 * rows * int(np.prod(site.sizes)) * (len(calls) if site.looped else 1) for site in recorded)
+    free = psutil.virtual_memory().available
+    if 2 * size > free:  # once as rows, once stacked
+        raise MemoryError(
+            f"recording {len(recorded)} sites for {rows} images would take {2 * size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+            "record fewer sites, images or steps, or accumulate with a wb.Fold"
+        )

@@ -1,0 +1,45 @@
+"""Text alone: what the denoiser is given for a prompt, and values inside the text encoders. The denoiser never runs."""
+
+from collections.abc import Sequence
+
+import nnsight
+import torch
+
+from workbench.engine.trace import untouched, wrapped
+from workbench.families import Site
+from workbench.locks import lock_of
+
+
+def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Prompts as the denoiser is given them: states (prompt, token, channel) and, in SDXL, pooled vectors (prompt, channel)."""
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
+    with torch.no_grad():
+        encoded = pipeline.encode_prompt(
+            prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    return encoded[0], encoded[2] if len(encoded) > 2 else None
+
+
+def text_values(
+    model, prompts: Sequence[str], sites: Sequence[Site], *, inputs: bool = False
+) -> dict[Site, torch.Tensor]:
+    """Values at text-encoder sites for each prompt, or what the sites' modules are given: (prompt, [token,] channel), on the CPU."""
+    values, pipeline = {}, model.pipeline
+    with lock_of(pipeline), untouched(pipeline), torch.no_grad():
+        nn = wrapped(pipeline)
+        with nn.trace() as tracer:
+            with tracer.invoke(list(prompts), num_inference_steps=1, guidance_scale=1.0):
+                pass
+            with tracer.invoke():
+                for site in [site for site in model.sites if site in sites]:  # in execution order
+                    module = nn.get(site.module)
+                    values[site] = nnsight.save(
+                        module.input if inputs or site.port == "input" else first(module.output)
+                    )
+                tracer.stop()
+    return {site: value.detach().cpu() for site, value in values.items()}
+
+
+def first(output):
+    """The value proper of a module that gives more."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,123 @@
+"""A diffusers pipeline under NNsight: wrapped once, wrapped anew when its modules change, left as it was after every run."""
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import nnsight
+import torch
+
+from workbench.families import family_of
+from workbench.families.attention import give_probs
+from workbench.families.unet import default_size
+from workbench.sites import Sites, find_sites
+
+
+class PipelineRoot(torch.nn.Module):
+    """A diffusers pipeline as a module: its components are children, its forward is the pipeline's call."""
+
+    def __init__(self, pipeline):
+        super().__init__()
+        object.__setattr__(self, "pipeline", pipeline)
+        give_probs(getattr(pipeline, family_of(pipeline).denoiser))
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                self.add_module(name, part)
+
+    def forward(self, *args, pipeline=None, **kwargs):
+        """Call the pipeline, or another that is made of the same components."""
+        pipeline = pipeline or self.pipeline
+        return type(pipeline).__call__(pipeline, *args, **kwargs)
+
+
+class Wrapped:
+    """NNsight over a pipeline, and the modules that it was made from."""
+
+    def __init__(self, pipeline):
+        self.nn = nnsight.NNsight(PipelineRoot(pipeline))
+        self.modules = list(modules_of(pipeline))
+        self.sites: dict[tuple[int, int], Sites] = {}
+
+    def current(self, pipeline) -> bool:
+        """Whether the pipeline still has just these modules: adapters, fused layers and swapped components change them."""
+        now = list(modules_of(pipeline))
+        return len(now) == len(self.modules) and all(a is b for a, b in zip(now, self.modules))
+
+
+_WRAPPED: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+def modules_of(pipeline) -> Iterator[torch.nn.Module]:
+    """Every module of every component, in a fixed order."""
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            yield from part.modules()
+
+
+def wrapped(pipeline) -> nnsight.NNsight:
+    """The pipeline as NNsight sees it; made once for a pipeline, and anew when its modules changed behind our back."""
+    return _held(pipeline).nn
+
+
+def sites_of(pipeline, height: int | None = None, width: int | None = None) -> Sites:
+    """All sites of a pipeline at a resolution, found once, and anew when its modules changed."""
+    own, held = default_size(pipeline), _held(pipeline)
+    size = (height or own[0], width or own[1])
+    if size not in held.sites:
+        held.sites[size] = find_sites(pipeline, *size)
+    return held.sites[size]
+
+
+def _held(pipeline) -> Wrapped:
+    held = _WRAPPED.get(pipeline)
+    if held is None:
+        family_of(pipeline)
+        held = _WRAPPED[pipeline] = Wrapped(pipeline)
+    elif not held.current(pipeline):
+        family_of(pipeline)
+        held.nn._update(PipelineRoot(pipeline))
+        held.modules = list(modules_of(pipeline))
+        held.sites.clear()
+    return held
+
+
+def check_switches(pipeline):
+    """Raise ValueError for what diffusers can switch on and no intervention would see; each names how to switch it off."""
+    unet = pipeline.unet
+    if (
+        getattr(unet, "encoder_hid_proj", None) is not None
+        or getattr(unet.config, "encoder_hid_dim_type", None) is not None
+    ):
+        raise ValueError(
+            "the UNet has an IP-Adapter, whose image attention has no site; call pipeline.unload_ip_adapter()"
+        )
+    hooked = [name for name, part in pipeline.components.items() if getattr(part, "_hf_hook", None) is not None]
+    if hooked or getattr(pipeline, "hf_device_map", None):
+        raise ValueError(
+            f"{', '.join(hooked) or 'the pipeline'} is offloaded by accelerate, which moves modules under a running trace; call "
+            "pipeline.remove_all_hooks() or pipeline.reset_device_map(), then pipeline.to(device)"
+        )
+    if type(unet).__name__ == "OptimizedModule":
+        raise ValueError(
+            "the UNet went through torch.compile, whose graph no intervention reaches; put its _orig_mod back"
+        )
+
+
+@contextmanager
+def untouched(pipeline):
+    """Leave a pipeline as it was, whatever happens in the block: its scheduler's state, its progress bar, its VAE's dtype."""
+    scheduler, bar = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None)
+    dtype = pipeline.vae.dtype
+    pipeline.scheduler = copy.deepcopy(scheduler)
+    pipeline.set_progress_bar_config(**(bar or {}) | {"disable": True})
+    try:
+        yield
+    finally:
+        pipeline.scheduler = scheduler
+        if pipeline.vae.dtype != dtype:  # SDXL's is raised to float32 while it decodes
+            pipeline.vae.to(dtype=dtype)
+        if bar is None:
+            del pipeline._progress_bar_config
+        else:
+            pipeline._progress_bar_config = bar

@@ -1,0 +1,54 @@
+"""What the engine must know of an architecture, as one file of tables each; `family_of(pipeline)` finds it or refuses.
+
+A new family is a file like `sd.py` and a line in FAMILIES: nothing else of the package names an architecture.
+"""
+
+import torch
+from diffusers import DiffusionPipeline
+
+from workbench.families.base import Encoder, Family, Site
+from workbench.families.sd import SD
+from workbench.families.sdxl import SDXL
+
+FAMILIES = (SD, SDXL)
+
+__all__ = ["FAMILIES", "Encoder", "Family", "Site", "check_class", "family_of"]
+
+
+def check_class(name: str) -> Family:
+    """The family of a pipeline's class, by its name; ValueError for one that no family knows."""
+    for family in FAMILIES:
+        if name in family.pipelines:
+            return family
+    known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
+    raise ValueError(
+        f"wb.load: the pipeline is a {name}; supported are {known} (Stable Diffusion 1.x, 2.x and XL, text to image). "
+        "Load the checkpoint into one of these, if it is of such an architecture"
+    )
+
+
+def family_of(pipeline: DiffusionPipeline) -> Family:
+    """The family of a live pipeline; ValueError for one that no family handles, saying what about it is not known."""
+    family = check_class(type(pipeline).__name__)
+    missing = [
+        name
+        for encoder in family.encoders
+        for name in (encoder.component, encoder.tokenizer)
+        if getattr(pipeline, name, None) is None
+    ]
+    missing += [name for name in (family.denoiser, "vae", "scheduler") if getattr(pipeline, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"wb.load: the {type(pipeline).__name__} has no {', '.join(missing)}; it needs all of its components "
+            "(a refiner or a bare denoiser is not supported)"
+        )
+    compiled = [
+        n for n, part in pipeline.components.items() if isinstance(part, torch.nn.Module) and hasattr(part, "_orig_mod")
+    ]
+    if compiled:
+        raise ValueError(
+            f"{', '.join(compiled)} went through torch.compile, whose graph no intervention reaches; put the module itself "
+            f"back: pipeline.{compiled[0]} = pipeline.{compiled[0]}._orig_mod"
+        )
+    family.check(pipeline)
+    return family

@@ -1,0 +1,57 @@
+"""Sites of a CLIP text encoder."""
+
+from collections.abc import Iterator
+
+import torch
+
+from workbench.families.base import POOLED, TEXT, Encoder, Site
+
+
+def inner(encoder: torch.nn.Module) -> tuple[torch.nn.Module, str]:
+    """The encoder proper and its path: it is nested in some versions and classes of transformers, not in others."""
+    return (encoder.text_model, ".text_model") if "text_model" in encoder._modules else (encoder, "")
+
+
+def clip_sites(pipeline, encoder: Encoder) -> Iterator[Site]:
+    """Embedding, every layer's attention, mlp and states, the final states and, where there is one, the pooled vector."""
+    name, module = encoder.component, getattr(pipeline, encoder.component)
+    body, nesting = inner(module)
+    path, config = f"{name}{nesting}", module.config
+    tokens, width, heads = config.max_position_embeddings, config.hidden_size, config.num_attention_heads
+    layers = len(body.encoder.layers)
+    projected = hasattr(module, "text_projection")
+
+    def site(
+        place: str, kind: str, module: str, *, channels: int = width, heads: int | None = None, read: bool = True
+    ) -> Site:
+        where = f"{place}.{kind}"
+        return Site(
+            where,
+            "text",
+            name,
+            place,
+            kind,
+            module,
+            "output",
+            TEXT,
+            (tokens, channels),
+            heads,
+            encoder.tokenizer,
+            read=read,
+        )
+
+    yield site(name, "embedding", f"{path}.embeddings.token_embedding")
+    for i in range(layers):
+        layer, place = f"{path}.encoder.layers.{i}", f"{name}.{i}"
+        read = i < layers - encoder.skipped or encoder.pooled
+        yield site(place, "out", f"{layer}.self_attn.out_proj", read=read)
+        yield site(place, "attention", f"{layer}.self_attn", heads=heads, read=read)
+        yield site(place, "fc1", f"{layer}.mlp.fc1", channels=config.intermediate_size, read=read)
+        yield site(place, "fc2", f"{layer}.mlp.fc2", read=read)
+        yield site(place, "mlp", f"{layer}.mlp", read=read)
+        yield site(place, "hidden", layer, read=read)
+    yield site(name, "final", f"{path}.final_layer_norm", read=not encoder.skipped or encoder.pooled)
+    if projected:
+        size = (module.text_projection.out_features,)
+        pooled = f"{name}.text_projection"
+        yield Site(f"{name}.pooled", "text", name, name, "pooled", pooled, "output", POOLED, size, read=encoder.pooled)

@@ -1,0 +1,129 @@
+"""What tells one model from another, for results to carry: weights, scheduler, tokenizers, adapters, the path of attention.
+
+Weights are hashed once for a model: a checksum of all their bits, an order of magnitude cheaper, notices when they changed.
+"""
+
+import hashlib
+import json
+import weakref
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from workbench.families import family_of
+
+MANIFEST = "SHA256SUMS"
+_HASHED: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, str]]" = weakref.WeakKeyDictionary()
+
+
+def identity(pipeline: DiffusionPipeline) -> dict:
+    """All of a pipeline that its pictures depend on, as JSON holds it."""
+    family = family_of(pipeline)
+    denoiser = getattr(pipeline, family.denoiser)
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    config = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    processors = {type(processor).__name__ for processor in denoiser.attn_processors.values()}
+    return {
+        "pipeline": type(pipeline).__name__,
+        "scheduler": {"class": type(pipeline.scheduler).__name__} | json.loads(json.dumps(config, default=str)),
+        "weights": {name: fingerprint(part) for name, part in parts.items()},
+        "tokenizers": {
+            encoder.tokenizer: _tokenizer(getattr(pipeline, encoder.tokenizer)) for encoder in family.encoders
+        },
+        "adapters": {name: found for name, part in parts.items() if (found := _adapters(part))},
+        "attention": sorted(processors),
+        "switches": _switches(pipeline, denoiser),
+    }
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, in hexadecimal; computed once, and again when any of their bits changed."""
+    key = _checksum(module)
+    held = _HASHED.get(module)
+    if held is None or held[0] != key:
+        held = _HASHED[module] = (key, _sha256(module))
+    return held[1]
+
+
+def _sha256(module: torch.nn.Module) -> str:
+    state = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _checksum(module: torch.nn.Module) -> str:
+    """A digest of the sums of all bits, along rows and along columns of a table of them: moved values change it as new ones do."""
+    state = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        bits = value.detach().contiguous().flatten().view(torch.uint8)
+        whole = len(bits) // 8192 * 8192
+        table = bits[:whole].view(torch.int64).reshape(-1, 1024)
+        state.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        for part in (table.sum(0), table.sum(1), bits[whole:]):
+            state.update(part.cpu().numpy().tobytes())
+    return state.hexdigest()
+
+
+def _tokenizer(tokenizer) -> str:
+    """SHA-256 of what a tokenizer does: its rules, or at least its words, and its length."""
+    rules = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(sorted(tokenizer.get_vocab().items()))
+    )
+    return hashlib.sha256(f"{tokenizer.model_max_length} {rules}".encode()).hexdigest()
+
+
+def _adapters(module: torch.nn.Module) -> list[str]:
+    """Which adapters act in a module, at which scale, and whether they are fused."""
+    states = set()
+    for part in module.modules():
+        if hasattr(part, "base_layer") and hasattr(part, "active_adapters"):
+            scales = {name: part.scaling[name] for name in part.active_adapters if name in part.scaling}
+            states.add(
+                f"{sorted(scales.items())} {'fused' if part.merged else 'off' if part.disable_adapters else 'on'}"
+            )
+    return sorted(states)
+
+
+def _switches(pipeline, denoiser: torch.nn.Module) -> dict:
+    """What diffusers can switch on without changing modules: FreeU."""
+    names = ("s1", "s2", "b1", "b2")
+    values = {
+        name: getattr(block, name)
+        for block in getattr(denoiser, "up_blocks", [])
+        for name in names
+        if hasattr(block, name)
+    }
+    return {"freeu": values} if any(value is not None for value in values.values()) else {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_manifest(folder: Path):
+    """Write SHA256SUMS for every file under a folder, in the form that `sha256sum -c` reads."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    (folder / MANIFEST).write_text(
+        "".join(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    )
+
+
+def verify_files(folder: Path):
+    """Check a folder against its SHA256SUMS."""
+    for line in (folder / MANIFEST).read_text().splitlines():
+        expected, name = line.split("  ", 1)
+        path = folder / name
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: {MANIFEST} expects it with SHA-256 {expected}, found no file; restore it "
+                "(git checkout, or install the package again)"
+            )
+        if (found := digest(path)) != expected:
+            raise ValueError(
+                f"{path} was altered: {MANIFEST} expects SHA-256 {expected}, found {found}; restore it "
+                "(git checkout, or install the package again), or pass verify=False to load it as it is"
+            )

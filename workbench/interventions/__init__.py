@@ -1,0 +1,161 @@
+"""Interventions: what is changed, where and when, as plain values.
+
+    World("corrupted", "a zebra in the savanna", [add_noise("text_encoder*.embedding", 0.1, tokens="subject")], subject="zebra")
+    restore("text_encoder.0.attention", "clean", tokens="subject_last")
+
+An intervention is data: printable, comparable, and `to_json` / `from_json` bring it back equal. The engine alone carries
+it out. What its keywords mean stands at `Intervention`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypedDict, Unpack
+
+from workbench.families.base import LATENTS, Site
+from workbench.interventions.base import Intervention, Rows, Steps, Window, World, as_steps, window
+from workbench.interventions.rules import (
+    RULES,
+    Ablate,
+    AddNoise,
+    Apply,
+    Array,
+    BlendLatents,
+    Context,
+    MapInput,
+    MixAttention,
+    Remove,
+    ReplacePrompt,
+    Restore,
+    Rule,
+    Scale,
+    SetTo,
+    Steer,
+)
+
+SiteNames = str | Site | Iterable[str | Site]
+
+
+class Places(TypedDict, total=False):
+    """Which entries of a site's value an intervention touches, and when; see `Intervention`."""
+
+    tokens: str | int | Sequence[int] | None
+    steps: Steps
+    heads: int | Sequence[int] | None
+    channels: int | Sequence[int] | None
+    rows: Rows | None
+
+
+def _at(sites: SiteNames, rule: Rule, places: Places) -> Intervention:
+    names = (sites,) if isinstance(sites, (str, Site)) else tuple(sites)
+    return Intervention(names, rule, **places)
+
+
+def restore(sites: SiteNames, from_world: str, **places: Unpack[Places]) -> Intervention:
+    """Give sites the value that `from_world` has there."""
+    return _at(sites, Restore(from_world), places)
+
+
+def add_noise(sites: SiteNames, sigma: float, seed: int = 0, **places: Unpack[Places]) -> Intervention:
+    """Add Gaussian noise of standard deviation sigma."""
+    return _at(sites, AddNoise(float(sigma), seed), places)
+
+
+def replace_prompt(sites: SiteNames, prompt: str, **places: Unpack[Places]) -> Intervention:
+    """Give "context", "k" or "v" sites of cross-attention, or a "pooled" vector, what they would be for another prompt."""
+    return _at(sites, ReplacePrompt(prompt), places)
+
+
+def steer(
+    sites: SiteNames, direction, alpha: float = 1.0, *, keep_norm: bool = False, **places: Unpack[Places]
+) -> Intervention:
+    """Add alpha times a direction: a number per channel, or (token, channel). `Direction.steer` makes these from prompts."""
+    return _at(sites, Steer(Array.of(direction), float(alpha), keep_norm), places)
+
+
+def remove(
+    sites: SiteNames, direction, beta: float = 1.0, *, keep_norm: bool = False, **places: Unpack[Places]
+) -> Intervention:
+    """Take away beta times what points along a direction: 1 leaves nothing of it, 2 turns it round."""
+    return _at(sites, Remove(Array.of(direction), float(beta), keep_norm), places)
+
+
+def ablate(
+    sites: SiteNames, to: str = "zero", world: str | None = None, *, over: str | None = None, **places: Unpack[Places]
+) -> Intervention:
+    """Replace by zero, by the mean over an axis (`over="token"`), or ("resample") by another world's value."""
+    return _at(sites, Ablate(to, world, over), places)
+
+
+def scale(sites: SiteNames, factor: float, **places: Unpack[Places]) -> Intervention:
+    """Multiply by a factor."""
+    return _at(sites, Scale(float(factor)), places)
+
+
+def mix_attention(sites: SiteNames, from_world: str, alpha=1.0, mapper=None, **places: Unpack[Places]) -> Intervention:
+    """Blend another world's attention probabilities in, at "probs" sites."""
+    alpha = float(alpha) if isinstance(alpha, (int, float)) else tuple(float(a) for a in alpha)
+    return _at(sites, MixAttention(from_world, alpha, None if mapper is None else Array.of(mapper)), places)
+
+
+def set_to(sites: SiteNames, values, **places: Unpack[Places]) -> Intervention:
+    """Put given values there: an array over the site's axes behind the row, the same for all images."""
+    return _at(sites, SetTo(Array.of(values)), places)
+
+
+def blend_latents(
+    from_world: str,
+    maps: Iterable[str],
+    own: Sequence[int],
+    source: Sequence[int],
+    *,
+    own_less: Sequence[int] = (),
+    source_less: Sequence[int] = (),
+    threshold: float = 0.3,
+    threshold_less: float = 0.3,
+    steps: Steps = None,
+) -> Intervention:
+    """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments."""
+    positions = [tuple(map(int, each)) for each in (own, source, own_less, source_less)]
+    return _at(LATENTS, BlendLatents(from_world, tuple(maps), *positions, threshold, threshold_less), {"steps": steps})
+
+
+def map_input(sites: SiteNames, b, a, **places: Unpack[Places]) -> Intervention:
+    """Add b @ a @ x, with b (out, rank), a (rank, in) and x the input of the linear layer or embedding that gives the site."""
+    return _at(sites, MapInput(Array.of(b), Array.of(a)), places)
+
+
+def apply(
+    sites: SiteNames, function: Callable, from_world: str | None = None, **places: Unpack[Places]
+) -> Intervention:
+    """Put what your own function makes of the value at a site, and, with `from_world`, of that world's value there.
+
+    function: (value) or (value, source) -> tensor of the value's shape, (row, ...the site's axes), one row for each seed. It
+    runs, is masked and counted as every rule is; it has no JSON.
+    """
+    return _at(sites, Apply(function, from_world), places)
+
+
+__all__ = [
+    "RULES",
+    "Array",
+    "Context",
+    "Intervention",
+    "Places",
+    "Rule",
+    "Steps",
+    "Window",
+    "World",
+    "ablate",
+    "add_noise",
+    "apply",
+    "as_steps",
+    "blend_latents",
+    "map_input",
+    "mix_attention",
+    "remove",
+    "replace_prompt",
+    "restore",
+    "scale",
+    "set_to",
+    "steer",
+    "window",
+]
