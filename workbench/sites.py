@@ -67,6 +67,28 @@ class Sites(Sequence[Site]):
             )
         return Sites([site for site in self if all(getattr(site, key) == value for key, value in facts.items())])
 
+    def joint(self) -> dict[str, "Sites"]:
+        """Sites of several text encoders that lie at the same relative depth, by a name for them all; none with one encoder.
+
+        SDXL's encoders say the same prompt twice, so that a state restored in one alone shows almost nothing. A layer of the
+        first is joined by the nearest of each other: "text_encoders.3.mlp". Sites that the denoiser never reads are left out.
+        """
+        alive = [site for site in self if site.part == "text" and site.read]
+        encoders = list(dict.fromkeys(site.component for site in alive))
+        if len(encoders) < 2:
+            return {}
+        first, *others = encoders
+        joints: dict[str, Sites] = {}
+        for site in (site for site in alive if site.component == first):
+            together = [site]
+            for other in others:
+                alike = [each for each in alive if each.component == other and each.kind == site.kind]
+                alike = [each for each in alike if (each.depth is None) == (site.depth is None)]
+                together += sorted(alike, key=lambda each: abs((each.depth or 0) - (site.depth or 0)))[:1]
+            if len(together) > len(others):
+                joints[site.name.replace(first, "text_encoders", 1)] = Sites(together)
+        return joints
+
     def window(self, start: int, width: int) -> "Sites":
         """`width` neighbours of this selection, from its number `start` on."""
         if width < 1 or not 0 <= start <= len(self) - width:

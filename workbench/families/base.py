@@ -22,7 +22,8 @@ class Site:
     "context", the `encoder_hidden_states` it is given; or "step", of no module. axes: names of the value's axes. sizes: their
     lengths behind the first, at the resolution asked. heads: of the attention it belongs to; per_head: whether they stand apart
     in the value. tokenizer: of the pipeline, whose positions its tokens are. grid: rows and columns that its pixels make. paper:
-    the number of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it.
+    the number of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it. depth:
+    of its layer in a text encoder, from 0 for the first to 1 for the last.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Site:
     grid: tuple[int, int] | None = None
     paper: int | None = None
     read: bool = True
+    depth: float | None = None
     per_head: bool = False
 
     @property

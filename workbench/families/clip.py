@@ -1,6 +1,7 @@
 """Sites of a CLIP text encoder."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -21,37 +22,23 @@ def clip_sites(pipeline, encoder: Encoder) -> Iterator[Site]:
     layers = len(body.encoder.layers)
     projected = hasattr(module, "text_projection")
 
-    def site(
-        place: str, kind: str, module: str, *, channels: int = width, heads: int | None = None, read: bool = True
-    ) -> Site:
-        where = f"{place}.{kind}"
-        return Site(
-            where,
-            "text",
-            name,
-            place,
-            kind,
-            module,
-            "output",
-            TEXT,
-            (tokens, channels),
-            heads,
-            encoder.tokenizer,
-            read=read,
-        )
+    base = Site("", "text", name, name, "", "", "output", TEXT, (tokens, width), tokenizer=encoder.tokenizer)
+
+    def site(place: str, kind: str, module: str, **facts) -> Site:
+        return replace(base, name=f"{place}.{kind}", place=place, kind=kind, module=module, **facts)
 
     yield site(name, "embedding", f"{path}.embeddings.token_embedding")
     for i in range(layers):
         layer, place = f"{path}.encoder.layers.{i}", f"{name}.{i}"
-        read = i < layers - encoder.skipped or encoder.pooled
-        yield site(place, "out", f"{layer}.self_attn.out_proj", read=read)
-        yield site(place, "attention", f"{layer}.self_attn", heads=heads, read=read)
-        yield site(place, "fc1", f"{layer}.mlp.fc1", channels=config.intermediate_size, read=read)
-        yield site(place, "fc2", f"{layer}.mlp.fc2", read=read)
-        yield site(place, "mlp", f"{layer}.mlp", read=read)
-        yield site(place, "hidden", layer, read=read)
+        here = {"read": i < layers - encoder.skipped or encoder.pooled, "depth": i / max(1, layers - 1)}
+        yield site(place, "out", f"{layer}.self_attn.out_proj", **here)
+        yield site(place, "attention", f"{layer}.self_attn", heads=heads, **here)
+        yield site(place, "fc1", f"{layer}.mlp.fc1", sizes=(tokens, config.intermediate_size), **here)
+        yield site(place, "fc2", f"{layer}.mlp.fc2", **here)
+        yield site(place, "mlp", f"{layer}.mlp", **here)
+        yield site(place, "hidden", layer, **here)
     yield site(name, "final", f"{path}.final_layer_norm", read=not encoder.skipped or encoder.pooled)
     if projected:
         size = (module.text_projection.out_features,)
-        pooled = f"{name}.text_projection"
-        yield Site(f"{name}.pooled", "text", name, name, "pooled", pooled, "output", POOLED, size, read=encoder.pooled)
+        path = f"{name}.text_projection"
+        yield site(name, "pooled", path, axes=POOLED, sizes=size, tokenizer=None, read=encoder.pooled)

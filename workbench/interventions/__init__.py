@@ -67,7 +67,10 @@ def replace_prompt(sites: SiteNames, prompt: str, **places: Unpack[Places]) -> I
 def steer(
     sites: SiteNames, direction, alpha: float = 1.0, *, keep_norm: bool = False, **places: Unpack[Places]
 ) -> Intervention:
-    """Add alpha times a direction: a number per channel, or (token, channel). `Direction.steer` makes these from prompts."""
+    """Add alpha times a direction: a number per channel, or (token, channel). `Direction.steer` makes these from prompts.
+
+    rows: left out, as for every intervention: the conditional half for what comes from the text, both for the denoiser's own states.
+    """
     return _at(sites, Steer(Array.of(direction), float(alpha), keep_norm), places)
 
 
@@ -140,6 +143,8 @@ __all__ = [
     "Context",
     "Intervention",
     "Places",
+    "Rows",
+    "Rows",
     "Rule",
     "Steps",
     "Window",

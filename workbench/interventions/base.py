@@ -1,7 +1,7 @@
 """Interventions and worlds as values: one rule at some sites, and a prompt with such rules."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal
 
@@ -135,7 +135,8 @@ class Intervention:
 class World:
     """A prompt with interventions, by name.
 
-    subject: the phrase that tokens="subject" means. negative_prompt: what guidance leads away from; the pipeline's own default
+    interventions: one or several; a `Direction` stands for its `.steer()`, an `Edit` for its `.preview()`. subject: the phrase that
+    tokens="subject" means. negative_prompt: what guidance leads away from; the pipeline's own default
     when left out.
     """
 
@@ -150,14 +151,7 @@ class World:
             value = getattr(self, argument)
             if not isinstance(value, str) and not (value is None and argument in ("subject", "negative_prompt")):
                 raise ValueError(f"World({argument}={value!r}): give a string, as in World('edited', 'a zebra', [...])")
-        given = self.interventions
-        made = (given,) if isinstance(given, Intervention) else tuple(given)
-        if wrong := [each for each in made if not isinstance(each, Intervention)]:
-            raise ValueError(
-                f"World({self.name!r}, interventions=...) holds {wrong[0]!r}; give interventions, such as wb.scale('unet.mid.cross', 0.0), "
-                "or what a direction's .steer(...) or an edit's .preview() returns"
-            )
-        object.__setattr__(self, "interventions", made)
+        object.__setattr__(self, "interventions", tuple(_interventions(self.interventions)))
 
     def to_json(self) -> str:
         """The world as JSON; ValueError for interventions that are functions."""
@@ -167,6 +161,21 @@ class World:
     def from_json(cls, text: str) -> "World":
         """What `to_json` wrote; ValueError, with the reason, for anything else."""
         return _read(text, cls)
+
+
+def _interventions(given) -> Iterator[Intervention]:
+    """Interventions of whatever holds them: one, several, what `.steer()` or `.preview()` returns, a direction or an edit itself."""
+    if isinstance(given, Intervention):
+        yield given
+    elif hasattr(given, "as_interventions"):
+        yield from given.as_interventions()
+    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)):
+        for each in given:
+            yield from _interventions(each)
+    else:
+        raise ValueError(
+            f"World(interventions=...) holds {given!r}; give interventions, such as wb.scale('unet.mid.cross', 0.0), a direction or an edit"
+        )
 
 
 def _numbers(name: str, given) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench import files
 from workbench.engine import Fold, text_values
 from workbench.engine.plan import resolve_steps
-from workbench.interventions import Intervention, Steps, World, as_steps, remove, steer, window
+from workbench.interventions import Intervention, Rows, Steps, World, as_steps, remove, steer, window
 from workbench.models import Model
 from workbench.prompts import Prompt
 from workbench.sites import Site
@@ -114,6 +114,13 @@ class Direction:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> "Direction":
+        return self * (1 / divisor)
+
+    def as_interventions(self) -> tuple[Intervention, ...]:
+        """What it stands for where interventions are meant: itself, added once."""
+        return self.steer()
+
     def __neg__(self) -> "Direction":
         return -1 * self
 
@@ -190,14 +197,16 @@ class Direction:
         keep_norm: bool = False,
         tokens=None,
         steps: Schedule = None,
-        rows: str = "cond",
+        rows: Rows | None = None,
     ) -> tuple[Intervention, ...]:
         """Interventions that add the direction: strength * vectors, at all its sites.
 
         strength: one number, or one for each glob of sites, only those then. unit: the vectors are first brought to the site's mean
         activation norm (a token's relative to the others kept, a step's by itself), so that strengths of sites compare.
-        keep_norm: every activation keeps its norm. tokens: only at these; of a direction by tokens, only theirs. steps: a pair
-        of fractions of the run, or a schedule {pair: factor}; sites of the UNet only. rows: see `workbench.interventions`.
+        keep_norm: every activation keeps its norm. tokens: only at these; of a direction by tokens, only theirs. steps: as
+        everywhere, or a schedule {steps: factor}, {wb.window(0.0, 0.5): 2.0} for instance; sites of the denoiser only. rows: the default
+        is every intervention's, `wb.steer`'s too: the conditional half for what comes from the text, both halves for the denoiser's
+        own states, as CASteer's published code has it.
 
         Raises KeyError for a glob that matches no site, ValueError for a unit of a zero vector.
         """
@@ -214,7 +223,13 @@ class Direction:
         return tuple(made for site in self.sites for made in found.get(site, ()))
 
     def remove(
-        self, beta: float = 1.0, *, keep_norm: bool = True, tokens=None, steps: Schedule = None, rows: str = "cond"
+        self,
+        beta: float = 1.0,
+        *,
+        keep_norm: bool = True,
+        tokens=None,
+        steps: Schedule = None,
+        rows: Rows | None = None,
     ) -> tuple[Intervention, ...]:
         """Interventions that take -beta relu(<x, v>) v, v at unit norm, from every activation x, which keeps its norm (CASteer)."""
         return tuple(
