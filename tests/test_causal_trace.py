@@ -58,7 +58,7 @@ def test_other_corruptions(model, scorer, corruption):
         model,
         scorer,
         two,
-        sites=("text_encoder.2.hidden", "unet.mid*.cross"),
+        sites=("text_encoder.1.hidden", "unet.mid*.cross"),
         tokens=("subject", "all"),
         corruption=corruption,
         draws=1,
@@ -70,7 +70,7 @@ def test_other_corruptions(model, scorer, corruption):
             scorer.similarity(wb.as_pil(other.images.sel(world="w")), ZEBRA.prompt),
             atol=1e-3,
         )
-    assert found.restored.sel(site="text_encoder.2.hidden").notnull().all()
+    assert found.restored.sel(site="text_encoder.1.hidden").notnull().all()
     cross = found.restored.sel(site=[name for name in found.site.values if name.startswith("unet")])
     assert cross.sel(token="all").notnull().all() and cross.sel(token="subject").isnull().all()
 
@@ -122,7 +122,7 @@ def test_a_trace_that_was_stopped_goes_on(model, scorer, tmp_path, monkeypatch):
     xr.testing.assert_identical(trace(model, scorer, folder=tmp_path / "t", **spec), wb.open_results(tmp_path / "t"))
     asked = json.loads(resumed.attrs["spec"])
     assert asked["scorer"]["model"] == "the menagerie's grader" and len(asked["scorer"]["weights"]) == 64
-    assert asked["model"]["scheduler"] == "DDIMScheduler" and asked["sigmas"]["text_encoder.embedding"] > 0
+    assert asked["model"]["scheduler"]["class"] == "DDIMScheduler" and asked["sigmas"]["text_encoder.embedding"] > 0
     assert json.loads(resumed.attrs["versions"])["nnsight"].startswith("0.8")
 
 
@@ -157,7 +157,7 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
         (ValueError, "'savanna' is not in the prompt 'a photo of a lion'", PROMPTS, dict(tokens=("savanna",))),
         (
             ValueError,
-            "fractions of the run go from 0.0 to 1.0",
+            "shares of the run go from 0.0 to 1.0",
             PROMPTS,
             dict(sites=("unet.mid.0.resnet",), steps=((0.5, 2.0),)),
         ),

@@ -15,7 +15,7 @@ import workbench as wb
 from workbench import World
 from workbench.edit.editors import aligned, editable
 from workbench.edit.low_rank import Update, update_of
-from workbench.pipeline import encode
+from workbench.engine import encode
 from workbench.prompts import Prompt
 from workbench.sites import weight_of
 from workbench.text import tokenize

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import World, ablate, add_noise, apply, map_input, mix_attention, replace_prompt, restore, scale, steer, window
+from workbench import (
+    World,
+    ablate,
+    add_noise,
+    apply,
+    map_input,
+    mix_attention,
+    replace_prompt,
+    restore,
+    scale,
+    steer,
+    window,
+)
 from workbench.interventions import Intervention
 from workbench.models import DATA
 
@@ -253,7 +265,11 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         (ValueError, "channels=[99999], the site has channels 0 to", lambda: scale("unet.noise", 2.0, channels=99999)),
         (ValueError, "heads=[7], the attention has heads 0 to", lambda: scale("unet.mid*.self.q", 2.0, heads=7)),
         (ValueError, 'to="mean" over which axis? The site has', lambda: ablate("unet.mid*.cross.probs", "mean")),
-        (ValueError, "over='token', but the site's axes are ('channel', 'y', 'x')", lambda: ablate("unet.noise", "mean", over="token")),
+        (
+            ValueError,
+            "over='token', but the site's axes are ('channel', 'y', 'x')",
+            lambda: ablate("unet.noise", "mean", over="token"),
+        ),
         (
             ValueError,
             "reads world 'clear', which the run lacks; its worlds are ['a']",

@@ -172,7 +172,7 @@ def test_blocks_are_those_of_the_unet(tiny, menagerie):
         ('inputs=(\'q\',): may be "kv", "k" and "v"', PROMPTS, dict(inputs=("q",))),
         ("heads=[9], the attention has heads 0 to 3", PROMPTS, dict(heads=(9,))),
         ("widths=(): give a tuple of at least one", PROMPTS, dict(widths=())),
-        ("fractions of the run go from 0.0 to 1.0", PROMPTS, dict(steps=((0.5, 1.5),))),
+        ("shares of the run go from 0.0 to 1.0", PROMPTS, dict(steps=((0.5, 1.5),))),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(menagerie, scorer, monkeypatch, text, prompts, spec):

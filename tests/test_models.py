@@ -74,7 +74,7 @@ def test_a_seed_is_its_noise_in_any_row(model):
 def test_the_embedded_model_draws_what_it_is_told(model):
     animals = ("zebra", "giraffe", "penguin", "elephant")
     images = model.generate(
-        [f"a {animal} in the savanna" for animal in animals for _ in range(4)], seed=list(range(4)) * 4
+        [f"a {animal} in the savanna" for animal in animals for _ in range(4)], seeds=list(range(4)) * 4
     )
     grader = wb.Scorer()
     found = classify(grader, "subject", images)
@@ -88,7 +88,7 @@ def test_the_embedded_model_draws_what_it_is_told(model):
 
 
 def test_generate_says_what_does_not_fit(model):
-    with pytest.raises(ValueError, match="2 prompts and 3 seeds; give one of either, or equally many"):
+    with pytest.raises(ValueError, match="2 prompts, 1 negative prompts and 3 seeds; give one of each, or equally many"):
         model.generate(["a cow", "a lion"], seeds=[1, 2, 3])
     with pytest.warns(UserWarning, match="prompt of 42 tokens, the text encoder reads 32: 'zebra zebra .* is cut off"):
         model.generate(" ".join(["zebra"] * 40), num_inference_steps=1)

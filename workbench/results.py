@@ -89,7 +89,7 @@ class Shards:
             arrays[world] = found.reindex({axis: order[axis] for axis in axes})
         data = xr.Dataset(arrays).assign_attrs(spec=json.dumps(self.spec), versions=json.dumps(_versions()))
         if "site" in data.dims:
-            places = [self.spec["places"][name] for name in data.site.values]
+            places = [self.spec["places"].get(str(name), (name, name)) for name in data.site.values]
             data = data.assign_coords(layer=("site", [p[0] for p in places]), kind=("site", [p[1] for p in places]))
         if "prompt" in data.dims:
             prompts = [self.spec["prompts"][int(i)] for i in data.prompt.values]

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 import tyro
 
-from workbench.interventions import World, add_noise, restore, transform
+from workbench.engine.trace import untouched
+from workbench.interventions import Context, World, add_noise, restore
 from workbench.localize.locogen import LocoGenSpec, cross_layers, locogen_images
 from workbench.models import Model, load
-from workbench.pipeline import quiet
 from workbench.prompts import Prompt
 from workbench.text import tokenize
 
@@ -129,7 +129,7 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
 
     def corrupt(out):
         changed = out.clone()
-        changed[:, words] = transform(NOISE.rule, out, "text_encoder.embedding")[:, words]
+        changed[:, words] = NOISE.rule.apply(out, Context(model.sites["text_encoder.embedding"]))[:, words]
         return changed
 
     def put_back(name, out):
@@ -154,7 +154,7 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
                 handle.remove()
 
     def call(seed):
-        with quiet(pipeline):
+        with untouched(pipeline):
             return pipeline(
                 PROMPT,
                 latents=model.latents([seed]),
@@ -205,7 +205,7 @@ def locogen_by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarr
         for seed in range(options.trace_seeds):
             modules = [model.nn._module.get_submodule(site.module) for site in window]
             handles = [module.register_forward_pre_hook(swap, with_kwargs=True) for module in modules]
-            with quiet(pipeline):
+            with untouched(pipeline):
                 call = pipeline(
                     PROMPT,
                     latents=model.latents([seed]),
