@@ -18,7 +18,7 @@ from workbench.menagerie.world import Scene, render
 from workbench.models import MENAGERIE
 from workbench.p2p import alignment
 from workbench.p2p.edit import up_to
-from workbench.plan import resolve
+from workbench.engine import Settings, prepare
 
 ZEBRA, GIRAFFE, ELEPHANT = "a zebra in the savanna", "a giraffe in the savanna", "an elephant in the savanna"
 BIG = "a big giraffe in the savanna"
@@ -207,7 +207,7 @@ def test_words_have_schedules_of_their_own(menagerie):
 def test_only_conditional_rows_are_touched(model):
     """The unconditional rows of the first step, bit for bit those of a batch without interventions on the same attention path."""
     edit = prompt_to_prompt(model, ZEBRA, ELEPHANT, reweight={"savanna": 3.0}, **EVERY)
-    assert {action.rows for action in resolve(model, list(edit), 3, True)} == {"cond"}
+    assert {action.halves for action in prepare(model, list(edit), Settings(3, 3.0)).actions} <= {("cond",)}
     plain, seen = [World(world.name, world.prompt) for world in edit], []
     handle = model.pipeline.unet.conv_out.register_forward_hook(lambda module, given, out: seen.append(out.clone()))
     try:
@@ -247,7 +247,7 @@ def test_an_edit_is_data_and_prints(menagerie):
     assert World.from_json(world.to_json()) == world and hash(World.from_json(world.to_json())) == hash(world)
     assert all(
         word in repr(edit)
-        for word in ("zebra -> giraffe", "MixAttention", "Array(32 x 32", "BlendLatents", "steps=(0.0, 0.8)")
+        for word in ("zebra -> giraffe", "MixAttention", "Array(32 x 32", "BlendLatents", "steps=0-0.8")
     )
     array = wb.set_to("unet.mid.cross", np.arange(6).reshape(2, 3) / 7)
     assert Intervention.from_json(array.to_json()) == array
@@ -457,7 +457,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             lambda m: invert(m, [picture(m)], [ZEBRA, ZEBRA]),
         ),
         (
-            "latents of shape (1, 4, 8, 8): the run needs (seed, channel, y, x) = (2, 4, 16, 16)",
+            "latents of shape (1, 4, 8, 8): the run needs a tensor (seed, channel, y, x) = (2, 4, 16, 16)",
             lambda m: m.run([World("a", ZEBRA)], seeds=(0, 1), latents=torch.zeros(1, 4, 8, 8)),
         ),
         (
@@ -465,7 +465,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             lambda m: m.run([World("a", ZEBRA, [wb.set_to("unet.mid.cross", np.zeros((2, 3)))])]),
         ),
         (
-            "between the steps there are no halves",
+            "there are no halves outside the denoiser",
             lambda m: m.run([World("a", ZEBRA, [wb.scale("latents", 1.0, rows="cond")])]),
         ),
         (
