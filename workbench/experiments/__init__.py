@@ -1,0 +1,1 @@
+"""What is measured: the one base of all experiments, their store, their statistics and their results."""
