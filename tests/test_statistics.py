@@ -1,0 +1,98 @@
+"""Statistics: against scipy's own, by hand, and by what they promise over many draws."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy import stats
+
+from workbench.experiments import statistics
+from workbench.experiments.statistics import Estimate
+
+
+def test_a_share_has_wilsons_interval():
+    found = statistics.share([True] * 8 + [False] * 2)
+    z, p, n = stats.norm.ppf(0.975), 0.8, 10
+    centre, spread = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert found == pytest.approx((0.8, (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)))
+    assert isinstance(found, Estimate) and statistics.share(np.zeros(4, bool)).low == 0
+
+
+def test_a_mean_is_scipys_and_constant_ones_have_no_spread():
+    values = np.random.default_rng(3).normal(size=30)
+    own = stats.bootstrap((values,), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
+    assert statistics.mean(values) == pytest.approx((values.mean(), own.low, own.high))
+    assert statistics.mean(pd.Series(values), resamples=9999) != statistics.mean(values)
+    assert statistics.mean([0.25] * 5) == (0.25, 0.25, 0.25) == statistics.mean([0.25])
+    with pytest.raises(ValueError, match="found no values; give at least one"):
+        statistics.mean([])
+
+
+def test_a_difference_of_groups_covers_the_truth():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        value, low, high = statistics.difference(rng.normal(1, 1, 30), rng.normal(0, 1, 20), resamples=300)
+        covered += low <= 1 <= high
+        assert low < value < high
+    assert 85 <= covered <= 100
+
+
+def test_resamples_are_crossed_and_draws_within_their_prompt():
+    cells = xr.DataArray(np.arange(24.0).reshape(2, 3, 4), dims=("prompt", "draw", "seed"))
+    weights = statistics.crossed_weights(cells, ("prompt", "draw", "seed"), 50)
+    assert set(weights.dims) == {"resample", "prompt", "draw", "seed"}
+    by = weights.transpose("resample", "prompt", "draw", "seed").values
+    assert (by.sum((1, 2, 3)) == 2 * 3 * 4).all()
+    for one in by:  # a seed drawn twice is drawn twice for every prompt and draw
+        prompts, seeds = one.sum((1, 2)) / 12, one.sum((0, 1)) / 6
+        assert np.allclose(one.sum(1), np.outer(prompts, seeds) * 3)
+    means = statistics.resampled_means(cells, ("prompt", "draw", "seed"), resamples=50)
+    assert np.allclose(means, (cells.values * by).sum((1, 2, 3)) / 24)
+    both = statistics.resampled_means(cells.mean("draw"))
+    assert both.dims[0] == "resample" and both.sizes["resample"] == 2000
+
+
+def test_missing_cells_are_left_out():
+    cells = xr.DataArray([[1.0, np.nan], [3.0, 5.0]], dims=("prompt", "seed"))
+    means = statistics.resampled_means(cells, ("prompt",), resamples=200)
+    assert set(np.unique(means.isel(seed=0))) == {1.0, 2.0, 3.0}
+    assert set(np.unique(means.isel(seed=1).dropna("resample"))) == {5.0} and means.isel(seed=1).isnull().any()
+
+
+def test_ends_are_percentiles_of_what_there_is():
+    drawn = np.stack([np.arange(101.0), np.r_[[np.nan] * 20, np.arange(81.0)], [np.nan] * 101], 1)
+    low, high = statistics.ends(drawn, 0.9)
+    assert low == pytest.approx([5, 4, np.nan], nan_ok=True) and high == pytest.approx([95, 76, np.nan], nan_ok=True)
+    assert np.isnan(statistics.ends(drawn, missing=0.05)[0]).tolist() == [False, True, True]
+
+
+def test_correlation_of_ranks():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=12), rng.normal(size=12)
+    assert statistics.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert statistics.correlation(a, a**3) == pytest.approx((1, 1, 1))
+    value, low, high = statistics.correlation(a, b)
+    assert -1 <= low < value < high <= 1
+    assert all(type(each) is float for each in statistics.correlation(a, b))
+
+
+def test_halves_of_the_prompts_agree_where_there_is_something_to_agree_on():
+    rng = np.random.default_rng(0)
+    signal = np.linspace(0, 1, 16) + rng.normal(0, 0.05, (1, 12, 16))
+    strong, none = statistics.halves_agree(np.concatenate([signal, rng.normal(size=(1, 12, 16))]))
+    assert strong.value > 0.9 and strong.low > 0.8 and abs(none.value) < 0.4
+    assert np.isnan(statistics.halves_agree(signal[:, :1])[0]).all()
+
+
+def test_chance_of_the_best_is_uniform_without_effect_and_small_with_one():
+    rng = np.random.default_rng(0)
+    null = [statistics.chance_of_best(rng.normal(size=(6, 8)), permutations=200) for _ in range(200)]
+    assert 0.05 < np.mean(np.array(null) <= 0.1) < 0.16
+    scores = rng.normal(0, 0.1, (6, 8))
+    scores[:, 5] += 0.5
+    assert statistics.chance_of_best(scores, permutations=2000) < 0.01
+
+
+def test_pareto_by_hand():
+    points = pd.DataFrame(dict(a=[0.0, 1, 2, 1, 2, np.nan], b=[3.0, 2, 0, 1, 0, 9]))
+    assert statistics.pareto(points, "a", "b").tolist() == [True, True, True, False, True, False]
