@@ -20,10 +20,9 @@ from workbench import (
     mask_iou,
     plot,
 )
-from workbench.benchmarks import memory
 from workbench.engine import Fold
-from workbench.localize import looking
 from workbench.menagerie.world import Scene, render
+from workbench.studies import looking, memory
 
 ELEPHANT = "a photo of an elephant in the savanna"
 QUICK = dict(num_inference_steps=3, guidance_scale=3.0, seeds=(0, 1))

@@ -136,7 +136,10 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
         trace(model, scorer, PROMPTS[:1], folder=tmp_path / "t", **spec, noise_multiple=5.0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match=r"holds files but no spec.json; name an empty or a new folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds files but no spec.json that says of which experiment: thesis.tex; name an empty",
+    ):
         trace(model, scorer, PROMPTS[:1], folder=tmp_path / "other", **spec)
     with pytest.raises(
         FileNotFoundError, match=r"no spec.json with finished parts there \(it holds \['thesis.tex'\]\)"
@@ -297,7 +300,8 @@ def test_own_prompt_sets(tmp_path):
 def test_the_command_line_traces(tmp_path, monkeypatch, capsys):
     from workbench import cli
 
-    arguments = "workbench trace --prompts object --first 2 --sites text_encoder.{0,11}.attention --draws 1 --seeds 0 --num-inference-steps 2"
+    arguments = "workbench trace --prompts object --first 2 --draws 1 --seeds 0 --num-inference-steps 2"
+    arguments += " --sites text_encoder.{0,11}.attention"
     monkeypatch.setattr(
         "sys.argv", [*arguments.split(), "--folder", str(tmp_path / "t"), "--out", str(tmp_path / "object")]
     )
@@ -332,7 +336,7 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["workbench", "trace", "--first", "1", "--folder", str(tmp_path / "t")])
     with pytest.raises(SystemExit, match=r"stopped: finished parts are kept in .*t; the same command goes on"):
         cli.main()
-    monkeypatch.setattr("workbench.benchmarks.winter.Winter", stopped)
+    monkeypatch.setattr("workbench.studies.winter.Winter", stopped)
     monkeypatch.setattr("sys.argv", "workbench benchmark winter".split())
     with pytest.raises(SystemExit, match=r"stopped: finished parts are kept in runs.winter; the same command goes on"):
         cli.main()

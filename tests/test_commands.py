@@ -6,11 +6,23 @@ import pandas as pd
 import pytest
 
 import workbench as wb
-from workbench import cli, demo
-from workbench.benchmarks import edit_speed, edit_tasks, prompt_to_prompt, speed, swap, windows, winter
+from workbench import cli
 from workbench.cli.change import P2P
-from workbench.localize import agreement, looking, survey
 from workbench.menagerie.world import Scene, render
+from workbench.studies import (
+    agreement,
+    demo,
+    edit_speed,
+    edit_tasks,
+    looking,
+    p2p_pairs,
+    prompt_to_prompt,
+    speed,
+    survey,
+    swap,
+    windows,
+    winter,
+)
 
 
 def test_the_demo_draws_its_heatmaps(tmp_path, capsys):
@@ -245,7 +257,7 @@ def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
     }
     swap_rows = table[table.study == "swap"].set_index(["arm", "measure"])
     assert swap_rows.value["source", "background"] == 0 and swap_rows.value["source", "position kept"] == 1
-    assert set(table[table.study == "swap"].arm) == {"source", "new prompt", *prompt_to_prompt.arms(("a", "b"))}
+    assert set(table[table.study == "swap"].arm) == {"source", "new prompt", *p2p_pairs.arms(("a", "b"))}
     apart = swap_rows.value["P2P", "background, minus new prompt"]
     assert apart == pytest.approx(
         swap_rows.value["P2P", "background"] - swap_rows.value["new prompt", "background"], abs=2e-4

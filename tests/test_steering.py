@@ -13,12 +13,12 @@ import xarray as xr
 
 import workbench as wb
 from workbench import World, ablate, remove, steer
-from workbench.benchmarks.winter import at_equal_fidelity, summary
-from workbench.benchmarks.winter_study import Winter, WinterOptions, keyword_class
-from workbench.experiment import Experiment
+from workbench.experiments.base import Experiment
+from workbench.experiments.statistics import pareto
 from workbench.prompts import FOLDER, Prompt, PromptSet, prompt_set
-from workbench.results import pareto
-from workbench.steering.experiment import Steered
+from workbench.steering.experiment import Steered, Variant
+from workbench.studies.winter import at_equal_fidelity, method_table
+from workbench.studies.winter_study import Winter, WinterOptions, keyword_class
 
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach"
 WINTER, SUMMER = (
@@ -461,7 +461,7 @@ def test_families_are_compared_where_they_lost_as_much():
 def test_shares_of_nothing_have_an_interval():
     shape = dict(metric=["concept"], prompt=range(4), seed=range(2), variant=["a"])
     scores = xr.DataArray(np.zeros([len(axis) for axis in shape.values()]), shape)
-    (row,) = summary(xr.Dataset(dict(steered=scores, unsteered=scores.isel(variant=0, drop=True))), ["concept"])[
+    (row,) = method_table(xr.Dataset(dict(steered=scores, unsteered=scores.isel(variant=0, drop=True))), ["concept"])[
         1:
     ].to_dict("records")
     assert row["value"] == row["low"] == 0 and row["high"] == pytest.approx(0.4899)  # Wilson's of none of 4 prompts
@@ -492,9 +492,7 @@ def test_the_benchmark_end_to_end(tmp_path):
         "a photo of a zebra in the desert in winter",
         "a photo of a giraffe in the savanna in winter",
     ]
-    variants = {"told": ({"variant": "told winter"}, told), "plain": ({"variant": "plain"}, [()] * 2)}
-    found = summary(
-        study.measure("some", study.held_out, study.concepts["winter"], variants, seeds=(17,), num_inference_steps=1)
-    )
+    variants = {"told": Variant({"variant": "told winter"}, told), "plain": Variant({"variant": "plain"}, [()] * 2)}
+    found = method_table(study.measure("some", study.held_out, study.concepts["winter"], variants, study.reporting))
     plain, unsteered = (found[found.variant == name].value.tolist() for name in ("plain", "unsteered"))
     assert plain == unsteered and set(found.n) == {2} and torch.is_grad_enabled()

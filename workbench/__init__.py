@@ -3,6 +3,7 @@
 from workbench import edit, plot
 from workbench.edit.low_rank import Edit
 from workbench.engine import Fold, Run
+from workbench.experiments.results import effects, open_results, strongest, with_interval
 from workbench.interventions import (
     Intervention,
     Window,
@@ -25,18 +26,19 @@ from workbench.localize.attention import AttentionMaps, AttentionSpec, attention
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.compare import Comparison, compare_localizers
 from workbench.localize.lens import diffusion_lens
-from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen, locogen_images, locogen_search
+from workbench.localize.locogen import LocoGen, locogen, locogen_images, locogen_search
+from workbench.localize.patching import LocoGenSpec
 from workbench.metrics import Scorer, as_pil
 from workbench.models import Model, load
 from workbench.p2p.alignment import Alignment, align
 from workbench.p2p.edit import LocalBlend, PromptToPrompt, prompt_to_prompt
 from workbench.p2p.inversion import Inversion, invert
 from workbench.prompts import Prompt, PromptSet, prompt_pairs, prompt_set
-from workbench.results import effects, open_results, strongest, with_interval
 from workbench.steering.adaptive import AdaptiveSpec, adaptive_strength
 from workbench.steering.direction import Direction, direction
 from workbench.steering.experiment import Concept, SteerSpec
-from workbench.steering.sweep import Search, SearchSpec, Sweep, SweepSpec, steer_search, steer_sweep
+from workbench.steering.search import Search, SearchSpec, steer_search
+from workbench.steering.sweep import Sweep, SweepSpec, steer_sweep
 
 __all__ = [
     "AdaptiveSpec",

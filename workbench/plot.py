@@ -9,7 +9,8 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
-from workbench.results import UNITS, pareto
+from workbench.experiments.results import UNITS
+from workbench.experiments.statistics import pareto
 from workbench.steering.direction import Direction
 
 NAMES = {

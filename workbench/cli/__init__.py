@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from workbench.benchmarks import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter, winter_study
 from workbench.cli.change import P2P, EditConcept, SteerConcept
 from workbench.cli.find import ListSites, Locate, Trace
+from workbench.studies import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter, winter_study
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
@@ -50,13 +50,8 @@ def main():
         }
         command = tyro.extras.subcommand_cli_from_dict(commands, prog="workbench")
         command.run()
-    except KeyboardInterrupt:
-        folder = getattr(command, "folder", None) or getattr(getattr(command, "which", None), "runs", None)
-        kept = (
-            f"finished parts are kept in {folder}; the same command goes on"
-            if folder
-            else "nothing is kept; give --folder to keep parts"
-        )
-        raise SystemExit(f"\nstopped: {kept}") from None
+    except KeyboardInterrupt as interrupt:
+        notes = getattr(interrupt, "__notes__", [])  # of an experiment, that say what is kept
+        raise SystemExit("\nstopped" + "".join(f": {note}" for note in notes[:1])) from None
     except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as error:
         raise SystemExit(f"workbench: {error.args[0] if isinstance(error, KeyError) else error}") from None

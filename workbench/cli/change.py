@@ -11,13 +11,13 @@ from PIL import Image
 
 from workbench import edit as edits
 from workbench import plot
-from workbench.cli.common import Common
+from workbench.cli.common import Common, beside
+from workbench.experiments.statistics import mean
 from workbench.interventions import World
 from workbench.metrics import Scorer, as_pil, pixel_distance
 from workbench.p2p import edit as p2p
 from workbench.p2p.inversion import invert
 from workbench.prompts import Prompt, labels_of, prompt_pairs, prompt_set
-from workbench.results import mean
 from workbench.steering.direction import direction
 from workbench.steering.experiment import Concept
 
@@ -47,7 +47,7 @@ class SteerConcept(Common):
     """An open_clip model; the embedded grader when left out."""
     pretrained: str | None = None
     """Its weights."""
-    out: Path = Path("figures/steer")
+    out: Path = Path("runs/steer")
     """OUT.safetensors, OUT.png and OUT.csv."""
 
     def run(self):
@@ -56,7 +56,7 @@ class SteerConcept(Common):
         scorer = Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
         found = direction(model, *prompt_pairs(self.pairs), self.sites, pool=self.pool)
         print(found)
-        found.save(self.out.with_suffix(".safetensors"))
+        found.save(beside(self.out, ".safetensors"))
         columns, rows = {"unsteered": ()}, []
         columns |= {f"{s:g}": found.steer(s, unit=not self.raw, keep_norm=self.keep_norm) for s in self.strengths}
         strips = {}
@@ -84,7 +84,7 @@ class SteerConcept(Common):
                     )
             strips |= {f"{prompt}\nseed {seed}": images.sel(seed=seed) for seed in images.seed.values}
         table = pd.DataFrame(rows)
-        table.round(4).to_csv(self.out.with_suffix(".csv"), index=False)
+        table.round(4).to_csv(beside(self.out, ".csv"), index=False)
         print(
             table.pivot_table(index=["prompt", "strength"], columns="measure", values="value", sort=False)
             .round(3)
@@ -129,7 +129,7 @@ class P2P(Common):
     """A picture of the model's size to edit; it is inverted first."""
     seeds: int = 4
     """Pictures of each prompt; with an image always one."""
-    out: Path = Path("figures/p2p")
+    out: Path = Path("runs/p2p")
     """OUT.png."""
 
     def run(self):
@@ -160,10 +160,9 @@ class P2P(Common):
                 [drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn],
                 "world",
             )
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         title = f"{self.source}\n-> {', '.join(self.target) or ', '.join(self.reweight)}"
         save_grid(images, title, self.out)
-        print(f"wrote {self.out.with_suffix('.png')}")
+        print(f"wrote {self.out}.png")
 
 
 @dataclass
@@ -186,7 +185,7 @@ class EditConcept(Common):
     prompts: tuple[str, ...] = ()
     """For the pictures; old and new when left out."""
     seeds: int = 4
-    out: Path = Path("figures/edit")
+    out: Path = Path("runs/edit")
     """OUT.safetensors, OUT.png and OUT_lora/."""
 
     def run(self):
@@ -202,11 +201,11 @@ class EditConcept(Common):
         concepts = (self.old, self.new) if self.editor == "swap" else ({self.old: self.new},)
         edit = getattr(edits, self.editor)(model, *concepts, **settings)
         print(edit)
-        edit.save(self.out.with_suffix(".safetensors"))
-        edit.to_lora(self.out.with_name(f"{self.out.name}_lora"))
+        edit.save(beside(self.out, ".safetensors"))
+        edit.to_lora(beside(self.out, "_lora"))
         prompts = self.prompts or (self.old, self.new)
         draw = lambda: model.generate(
-            [p for p in prompts for _ in range(self.seeds)], seed=[*range(self.seeds)] * len(prompts)
+            [p for p in prompts for _ in range(self.seeds)], seeds=[*range(self.seeds)] * len(prompts)
         )
         before = draw()
         with model.applied(edit):
@@ -226,7 +225,7 @@ class EditConcept(Common):
 
 
 def save_grid(images: xr.DataArray, title: str, out: Path):
-    plot.image_grid(images, title=title).figure.savefig(out.with_suffix(".png"), dpi=120, bbox_inches="tight")
+    plot.image_grid(images, title=title).figure.savefig(beside(out, ".png"), dpi=120, bbox_inches="tight")
 
 
 def _numbers(option: str, given: tuple[str, ...]) -> dict[str, float]:

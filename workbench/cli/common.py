@@ -1,8 +1,15 @@
 """Options that the commands share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from workbench.models import Model, load
+
+
+def beside(out: Path, end: str) -> Path:
+    """OUT with an ending, its folder made; dots in OUT's own name stay ("sd1.5" is no suffix)."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_name(f"{out.name}{end}")
 
 
 @dataclass

@@ -11,17 +11,18 @@ import tyro
 import xarray as xr
 
 from workbench import plot
-from workbench.cli.common import Common
+from workbench.cli.common import Common, beside
+from workbench.experiments.results import effects, strongest, with_interval
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.compare import compare_localizers
-from workbench.localize.locogen import LocoGenSpec, locogen
+from workbench.localize.locogen import locogen
+from workbench.localize.patching import LocoGenSpec
 from workbench.metrics import METRICS, Scorer
 from workbench.prompts import prompt_set
-from workbench.results import effects, strongest, with_interval
 
 
 @dataclass
-class Study(Common):
+class Question(Common):
     """What every localizer is asked on."""
 
     prompts: str = "object"
@@ -46,19 +47,18 @@ class Study(Common):
 
     def save(self, table: pd.DataFrame, figure: plt.Figure):
         """Print the head of a table, and write it and its figure beside each other."""
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(self.out.with_suffix(".csv"), index=False)
+        table.to_csv(beside(self.out, ".csv"), index=False)
         print(table.head(10).round(3).to_string(index=False))
-        figure.savefig(self.out.with_suffix(".png"), dpi=120)
-        print(f"wrote {self.out.with_suffix('.png')} and {self.out.with_suffix('.csv')}")
+        figure.savefig(beside(self.out, ".png"), dpi=120)
+        print(f"wrote {self.out}.png and {self.out}.csv")
 
 
 @dataclass
-class Trace(Study):
+class Trace(Question):
     """Trace where a model keeps a concept; write OUT.png, OUT.csv and print the strongest sites."""
 
     spec: Annotated[TraceSpec, tyro.conf.arg(name="")] = field(default_factory=TraceSpec)
-    out: Path = Path("figures/trace")
+    out: Path = Path("runs/trace")
 
     def run(self):
         data = causal_trace(self.load(), prompt_set(self.prompts)[: self.first], self.spec, **self.common())
@@ -75,7 +75,7 @@ class Trace(Study):
 
 
 @dataclass
-class Locate(Study):
+class Locate(Question):
     """Find the cross-attention layers whose text decides an attribute (LocoGen); write OUT.png, OUT.csv and print the best window."""
 
     spec: Annotated[LocoGenSpec, tyro.conf.arg(name="")] = field(default_factory=LocoGenSpec)
@@ -85,7 +85,7 @@ class Locate(Study):
     """Rank the layers by causal tracing, entropy and attention contribution too, and say how far they agree."""
     noise_multiple: float = 3.0
     """Of compare's causal tracing."""
-    out: Path = Path("figures/locate")
+    out: Path = Path("runs/locate")
 
     def run(self):
         model, prompts, spec = self.load(), prompt_set(self.prompts)[: self.first], self.spec

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm.auto import tqdm
 
 from workbench.edit.editors import provenance
 from workbench.edit.low_rank import Edit, update_of
+from workbench.progress import each
 from workbench.sites import Site, weight_of
 from workbench.text import tokenize
 
@@ -66,7 +66,7 @@ def textual_inversion(
     latents = model.encode(images)
     optimizer, losses = torch.optim.Adam(shifts.values(), lr=lr), []
     with model.lock:
-        for _ in tqdm(range(updates), desc="textual inversion", disable=None):
+        for _ in each(range(updates), "textual inversion", "update"):
             rows = torch.randint(len(latents), (batch_size,), generator=generator)
             texts = [
                 templates[int(i)].format(word)

@@ -19,10 +19,15 @@ from einops import rearrange
 from PIL import Image
 
 from workbench.engine import Fold
-from workbench.experiment import Experiment, check_spec, share
+from workbench.experiments.base import Experiment
+from workbench.experiments.shards import Row
+from workbench.experiments.spec import Spec, window_name
+from workbench.experiments.store import Store
 from workbench.interventions import World
 from workbench.models import Model
+from workbench.progress import Bar
 from workbench.prompts import PromptSet
+from workbench.sites import Sites
 from workbench.text import Tokens, tokenize
 
 
@@ -124,7 +129,7 @@ def attention_maps(
         run = model.run(worlds, guidance_scale=guidance_scale, **common)
     else:
         run = model.run_once(worlds, images, step=step, **common)
-    edges = [share((i / bins, (i + 1) / bins)) for i in range(bins)]
+    edges = [window_name((i / bins, (i + 1) / bins)) for i in range(bins)]
     maps = {fold.name: _on_grid(run.values[fold.name]).assign_coords(steps=edges) for fold in folds}
     return AttentionMaps(
         maps, run.images, {world.name: tokenize(model.pipeline.tokenizer, world.prompt) for world in worlds}
@@ -179,18 +184,9 @@ def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
     return maps.isel(y=0, x=0, drop=True).copy(data=(inside / (2 * count - inside)).reshape(fine.shape[:-2]))
 
 
-@dataclass(frozen=True)
-class AttentionSpec:
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec(Spec):
     """What `attention_contribution` asks."""
-
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    num_inference_steps: int | None = None
-    """The model's own when left out."""
-    guidance_scale: float | None = None
-    """The model's own when left out."""
-
-    def __post_init__(self):
-        check_spec(self, "seeds")
 
 
 def attention_contribution(
@@ -198,7 +194,7 @@ def attention_contribution(
     prompts: PromptSet,
     spec: AttentionSpec | None = None,
     *,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> xr.Dataset:
     """What the concept's words put into each cross-attention layer's output, in one clean run of each prompt.
@@ -209,7 +205,7 @@ def attention_contribution(
 
     folder: as for `workbench.causal_trace`. Raises ValueError for a subject that its prompt lacks, before anything is generated.
     """
-    return Looking(model, prompts, spec or AttentionSpec(), None, batch_size).dataset(folder)
+    return Looking(model, spec or AttentionSpec(), prompts=prompts, batch_size=batch_size).dataset(folder)
 
 
 class Looking(Experiment):
@@ -217,11 +213,14 @@ class Looking(Experiment):
 
     name = "attention"
 
+    def sites(self) -> Sites:
+        return self.model.sites("unet.*.cross")
+
     def check(self, p: int) -> int:
         tokenize(self.model.pipeline.tokenizer, self.prompts[p].prompt).of(self.prompts[p].subject)
         return len(self.spec.seeds)
 
-    def measure(self, p: int, bar) -> list[dict]:
+    def measure(self, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, site, value)."""
         prompt = self.prompts[p]
         tokens = tokenize(self.model.pipeline.tokenizer, prompt.prompt)
@@ -238,11 +237,7 @@ class Looking(Experiment):
                 "contribution_share": concept / whole,
                 **{name: focus[name].sel(site=fold.name).values for name in ("entropy", "mass")},
             }
-            rows += [
-                dict(world="clean", metric=metric, prompt=p, seed=seed, site=fold.name, value=float(value))
-                for metric, values in found.items()
-                for seed, value in zip(self.spec.seeds, values)
-            ]
+            rows += self.value_rows(p, {"world": "clean", "site": fold.name}, found)
         bar.update(len(self.spec.seeds))
         return rows
 

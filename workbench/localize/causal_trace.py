@@ -5,22 +5,28 @@ After Meng et al. 2022 (arXiv 2202.05262, section 2.1), for diffusion models Bas
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 from zlib import crc32
 
 import xarray as xr
 
-from workbench.experiment import Experiment, check_spec, share
-from workbench.interventions import Intervention, World, ablate, add_noise, restore, window
+from workbench.experiments.base import Experiment, scorer_for
+from workbench.experiments.shards import Row
+from workbench.experiments.spec import WHOLE, Spec, Window, steps_of, window_name
+from workbench.experiments.store import Store
+from workbench.interventions import Intervention, World, ablate, add_noise, restore
 from workbench.metrics import Scorer
 from workbench.models import Model
+from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
 from workbench.sites import Site, Sites
 from workbench.text import tokenize
 
 
-@dataclass(frozen=True)
-class TraceSpec:
+@dataclass(frozen=True, kw_only=True)
+class TraceSpec(Spec):
     """What a causal trace asks."""
 
     sites: tuple[str, ...] = ("text_encoder*.{attention,mlp,hidden}",)
@@ -28,7 +34,7 @@ class TraceSpec:
     tokens: tuple[str, ...] = ("subject_last",)
     """Where sites with a token axis are restored, each in turn: "subject", "subject_last", "after_subject", "eos", "padding",
     "all", a word, or, for one prompt, "each" position. Sites without that axis are restored whole."""
-    steps: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    steps: tuple[Window, ...] = (WHOLE,)
     """Windows of the denoising, as shares of the run, in which sites inside the UNet are restored, each in turn."""
     rows: Literal["cond", "uncond", "both"] | None = None
     """Halves of the guided batch; left out, the conditional half for what comes from the text, both inside the UNet."""
@@ -40,19 +46,15 @@ class TraceSpec:
     """Noise in standard deviations of the embeddings of all subject tokens in the set."""
     draws: int = 3
     """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    """Of the starting noise, shared by all worlds of a prompt."""
-    num_inference_steps: int | None = None
-    """The model's own when left out."""
-    guidance_scale: float | None = None
-    """The model's own when left out."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.corruption not in ("noise", "replace", "zero"):
             raise ValueError(f'corruption={self.corruption!r}: may be "noise", "replace" or "zero"')
         if self.corruption != "noise" and self.draws != 1:
             raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
-        check_spec(self, "sites", "tokens", "steps", "seeds")
+        self.keep_tuples("sites", "tokens")
+        self.keep_windows("steps")
         if self.draws < 1 or self.window < 1:
             raise ValueError(f"draws={self.draws}, window={self.window}: both are at least 1")
 
@@ -64,12 +66,11 @@ class Target:
     site: str
     sites: tuple[str, ...]
     token: str
-    steps: tuple[float, float]
+    steps: Window
     positions: tuple[int, ...] | None
 
     def restore(self, rows: str | None) -> Intervention:
-        steps = None if self.steps == (0.0, 1.0) else window(*self.steps)
-        return restore(self.sites, "clean", tokens=self.positions, steps=steps, rows=rows)
+        return restore(self.sites, "clean", tokens=self.positions, steps=steps_of(self.steps), rows=rows)
 
 
 def causal_trace(
@@ -78,7 +79,7 @@ def causal_trace(
     spec: TraceSpec | None = None,
     *,
     scorer: Scorer | None = None,
-    folder=None,
+    folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> xr.Dataset:
     """Trace where a model keeps the concept that each prompt's subject words name.
@@ -96,20 +97,25 @@ def causal_trace(
     Raises, before anything is generated, KeyError for unknown sites and ValueError for words, tokens, steps, rows or
     replacements that do not fit, or a folder of another trace.
     """
-    return Tracing(model, prompts, spec or TraceSpec(), scorer or Scorer(), batch_size).dataset(folder)
+    spec, scorer = spec or TraceSpec(), scorer_for(model, scorer)
+    return Tracing(model, spec, prompts=prompts, scorer=scorer, batch_size=batch_size).dataset(folder)
 
 
 class Tracing(Experiment):
     """One causal trace: what is asked, with everything that answers it. A part is a prompt under one draw of noise."""
 
     name = "causal trace"
+    spec: TraceSpec
 
-    def __init__(self, model: Model, prompts: PromptSet, spec: TraceSpec, scorer: Scorer, batch_size: int):
-        super().__init__(model, prompts, spec, scorer, batch_size)
-        self.sigmas = noise_sigmas(model, prompts, spec.noise_multiple)
+    @cached_property
+    def sigmas(self) -> dict[str, float]:
+        return noise_sigmas(self.model, self.prompts, self.spec.noise_multiple)
 
-    def asked(self) -> dict:
-        return super().asked() | {"sigmas": self.sigmas}
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"sigmas": self.sigmas}
+
+    def sites(self) -> Sites:
+        return self.model.sites(*self.spec.sites)
 
     def parts(self) -> dict[str, tuple[int, int]]:
         return {
@@ -121,13 +127,14 @@ class Tracing(Experiment):
     def check(self, p: int, draw: int) -> int:
         return self.plan(self.worlds(p, draw, self.targets(p)))
 
-    def measure(self, p: int, draw: int, bar) -> list[dict]:
+    def measure(self, p: int, draw: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, draw, seed, site, token, steps, value)."""
         targets = self.targets(p)
         worlds = self.worlds(p, draw, targets)
-        places = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
+        places: list[Row] = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
         places += [
-            dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=share(aim.steps)) for aim in targets
+            dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=window_name(aim.steps))
+            for aim in targets
         ]
         return self.score(p, worlds, places, bar)
 
@@ -143,12 +150,12 @@ class Tracing(Experiment):
         named = [(token, tokens.positions(token, prompt.subject)) for token in self.spec.tokens if token != "each"]
         if "each" in self.spec.tokens:
             named += [(f"{i}:{tokens.pieces[i].strip('<|>')}", (i,)) for i in range(tokens.end + 1)]
-        for centre, sites in _windows(self.model.sites(*self.spec.sites), self.spec.window):
+        for centre, sites in _windows(self.sites(), self.spec.window):
             for label, positions in named if "token" in centre.axes else [("all", None)]:
                 if positions == ():  # this prompt has no such token
                     continue
-                for steps in self.spec.steps if centre.part == "denoiser" else [(0.0, 1.0)]:
-                    targets.append(Target(centre.name, tuple(site.name for site in sites), label, steps, positions))
+                for window in self.spec.steps if centre.part == "denoiser" else [WHOLE]:
+                    targets.append(Target(centre.name, tuple(site.name for site in sites), label, window, positions))
         return targets
 
     def worlds(self, p: int, draw: int, targets: Sequence[Target]) -> list[World]:
@@ -164,9 +171,10 @@ class Tracing(Experiment):
             corruption = [ablate(name, tokens="subject") for name in self.sigmas]
         else:
             text, subject = replaced(self.model, prompt)
-        world = lambda name, *more: World(name, text, [*corruption, *more], subject)
-        restored = [world(f"restored {i}", target.restore(self.spec.rows)) for i, target in enumerate(targets)]
-        return [World("clean", prompt.prompt, subject=prompt.subject), world("corrupted"), *restored]
+        worlds = [World("clean", prompt.prompt, subject=prompt.subject), World("corrupted", text, corruption, subject)]
+        for i, target in enumerate(targets):
+            worlds.append(World(f"restored {i}", text, [*corruption, target.restore(self.spec.rows)], subject))
+        return worlds
 
 
 def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dict[str, float]:
@@ -191,9 +199,8 @@ def noise_seed(prompt: Prompt, draw: int) -> int:
 
 def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
     """Each site with the `width` neighbours of its kind around it, in its own encoder or UNet."""
-    kind = lambda site: (site.component, site.kind)
     for site in sites:
-        alike = [other for other in sites if kind(other) == kind(site)]
+        alike = [other for other in sites if (other.component, other.kind) == (site.component, site.kind)]
         start = alike.index(site) - (width - 1) // 2
         yield site, alike[max(0, start) : start + width]
 

@@ -9,13 +9,15 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
+from workbench.experiments.base import scorer_for
+from workbench.experiments.results import measured_by
+from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
 from workbench.localize.attention import AttentionSpec, attention_contribution
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen
 from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.results import measured_by
 
 LOCALIZERS = {
     "causal tracing": "indirect effect (restored - corrupted)",
@@ -44,11 +46,10 @@ class Comparison:
         start = int(np.argmax(np.convolve(mean, np.ones(width), "valid")))
         return tuple(self.scores.layer.values[start : start + width].tolist())
 
-    def table(self, *, level: float = 0.95, resamples: int = 2000) -> pd.DataFrame:
+    def table(self, *, level: float = LEVEL, resamples: int = RESAMPLES) -> pd.DataFrame:
         """One row for each localizer and layer: score, low, high (bootstrap over prompts and seeds) and rank, 1 for the strongest."""
-        drawn = _resampled(self.scores, resamples)
         mean = self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer")
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = ends(self._drawn(resamples), level)
         rows = []
         for i, localizer in enumerate(mean.localizer.values):
             ranks = rankdata(-mean.values[i], method="min")
@@ -66,33 +67,25 @@ class Comparison:
                 )
         return pd.DataFrame(rows)
 
-    def agreement(self, *, level: float = 0.95, resamples: int = 2000) -> pd.DataFrame:
+    def agreement(self, *, level: float = LEVEL, resamples: int = RESAMPLES) -> pd.DataFrame:
         """Spearman correlation over layers of each pair of localizers, with its interval over prompts and seeds.
 
         A localizer paired with itself is correlated between halves of the prompts, split at random: what agreement with anything
         is limited by. It has half the prompts on each side, so it is on the low side.
         """
-        mean, drawn = (
-            self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer").values,
-            _resampled(self.scores, resamples),
-        )
-        names, tail, rows = list(self.scores.localizer.values), (1 - level) / 2, []
+        mean = self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer").values
+        drawn, names, rows = self._drawn(resamples), list(self.scores.localizer.values), []
         for a, b in combinations(range(len(names)), 2):
-            low, high = np.quantile([_spearman(sample[a], sample[b]) for sample in drawn], [tail, 1 - tail])
-            rows.append(dict(a=names[a], b=names[b], spearman=_spearman(mean[a], mean[b]), low=low, high=high))
-        prompts, rng = (
-            self.scores.mean("seed").transpose("localizer", "prompt", "layer").values,
-            np.random.default_rng(0),
-        )
-        for a, name in enumerate(names):
-            found = []
-            for _ in range(200):
-                order = rng.permutation(prompts.shape[1])
-                one, other = np.array_split(prompts[a][order], 2)
-                found.append(_spearman(one.mean(0), other.mean(0)) if len(other) else np.nan)
-            low, high = np.quantile(found, [tail, 1 - tail])
-            rows.append(dict(a=name, b=name, spearman=float(np.mean(found)), low=low, high=high))
+            low, high = map(float, ends(np.array([spearman(sample[a], sample[b]) for sample in drawn]), level))
+            rows.append(dict(a=names[a], b=names[b], spearman=spearman(mean[a], mean[b]), low=low, high=high))
+        prompts = self.scores.mean("seed").transpose("localizer", "prompt", "layer").values
+        for name, (value, low, high) in zip(names, halves_agree(prompts, level=level)):
+            rows.append(dict(a=name, b=name, spearman=value, low=low, high=high))
         return pd.DataFrame(rows)
+
+    def _drawn(self, resamples: int) -> np.ndarray:
+        """Means over prompts and seeds drawn again: (resample, localizer, layer)."""
+        return resampled_means(self.scores, resamples=resamples).transpose("resample", "localizer", "layer").values
 
 
 def compare_localizers(
@@ -112,16 +105,20 @@ def compare_localizers(
     LocoGen asks; windows of one layer are added, and seeds, steps and guidance are those of `trace`, so that all localizers see
     the same runs. metric: of tracing and LocoGen. folder: one subfolder for each localizer. Returns a `Comparison`.
     """
-    trace, generate, scorer = trace or TraceSpec(), generate or LocoGenSpec(widths=(1, 2)), scorer or Scorer()
+    trace, generate, scorer = (
+        trace or TraceSpec(),
+        generate or LocoGenSpec(widths=(1, 2)),
+        scorer_for(model, scorer),
+    )
     trace = replace(trace, sites=("unet.*.cross",), steps=((0.0, 1.0),), window=1)
     common = dict(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps, guidance_scale=trace.guidance_scale)
     generate = replace(generate, **common, widths=tuple(sorted({1, *generate.widths})))
-    part = lambda name: None if folder is None else Path(folder) / name
-    found = locogen(model, prompts, generate, scorer=scorer, folder=part("locogen"), batch_size=batch_size)
+    folders = {name: None if folder is None else Path(folder) / name for name in ("locogen", "attention", "trace")}
+    found = locogen(model, prompts, generate, scorer=scorer, folder=folders["locogen"], batch_size=batch_size)
     looked = attention_contribution(
-        model, prompts, AttentionSpec(**common), folder=part("attention"), batch_size=batch_size
+        model, prompts, AttentionSpec(**common), folder=folders["attention"], batch_size=batch_size
     )
-    traced = causal_trace(model, prompts, trace, scorer=scorer, folder=part("trace"), batch_size=batch_size)
+    traced = causal_trace(model, prompts, trace, scorer=scorer, folder=folders["trace"], batch_size=batch_size)
     by = measured_by(traced, metric)
     scores = {
         "causal tracing": (by.restored - by.corrupted).mean("draw").isel(token=0, steps=0, drop=True),
@@ -134,14 +131,3 @@ def compare_localizers(
     ]
     joined = xr.concat(plain, dim=pd.Index(list(scores), name="localizer"), join="exact").rename(site="layer")
     return Comparison(traced, found, looked, joined.transpose("localizer", "prompt", "seed", "layer"))
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-
-def _resampled(scores: xr.DataArray, resamples: int) -> np.ndarray:
-    """Means over prompts and seeds drawn again, as crossed factors: (resample, localizer, layer)."""
-    rng, values = np.random.default_rng(0), scores.transpose("localizer", "layer", "prompt", "seed").values
-    weights = [rng.multinomial(n, [1 / n] * n, size=resamples) / n for n in values.shape[2:]]
-    return np.einsum("alps,rp,rs->ral", values, *weights)

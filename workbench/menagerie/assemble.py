@@ -42,7 +42,7 @@ def choose_guidance(model: Model, judge: CLIPModel, options: AssembleOptions) ->
     texts = F.normalize(judge.get_text_features(input_ids=tokenize(model.pipeline.tokenizer, captions)).pooler_output, dim=-1)
     found = {}
     for guidance in options.guidances:
-        images = model.generate(captions, seed=range(options.captions), guidance_scale=guidance)
+        images = model.generate(captions, seeds=range(options.captions), guidance_scale=guidance)
         pixels = to_model_range(torch.stack([pil_to_tensor(image) for image in images]))
         features = F.normalize(judge.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
         found[guidance] = round((features * texts).sum(-1).mean().item(), 4)

@@ -1,7 +1,7 @@
 """Measure the embedded model: `python -m workbench.menagerie.evaluate`.
 
 Prints and saves the quality table (`menagerie_quality.csv`), the guidance curve, a contact sheet of generated beside
-rendered pictures and VAE reconstructions, all under `figures/`. Shares come with 95 % Wilson intervals, means with 95 %
+rendered pictures and VAE reconstructions, all under `--out`. Shares come with 95 % Wilson intervals, means with 95 %
 bootstrap intervals. No generated picture was used to train or to choose anything about the grader; how it reads labels was
 chosen on held-out rendered pictures, so the rows "rendered" are slightly optimistic.
 """
@@ -18,10 +18,9 @@ import pandas as pd
 import torch
 import tyro
 from PIL import Image
-from scipy import stats
 from torchvision.transforms.functional import pil_to_tensor
 
-from workbench import results
+from workbench.experiments import statistics
 from workbench.menagerie.captions import PLACE, attribute_prompts, caption
 from workbench.menagerie.train_tokenizer import RARE
 from workbench.menagerie.training import to_model_range
@@ -44,7 +43,7 @@ AT_MOST = {"VAE mean absolute error": 0.02, "seconds, one image": 2.5, "seconds 
 
 @dataclass
 class EvaluateOptions:
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
     seeds: int = 20
     """Generated images per subject."""
     rendered: int = 2000
@@ -67,7 +66,7 @@ def main(options: EvaluateOptions):
     rng = random.Random(options.seed + 1)
     scenes = [scene for subject in SUBJECTS for scene in single_scenes(options.seeds, rng, subject)]
     captions = [full_caption(scene, rng) for scene in scenes]
-    images = model.generate(captions, seed=range(len(captions)))
+    images = model.generate(captions, seeds=range(len(captions)))
     hits = grade(quality, grader, "generated", scenes, images)
     rare = np.array([scene.subject in RARE for scene in scenes])
     quality.share("generated: subject, words of several tokens", hits[rare])
@@ -75,12 +74,12 @@ def main(options: EvaluateOptions):
     quality.difference("generated: subject, several tokens minus one", hits[rare], hits[~rare])
     contact_sheet(scenes, captions, images, options.out / "menagerie_contact_sheet.png")
     captions = [full_caption(scene, rng, holdout=True) for scene in scenes]
-    grade(quality, grader, "generated, held-out wordings", scenes, model.generate(captions, seed=range(len(captions))))
+    grade(quality, grader, "generated, held-out wordings", scenes, model.generate(captions, seeds=range(len(captions))))
 
     for animal in ("zebra", "giraffe"):
         prompts = [text.format(animal) for text in ("a {}", "a photo of a {}", "a {} in the savanna", "a {} at night", "a {} in the city")]
         count = options.swap_seeds
-        images = model.generate([prompts[i % len(prompts)] for i in range(count)], seed=range(1000, 1000 + count))
+        images = model.generate([prompts[i % len(prompts)] for i in range(count)], seeds=range(1000, 1000 + count))
         quality.share(f"generated: right animal, {animal}", classify(grader, "subject", images) == animal)
     guidance_curve(quality, model, grader, options)
     speed(quality, model)
@@ -96,15 +95,13 @@ class Quality:
         self.rows = []
 
     def share(self, what: str, hits: np.ndarray):
-        self._add(what, *results.share(hits), len(hits))
+        self._add(what, *statistics.share(hits), len(hits))
 
     def mean(self, what: str, values: np.ndarray):
-        self._add(what, *results.mean(values), len(values))
+        self._add(what, *statistics.mean(values), len(values))
 
     def difference(self, what: str, a: np.ndarray, b: np.ndarray):
-        apart = lambda x, y, axis: np.mean(x, axis) - np.mean(y, axis)
-        found = stats.bootstrap((a.astype(float), b.astype(float)), apart, rng=0, n_resamples=2000, method="percentile")
-        self._add(what, a.mean() - b.mean(), *found.confidence_interval, len(a) + len(b))
+        self._add(what, *statistics.difference(a, b), len(a) + len(b))
 
     def _add(self, what, value, low, high, count):
         least, most = AT_LEAST.get(what), AT_MOST.get(what)
@@ -197,7 +194,7 @@ def guidance_curve(quality: Quality, model: Model, grader: Scorer, options: Eval
     guidances = sorted({*GUIDANCES, model.guidance_scale})
     found = {}
     for guidance in guidances:
-        images = model.generate(captions, seed=range(len(captions)), guidance_scale=guidance)
+        images = model.generate(captions, seeds=range(len(captions)), guidance_scale=guidance)
         found[guidance] = grader.similarity(images, captions).numpy()
         quality.mean(f"similarity to the caption, guidance {guidance:g}", found[guidance])
     rows = [row for row in quality.rows if row["measure"].startswith("similarity")]
@@ -215,11 +212,11 @@ def guidance_curve(quality: Quality, model: Model, grader: Scorer, options: Eval
 
 def speed(quality: Quality, model: Model, repeats: int = 5):
     for rows, name in ((1, "seconds, one image"), (16, "seconds per image, batch of 16")):
-        model.generate("a zebra", seed=range(rows))  # warm up
+        model.generate("a zebra", seeds=range(rows))  # warm up
         times = []
         for _ in range(repeats):
             began = time.perf_counter()
-            model.generate("a zebra", seed=range(rows))
+            model.generate("a zebra", seeds=range(rows))
             times.append((time.perf_counter() - began) / rows)
         quality.mean(name, np.array(times))
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
-from tqdm.auto import tqdm
 
 from workbench.engine import Run
 from workbench.engine.trace import untouched
 from workbench.interventions import Intervention, World, set_to
 from workbench.models import Model
+from workbench.progress import each
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def _ddim(model: Model, clean: torch.Tensor, prompts: Sequence[str], steps: int)
     scheduler.set_timesteps(steps, device=pipeline.device)
     (states,), (more,) = _texts(pipeline, prompts, guided=False)
     path = [clean]
-    for time in tqdm(scheduler.timesteps, desc="DDIM inversion", disable=None):
+    for time in each(scheduler.timesteps, "DDIM inversion"):
         noise = pipeline.unet(path[-1], time, encoder_hidden_states=states, **more).sample
         path.append(scheduler.step(noise, time, path[-1]).prev_sample)
     return torch.stack(path)
@@ -167,7 +167,7 @@ def _null_text(
     with torch.no_grad():
         (cond, null), (more, more_null) = _texts(pipeline, prompts, guided=True)
     latents, null = path[-1], null.clone()
-    for i, time in enumerate(tqdm(scheduler.timesteps, desc="null-text optimisation", disable=None)):
+    for i, time in enumerate(each(scheduler.timesteps, "null-text optimisation")):
         goal = path[-2 - i]
         with torch.no_grad():
             conditional = pipeline.unet(latents, time, encoder_hidden_states=cond, **more).sample

@@ -1,23 +1,23 @@
 """The strength that each prompt needs: measured and found by bisection, not looked up by its words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from workbench.experiment import check_spec
+from workbench.experiments.base import Kept
+from workbench.experiments.store import Store
 from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.results import Shards
 from workbench.steering.direction import Direction
-from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec
+from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant, image_means
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptiveSpec(SteerSpec):
     """How strong steering may be, and what it may cost."""
 
@@ -32,7 +32,7 @@ class AdaptiveSpec(SteerSpec):
     """Enough is where `concept_similarity` exceeds `opposite_similarity` by this."""
 
     def __post_init__(self):
-        check_spec(self, "seeds")
+        super().__post_init__()
         if not (self.strongest > 0 and self.rounds > 0 and self.budget >= 0):
             raise ValueError(
                 f"strongest={self.strongest}, rounds={self.rounds}, budget={self.budget}: give positive ones"
@@ -48,7 +48,7 @@ def adaptive_strength(
     *,
     strengths: Mapping[str, float] | None = None,
     scorer: Scorer | None = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
     """For each prompt the least strength that brings the concept, or the largest within a fidelity budget where none does.
@@ -66,48 +66,101 @@ def adaptive_strength(
             f"adaptive_strength(concept={concept.text!r}): resistance is measured against an opposite; give Concept(opposite=...)"
         )
     relative = dict(strengths or dict.fromkeys(direction.sites, 1.0))
-    at = lambda strength: direction.steer(
-        {glob: strength * factor for glob, factor in relative.items()}, **spec.applied()
-    )
-    study = Steered(model, prompts, concept, spec, scorer, batch_size)
-    study.name = "adaptive_strength"
-    images = study.check({}, [at(spec.strongest)] * len(prompts))
-    shards = Shards(study.asked() | {"direction": direction.digest, "strengths": relative}, folder)
-    low, high = np.zeros(len(prompts)), np.full(len(prompts), spec.strongest)
-    with tqdm(total=(spec.rounds + 2) * images, desc=study.name, unit="image", disable=None) as bar:
-        unsteered = _means(study.once(shards, UNSTEERED, {}, [()] * len(prompts), bar), spec)
-        best = unsteered.assign(strength=0.0)  # what is kept if all else is over budget
-        reached = np.zeros(len(prompts), bool)
-        over = np.zeros(len(prompts), bool)
-        for number in range(spec.rounds + 1):
-            tried = high.copy() if number == 0 else (low + high) / 2
-            some = [at(float(strength)) for strength in tried]
-            found = _means(study.once(shards, f"round{number:02d}", {"round": number}, some, bar), spec)
-            drop = unsteered[spec.fidelity] - found[spec.fidelity]
-            affordable = (drop <= spec.budget).to_numpy()
-            enough = (found.lead >= spec.margin).to_numpy()
-            better = affordable & (enough | ~reached)  # weaker ones that suffice, else stronger ones that do not
-            best[better] = found.assign(strength=tried)[better]
-            reached |= affordable & enough
-            over |= ~affordable
-            up = affordable & ~enough
-            low, high = np.where(up, tried, low), np.where(up, high, tried)
-    stopped = np.select([reached, over], ["concept", "budget"], "strongest")
-    return pd.DataFrame(
-        dict(
-            prompt=[prompt.prompt for prompt in prompts],
-            resistance=-unsteered.lead,
-            strength=best.strength,
-            stopped_by=stopped,
-            lead=best.lead,
-            drop=unsteered[spec.fidelity] - best[spec.fidelity],
+    study = Adapting(model, prompts, direction, concept, spec, relative, scorer, batch_size)
+    study.complete(folder)
+    return study.bisection.table(prompts)
+
+
+class Bisection:
+    """The strengths that are still possible for each prompt, narrowed by what was measured."""
+
+    def __init__(self, unsteered: pd.DataFrame, spec: AdaptiveSpec):
+        count = len(unsteered)
+        self.unsteered, self.spec = unsteered, spec
+        self.low, self.high = np.zeros(count), np.full(count, spec.strongest)
+        self.best = unsteered.assign(strength=0.0)  # what is kept if all else is over budget
+        self.reached, self.over = np.zeros(count, bool), np.zeros(count, bool)
+
+    def next(self, number: int) -> np.ndarray:
+        """Strengths of the next round: (prompt,)."""
+        return self.high.copy() if number == 0 else (self.low + self.high) / 2
+
+    def tell(self, tried: np.ndarray, found: pd.DataFrame):
+        """What came of these strengths."""
+        drop = self.unsteered[self.spec.fidelity] - found[self.spec.fidelity]
+        affordable = (drop <= self.spec.budget).to_numpy()
+        enough = (found.lead >= self.spec.margin).to_numpy()
+        better = affordable & (enough | ~self.reached)  # weaker ones that suffice, else stronger ones that do not
+        self.best[better] = found.assign(strength=tried)[better]
+        self.reached |= affordable & enough
+        self.over |= ~affordable
+        up = affordable & ~enough
+        self.low, self.high = np.where(up, tried, self.low), np.where(up, self.high, tried)
+
+    def table(self, prompts: PromptSet) -> pd.DataFrame:
+        return pd.DataFrame(
+            dict(
+                prompt=[prompt.prompt for prompt in prompts],
+                resistance=-self.unsteered.lead,
+                strength=self.best.strength,
+                stopped_by=np.select([self.reached, self.over], ["concept", "budget"], "strongest"),
+                lead=self.best.lead,
+                drop=self.unsteered[self.spec.fidelity] - self.best[self.spec.fidelity],
+            )
         )
-    )
 
 
-def _means(rows: pd.DataFrame, spec: AdaptiveSpec) -> pd.DataFrame:
-    """Means over seeds, one row for each prompt."""
-    table = rows.groupby(["prompt", "metric"])["value"].mean().unstack()
-    if spec.fidelity not in table:
-        raise KeyError(f"fidelity={spec.fidelity!r} was not measured; there are {', '.join(table)}")
-    return table.assign(lead=table.concept_similarity - table.opposite_similarity)
+class Adapting(Steered):
+    """One bisection of all prompts: a part is a round, whose rows say what strength each prompt had."""
+
+    name = "adaptive_strength"
+    coordinates: ClassVar[Mapping[str, tuple[str, ...]]] = {"strength": ("round", "prompt")}
+    spec: AdaptiveSpec
+    bisection: Bisection
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: PromptSet,
+        direction: Direction,
+        concept: Concept,
+        spec: AdaptiveSpec,
+        relative: Mapping[str, float],
+        scorer: Scorer | None,
+        batch_size: int,
+    ):
+        super().__init__(model, prompts, concept, spec, scorer, batch_size)
+        self.direction, self.relative = direction, relative
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"direction": self.direction.digest, "relative_strengths": self.relative}
+
+    def total(self) -> int:
+        return (2 + self.spec.rounds) * self.check(self.variant(0, np.full(len(self.prompts), self.spec.strongest)))
+
+    def stages(self, kept: Kept) -> Iterator[Mapping[str, tuple[Variant]]]:
+        yield {UNSTEERED: (self.plain,)}
+        self.bisection = Bisection(self.means(kept(UNSTEERED)), self.spec)
+        for number in range(self.spec.rounds + 1):
+            name = f"round{number:02d}"
+            yield {name: (self.variant(number, self.bisection.next(number)),)}
+            rows = kept(name)
+            tried = rows.drop_duplicates("prompt").sort_values("prompt").strength.to_numpy()
+            self.bisection.tell(tried, self.means(rows))
+
+    def variant(self, number: int, strengths: np.ndarray) -> Variant:
+        """All prompts at strengths of their own."""
+        interventions = [
+            self.direction.steer(
+                {glob: float(strength) * factor for glob, factor in self.relative.items()}, **self.spec.applied()
+            )
+            for strength in strengths
+        ]
+        return Variant({"round": number}, interventions, [{"strength": float(strength)} for strength in strengths])
+
+    def means(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Means over seeds, one row for each prompt, and by how much the concept leads."""
+        table = image_means(rows)
+        if self.spec.fidelity not in table:
+            raise KeyError(f"fidelity={self.spec.fidelity!r} was not measured; there are {', '.join(table)}")
+        return table.assign(lead=table.concept_similarity - table.opposite_similarity)

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 import xarray as xr
 from einops import rearrange
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from workbench import files
@@ -30,6 +29,7 @@ from workbench.engine import Fold, text_values
 from workbench.engine.plan import resolve_steps
 from workbench.interventions import Intervention, Rows, Steps, World, as_steps, remove, steer, window
 from workbench.models import Model
+from workbench.progress import Bar
 from workbench.prompts import Prompt
 from workbench.sites import Site
 from workbench.text import tokenize
@@ -305,7 +305,7 @@ def direction(
     settings = dict(seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     sums: dict[Site, Sums] = {site: Sums(*map(len, given.values())) for site in chosen}
     count = max(map(len, given.values()))
-    with tqdm(total=count, desc="direction", unit="pair", disable=None) as bar:
+    with Bar(count, "direction", "pair") as bar:
         for some in (slice(start, start + batch_size) for start in range(0, count, batch_size)):
             unique = list(dict.fromkeys(given["positive"][some] + given["negative"][some]))
             rows = {side: [unique.index(prompt) for prompt in prompts[some]] for side, prompts in given.items()}

@@ -4,22 +4,37 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.experiment import Experiment, check_spec
+from workbench.experiments.base import Experiment, scorer_for
+from workbench.experiments.shards import Row
+from workbench.experiments.spec import Spec, Window, as_window, steps_of
 from workbench.interventions import Intervention, World
-from workbench.metrics import Scorer, as_pil, measured
+from workbench.metrics import Scorer, as_pil
 from workbench.models import Model
+from workbench.progress import Bar
 from workbench.prompts import PromptSet
-from workbench.results import Shards
+from workbench.sites import Sites
 
-Variant = tuple[
-    dict, Sequence[Sequence[Intervention]]
-]  # where it is found in the results; the interventions of each prompt
 UNSTEERED, STEERED = "unsteered", "steered"
+Interventions = Sequence[Intervention]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of steering all prompts.
+
+    place: where it stands in the results, such as {"strength": 1.0}. interventions: of each prompt. own: what rows of each
+    prompt say besides, where that differs between prompts.
+    """
+
+    place: Row
+    interventions: Sequence[Interventions]
+    own: Sequence[Row] = ()
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,8 @@ class Concept:
         return found
 
 
-@dataclass(frozen=True)
-class SteerSpec:
+@dataclass(frozen=True, kw_only=True)
+class SteerSpec(Spec):
     """How a direction is applied, and what is run."""
 
     unit: bool = True
@@ -64,27 +79,30 @@ class SteerSpec:
     """Every activation keeps its norm."""
     tokens: str | None = None
     """Only at these tokens, for sites of the text encoder; all when left out."""
-    steps: tuple[float, float] | None = None
+    steps: Window | None = None
     """Only in this window of the denoising, as shares of the run, for sites of the UNet; all when left out."""
     seeds: tuple[int, ...] = (0,)
     """Of the starting noise, shared by everything that is compared."""
-    num_inference_steps: int | None = None
-    """The model's own when left out."""
-    guidance_scale: float | None = None
-    """The model's own when left out."""
 
     def __post_init__(self):
-        check_spec(self, "seeds")
+        super().__post_init__()
+        if self.steps is not None:
+            object.__setattr__(self, "steps", as_window("steps", self.steps))
 
-    def applied(self) -> dict:
+    def applied(self) -> dict[str, Any]:
         """Options of `Direction.steer`."""
-        return dict(unit=self.unit, keep_norm=self.keep_norm, tokens=self.tokens, steps=self.steps)
+        steps = None if self.steps is None else steps_of(self.steps)
+        return dict(unit=self.unit, keep_norm=self.keep_norm, tokens=self.tokens, steps=steps)
 
 
 class Steered(Experiment):
-    """Variants of steering on the same prompts and seeds; the first part is the unsteered images."""
+    """Variants of steering on the same prompts and seeds; the first part is the unsteered images.
+
+    variants: by the names of their parts. steered_sites: which the column `site` names, where there is one.
+    """
 
     name = "steering"
+    spec: SteerSpec
 
     def __init__(
         self,
@@ -95,65 +113,62 @@ class Steered(Experiment):
         scorer: Scorer | None,
         batch_size: int,
         variants: Mapping[str, Variant] | None = None,
+        steered_sites: Sequence[str] = (),
     ):
-        super().__init__(model, prompts, spec, scorer or Scorer(device=model.pipeline.device), batch_size)
-        self.concept, self.variants = concept, variants or {}
+        super().__init__(model, spec, prompts=prompts, scorer=scorer_for(model, scorer), batch_size=batch_size)
+        self.concept, self.variants, self.steered_sites = concept, variants or {}, steered_sites
+        self.plain = Variant({}, [()] * len(prompts))
 
-    def asked(self) -> dict:
-        about = super().asked() | {"concept": asdict(self.concept)}
-        return about | {"variants": {name: [place, digest(some)] for name, (place, some) in self.variants.items()}}
+    def identity(self) -> dict[str, Any]:
+        variants = {name: [each.place, digest(each.interventions)] for name, each in self.variants.items()}
+        return super().identity() | {"concept": asdict(self.concept), "variants": variants}
 
-    def parts(self) -> dict[str, tuple]:
-        return {UNSTEERED: ({}, [()] * len(self.prompts))} | self.variants
+    def sites(self) -> Sites:
+        return self.model.sites(*self.steered_sites)
 
-    def worlds(self, some: Sequence[Sequence[Intervention]]) -> list[World]:
+    def parts(self) -> dict[str, tuple[Variant]]:
+        return {UNSTEERED: (self.plain,)} | {name: (variant,) for name, variant in self.variants.items()}
+
+    def worlds(self, variant: Variant) -> list[World]:
+        """One for each prompt, called by its number."""
         return [
-            World(str(p), prompt.prompt, what, subject=prompt.subject or None)
-            for p, (prompt, what) in enumerate(zip(self.prompts, some))
+            World(str(p), prompt.prompt, interventions, subject=prompt.subject or None)
+            for p, (prompt, interventions) in enumerate(zip(self.prompts, variant.interventions, strict=True))
         ]
 
-    def check(self, place: dict, some: Sequence[Sequence[Intervention]]) -> int:
-        return self.plan(self.worlds(some))
+    def check(self, variant: Variant) -> int:
+        return self.plan(self.worlds(variant))
 
     @cached_property
     def reference(self) -> xr.DataArray:
         """The unsteered images: (world, seed, y, x, colour), a world for each prompt."""
-        return self.run(self.worlds([()] * len(self.prompts))).images
+        return self.run(self.worlds(self.plain)).images
 
-    def measure(self, place: dict, some: Sequence[Sequence[Intervention]], bar) -> list[dict]:
-        images = self.run(self.worlds(some)).images if any(some) else self.reference
+    def measure(self, variant: Variant, bar: Bar) -> list[Row]:
+        """Rows (world, metric, prompt, seed, value), and where the variant stands."""
+        images = self.run(self.worlds(variant)).images if any(variant.interventions) else self.reference
         rows = []
-        for p, prompt in enumerate(self.prompts):
+        for p in range(len(self.prompts)):
+            place = {"world": STEERED if variant.place else UNSTEERED, **variant.place}
+            if variant.own:
+                place |= variant.own[p]
             mine = images.sel(world=str(p))
-            found = measured(self.scorer, mine, self.reference.sel(world=str(p)), prompt, self.prompts.labels)
+            rows += self.metric_rows(p, place, mine, self.reference.sel(world=str(p)))
             embedded = self.scorer.image_embeddings(as_pil(mine))
-            for metric, values in (found | self.concept.measured(self.scorer, embedded)).items():
-                rows += [
-                    dict(
-                        world=STEERED if place else UNSTEERED,
-                        **place,
-                        metric=metric,
-                        prompt=p,
-                        seed=seed,
-                        value=float(value),
-                    )
-                    for seed, value in zip(self.spec.seeds, values)
-                ]
+            rows += self.value_rows(p, place, self.concept.measured(self.scorer, embedded))
         bar.update(images.sizes["world"] * images.sizes["seed"])
         return rows
 
-    def once(self, shards: Shards, part: str, place: dict, some: Sequence[Sequence[Intervention]], bar) -> pd.DataFrame:
-        """The rows of one part, measured unless they are kept."""
-        if part not in shards:
-            self.check(place, some)
-            shards.write(part, self.measure(place, some, bar))
-        return shards.found[part]
+
+def image_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds: one row for each prompt, a column for each metric."""
+    return rows.groupby(["prompt", "metric"])["value"].mean().unstack()
 
 
-def digest(some: Sequence[Sequence[Intervention]]) -> str:
+def digest(interventions: Sequence[Interventions]) -> str:
     """SHA-256 of every prompt's interventions."""
-    of: dict[int, bytes] = {}
-    for what in some:  # mostly one and the same for all prompts
-        if id(what) not in of:
-            of[id(what)] = hashlib.sha256("".join(intervention.to_json() for intervention in what).encode()).digest()
-    return hashlib.sha256(b"".join(of[id(what)] for what in some)).hexdigest()
+    known: dict[int, bytes] = {}
+    for own in interventions:  # mostly one and the same for all prompts
+        if id(own) not in known:
+            known[id(own)] = hashlib.sha256("".join(each.to_json() for each in own).encode()).digest()
+    return hashlib.sha256(b"".join(known[id(own)] for own in interventions)).hexdigest()

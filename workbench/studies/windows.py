@@ -1,27 +1,32 @@
-"""Does localization help editing? `python -m workbench.benchmarks.windows`.
+"""Does localization help editing? `python -m workbench.studies.windows`.
 
 The same swap edit at every window of two neighbouring cross-attention layers, at random sets of two, at all layers, and at
 all but each window, scored on training prompts that it was not made from: the probability of the other animal. Windows are
 then correlated (Spearman) with what localizers say of their layers: `figures/localizers.csv`, which
-`python -m workbench.localize.agreement` writes, or any table with the columns layer, localizer, score. Writes
+`python -m workbench.studies.agreement` writes, or any table with the columns layer, localizer, score. Writes
 `windows.csv`, `windows_correlation.csv` and `windows.png`.
 """
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
-from scipy import stats
 
 from workbench import edit as edits
-from workbench.benchmarks.swap import BEST, OTHER, UNEDITED, Cells, Fit, summary
+from workbench.edit.low_rank import Edit
+from workbench.experiments.statistics import correlation
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
+from workbench.studies.edits import UNEDITED, EditCells, Editor, Fit, thinned
+from workbench.studies.swap import cell_table
+from workbench.studies.swap_editors import BEST, OTHER
 
 MEASURE = "probability of the target"
 
@@ -38,7 +43,7 @@ class WindowsOptions:
     num_inference_steps: int = 8
     batch_size: int = 25
     runs: Path = Path("runs/windows")
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
 
 
 def layer_sets(model: Model, width: int, random_sets: int) -> dict[str, tuple[str, ...]]:
@@ -71,7 +76,7 @@ def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: 
     """Spearman's rho between what a localizer says of a window (mean over its layers) and what editing it does.
 
     "window": the edit there alone; "all but": the loss, where the edit leaves that window out. Intervals are 95 %
-    percentile bootstraps over windows, which overlap: they are somewhat too narrow.
+    bootstraps over windows, which overlap: they are somewhat too narrow.
     """
     value, found = table.set_index("editor")["value"], []
     for localizer, rows in scores.groupby("localizer"):
@@ -85,50 +90,48 @@ def correlations(table: pd.DataFrame, sets: dict[str, tuple[str, ...]], scores: 
                 )
             said = np.array([of_layer[list(window)].mean() for window in windows])
             done = sign * value[names].to_numpy()
-            rng = np.random.default_rng(0)
-            draws = [rng.integers(len(said), size=len(said)) for _ in range(2000)]
-            rhos = [stats.spearmanr(said[d], done[d]).statistic for d in draws if np.ptp(said[d]) and np.ptp(done[d])]
-            low, high = np.quantile(rhos, (0.025, 0.975))
-            found.append(
-                dict(
-                    localizer=localizer,
-                    edit=kind,
-                    spearman=stats.spearmanr(said, done).statistic,
-                    low=low,
-                    high=high,
-                    windows=len(said),
-                )
-            )
+            rho, low, high = correlation(said, done)
+            row = dict(localizer=localizer, edit=kind, spearman=rho, low=low, high=high, windows=len(said))
+            found.append(row)
     return pd.DataFrame(found)
+
+
+def parts_of(whole: Callable[[], Edit], sets: Mapping[str, tuple[str, ...]]) -> dict[str, Editor]:
+    """One edit at each set of layers; it is solved once, whatever layers it is used at."""
+    return {name: Editor(partial(_at, whole, layers)) for name, layers in sets.items()}
+
+
+def _at(whole: Callable[[], Edit], layers: tuple[str, ...]) -> Edit:
+    return whole().at(*layers)
 
 
 def main(options: WindowsOptions):
     model, train, preserve = load(), prompt_set("swap/train"), prompt_set("swap/preserve")
-    fit, test = Fit(tuple(train)[::2], tuple(preserve)[::2]), train[1::2][::6]
-    test = test[:: max(1, len(test) // options.images)] if options.images else test
-    cells = Cells(model, Scorer(), {"train": test}, options, options.runs, OTHER)
+    fit = Fit(tuple(train)[::2], tuple(preserve)[::2]).thinned(options.every)
     sets = layer_sets(model, options.width, options.random_sets)
-    cells.measure(UNEDITED, lambda: None)
-    fit = fit.thinned(options.every)
-    whole = edits.from_concepts(
-        model, fit.train, preserve=fit.kept, **BEST
-    )  # solved once, whatever layers it is used at
-    for name, layers in sets.items():
-        cells.measure(name, lambda layers=layers: whole.at(*layers))
-    rows = cells.shards.table()
+    whole = cache(partial(edits.from_concepts, model, fit.train, preserve=fit.kept, **BEST))
+    cells = EditCells(
+        model,
+        thinned({"train": train[1::2][::6]}, options.images),
+        parts_of(whole, sets),
+        targets=OTHER,
+        ceiling=None,
+        settings=[BEST, options.every, {name: list(layers) for name, layers in sets.items()}],
+        scorer=Scorer(),
+        num_inference_steps=options.num_inference_steps,
+        batch_size=options.batch_size,
+    )
+    rows = cells.table(options.runs)
     order = [UNEDITED, *sorted(sets, key=lambda name: (name.split()[0], list(sets).index(name)))]
-    table = pd.concat([summary(rows[rows.editor == name]) for name in order], ignore_index=True)
+    table = pd.concat([cell_table(rows[rows.editor == name]) for name in order], ignore_index=True)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "windows.csv", index=False)
     table = table[table.measure == MEASURE]
     found = correlations(table, sets, localizer_scores(options))
     found.round(3).to_csv(options.out / "windows_correlation.csv", index=False)
     draw(table, options)
-    print(
-        table[["editor", "value", "low", "high", "n"]].to_string(index=False),
-        found.round(3).to_string(index=False),
-        sep="\n\n",
-    )
+    shown = table[["editor", "value", "low", "high", "n"]]
+    print(shown.to_string(index=False), found.round(3).to_string(index=False), sep="\n\n")
 
 
 def draw(table: pd.DataFrame, options: WindowsOptions):

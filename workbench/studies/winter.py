@@ -1,6 +1,6 @@
 """Winter is coming: steer thirty prompts towards winter, and see what is left of them: `workbench benchmark winter`.
 
-Writes `figures/steering*.{csv,png}`, and the submission, images and `submission.csv`, under `runs/`.
+Writes `steering*.{csv,png}`, and the submission, images and `submission.csv`, under `runs/`.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ import pandas as pd
 import tyro
 import xarray as xr
 
-from workbench.benchmarks import winter_figures
-from workbench.benchmarks.winter_study import SAID, SITES, TEXT, UNET, Winter, WinterOptions
-from workbench.interventions import Intervention
+from workbench.experiments.results import averages, measured_by
+from workbench.experiments.statistics import ends, resampled_means, share
 from workbench.metrics import as_pil
-from workbench.results import averages, measured_by, resampled_means, share
-from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec
+from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec, Variant
+from workbench.studies import winter_figures
+from workbench.studies.winter_study import SAID, SITES, TEXT, UNET, Winter, WinterOptions
 
 METRICS = ("concept", "concept_similarity", "similarity", "probability", "pixel_distance")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget, where families are compared
 
 
-def summary(data: xr.Dataset, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+def method_table(data: xr.Dataset, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """One row for each method and metric: mean, 95 % interval over prompts and seeds, number of images."""
     rows = []
     for metric in metrics:
@@ -30,12 +30,12 @@ def summary(data: xr.Dataset, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
         found = averages({"value": scores.steered}, attrs={"metric": metric})
         plain = averages({"value": scores.unsteered}, attrs={"metric": metric})
         axes = [axis for axis in ("variant", "factor") if axis in found.value.dims]
-        ends = ["value", "value_low", "value_high"]
+        names = ["value", "value_low", "value_high"]
         rows.append(
-            pd.DataFrame([{"variant": UNSTEERED, "metric": metric} | {name: float(plain[name]) for name in ends}])
+            pd.DataFrame([{"variant": UNSTEERED, "metric": metric} | {name: float(plain[name]) for name in names}])
         )
-        rows.append(found[ends].to_dataframe().reset_index()[[*axes, *ends]].assign(metric=metric))
-    whole = pd.concat(rows, ignore_index=True).rename(columns=lambda name: name.replace("value_", ""))
+        rows.append(found[names].to_dataframe().reset_index()[[*axes, *names]].assign(metric=metric))
+    whole = pd.concat(rows, ignore_index=True).rename(columns={"value_low": "low", "value_high": "high"})
     whole = whole.assign(n=data.sizes["prompt"] * data.sizes["seed"])
     for i in whole.index[
         (whole.metric == "concept") & whole.value.isin((0, 1))
@@ -84,9 +84,9 @@ def at_equal_fidelity(
                 for layers in ("searched layers", "all layers")
             }
         for variant, found in spread.items():
-            ends = np.nanquantile(found, (0.025, 0.975)) if np.isnan(found).mean() <= 0.05 else (np.nan, np.nan)
+            low, high = map(float, ends(found, missing=0.05))
             rows.append(
-                dict(drop=drop, variant=variant, metric=concept, value=value[variant].item(), low=ends[0], high=ends[1])
+                dict(drop=drop, variant=variant, metric=concept, value=value[variant].item(), low=low, high=high)
             )
     return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
 
@@ -112,7 +112,7 @@ def _at_drop(concept: np.ndarray, fidelity: np.ndarray, drop: float) -> np.ndarr
     return np.where(below.any(1), found[:, 0], np.nan)
 
 
-def submit(study: Winter, variant: str, some: Sequence[Sequence[Intervention]]):
+def submit(study: Winter, method: Variant):
     """The submission's images, one for each ID from the fixed seed, and its table."""
     folder = study.options.runs / "submission"
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def submit(study: Winter, variant: str, some: Sequence[Sequence[Intervention]]):
         study.scorer,
         study.options.batch_size,
     )
-    images = as_pil(steered.run(steered.worlds(some)).images)
+    images = as_pil(steered.run(steered.worlds(method)).images)
     for number, image in enumerate(images, 1):
         image.save(folder / f"{number}.png")
     prompts = [prompt.prompt for prompt in study.held_out]
@@ -132,7 +132,7 @@ def submit(study: Winter, variant: str, some: Sequence[Sequence[Intervention]]):
         dict(
             ID=range(1, len(images) + 1),
             prompt=prompts,
-            variant=variant,
+            variant=method.place["variant"],
             seed=study.options.seeds[0],
             winter_similarity=study.scorer.similarity(images, "winter").numpy().round(4),
             fidelity=study.scorer.similarity(images, prompts).numpy().round(4),
@@ -156,11 +156,11 @@ def main(options: WinterOptions):
         print(f"{where}, searched: { {site: round(strength, 2) for site, strength in study.searched[where].items()} }")
     print(f"fixed strengths {study.fixed}")
     study.adaptive.round(4).to_csv(options.out / "steering_adaptive.csv", index=False)
-    methods = {place["variant"]: some for place, some in study.methods.values()}
+    methods = {method.place["variant"]: method for method in study.methods.values()}
     fixed, best = (
         next(name for name in methods if name.startswith(begin)) for begin in ("fixed strength", study.favourite)
     )
-    report = summary(study.report)
+    report = method_table(study.report)
     pairs = [
         ("adaptive", fixed),
         ("adaptive", "three keyword classes"),
@@ -175,9 +175,9 @@ def main(options: WinterOptions):
         .round(3)
         .to_string()
     )
-    submit(study, best, methods[best])
+    submit(study, methods[best])
     winter_figures.layers(study.sweeps, options.out / "steering_layers.png")
-    curves = summary(study.frontier)
+    curves = method_table(study.frontier)
     curves.to_csv(options.out / "steering_frontier.csv", index=False)
     drops = [part * study.budget for part in SHARES]
     equal = pd.concat(
@@ -190,7 +190,7 @@ def main(options: WinterOptions):
     for some in (("night",), ("watercolor",), ("winter", "watercolor")):
         strength, found = study.other(some)
         for name, data in found.items():
-            others.append(summary(data).assign(steered="+".join(some), measured=name, strength=strength))
+            others.append(method_table(data).assign(steered="+".join(some), measured=name, strength=strength))
         if len(some) > 1:
             both = both_at_once(list(found.values()))
             others.append(both.assign(steered="+".join(some), measured="both at once", strength=strength))
@@ -213,7 +213,7 @@ def both_at_once(found: Sequence[xr.Dataset]) -> pd.DataFrame:
         together = np.prod([measured_by(data, "concept")[kind].values for data in found], axis=0)
         joint[kind] = joint[kind].copy()
         joint[kind].loc[{"metric": "concept"}] = together
-    return summary(joint, ["concept"])
+    return method_table(joint, ["concept"])
 
 
 if __name__ == "__main__":

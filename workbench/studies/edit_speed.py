@@ -1,4 +1,4 @@
-"""How long an edit takes on layers of Stable Diffusion's sizes: `python -m workbench.benchmarks.edit_speed`.
+"""How long an edit takes on layers of Stable Diffusion's sizes: `python -m workbench.studies.edit_speed`.
 
 Random weights in the shapes of the public configurations, two cross-attention layers' K and V, eight pairs of prompts (their
 states random): solve, factors, the SHA-256 sums that tie an edit to its base (one when it is made, two at the commit), and the
@@ -27,7 +27,7 @@ SIZES = {
 
 @dataclass
 class EditSpeedOptions:
-    out: Path = Path("figures/edit_speed.csv")
+    out: Path = Path("runs/figures/edit_speed.csv")
     repeats: int = 7
     pairs: int = 8
     layers: int = 2

@@ -1,4 +1,4 @@
-"""Which states carry which attribute? `python -m workbench.localize.survey` traces all prompt sets and draws two figures.
+"""Which states carry which attribute? `python -m workbench.studies.survey` traces all prompt sets and draws two figures.
 
 `causal_trace_text.png`: layers and components of the text encoder at the last subject token; `causal_trace_unet.png`:
 modules of the UNet in execution order; `causal_trace.csv`: every number with its interval. Finished parts are kept in
@@ -14,11 +14,11 @@ import tyro
 import xarray as xr
 
 from workbench import plot
+from workbench.experiments.results import effects, strongest, with_interval
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.metrics import Scorer
 from workbench.models import load
 from workbench.prompts import prompt_set
-from workbench.results import effects, strongest, with_interval
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "position")
 SITES = {"text": ("text_encoder.*.{attention,mlp,hidden}",), "unet": ("unet.*.{resnet,self,cross}",)}
@@ -34,7 +34,7 @@ class SurveyOptions:
     num_inference_steps: int = 12
     batch_size: int = 32
     runs: Path = Path("runs/survey")
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
 
 
 def main(options: SurveyOptions):

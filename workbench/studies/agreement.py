@@ -1,4 +1,4 @@
-"""Which layers carry which attribute, by four localizers? `python -m workbench.localize.agreement` measures and draws it.
+"""Which layers carry which attribute, by four localizers? `python -m workbench.studies.agreement` measures and draws it.
 
 `locogen.png`: direct effect of each window, for six attributes; `locogen_images.png`: one image for each window;
 `localizers.png`: where the localizers agree; `locogen.csv`, `localizers.csv` and `agreement.csv`: every number with its
@@ -16,13 +16,14 @@ import tyro
 import xarray as xr
 
 from workbench import plot
+from workbench.experiments.results import strongest, with_interval
 from workbench.localize.causal_trace import TraceSpec
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen_images, locogen_search
+from workbench.localize.locogen import LocoGen, locogen_images, locogen_search
+from workbench.localize.patching import LocoGenSpec
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
-from workbench.results import strongest, with_interval
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
 DIRECTION = {
@@ -41,7 +42,7 @@ class AgreementOptions:
     widths: tuple[int, ...] = (1, 2)
     batch_size: int = 32
     runs: Path = Path("runs/agreement")
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
 
 
 def main(options: AgreementOptions):

@@ -1,4 +1,4 @@
-"""Erase a subject, remove a style, update a fact: `python -m workbench.benchmarks.edit_tasks`.
+"""Erase a subject, remove a style, update a fact: `python -m workbench.studies.edit_tasks`.
 
 Each with its own small prompt sets (`data/prompts/swap/TASK_train.csv`, `TASK_held_out.csv`), by two settings of the solver:
 the swap benchmark's chosen one, and LocoEdit's on all layers. Reported on held-out prompts: the share of pictures that still
@@ -6,18 +6,19 @@ show the old value, the share that show the new one, and collateral on the contr
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import tyro
 
 from workbench import edit as edits
-from workbench.benchmarks.swap import ALL, BEST, UNEDITED, Cells, Fit
-from workbench.edit.low_rank import Edit
+from workbench.experiments.statistics import mean, share
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
-from workbench.results import mean, share
+from workbench.studies.edits import EditCells, Editor, Fit, thinned
+from workbench.studies.swap_editors import ALL, BEST
 
 TASKS = {
     "erase": None,
@@ -35,7 +36,7 @@ class TasksOptions:
     num_inference_steps: int = 8
     batch_size: int = 25
     runs: Path = Path("runs/edit_tasks")
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
 
 
 def material(task: str) -> Fit:
@@ -45,15 +46,16 @@ def material(task: str) -> Fit:
     return Fit(train, tuple(p for p in others if train[0].subject not in p.prompt))
 
 
-def editors(model: Model, fit: Fit) -> dict[str, Edit]:
+def editors(model: Model, fit: Fit) -> dict[str, Editor]:
+    chosen = partial(edits.from_concepts, model, fit.train, preserve=fit.kept, **BEST)
     return {
-        "chosen": edits.from_concepts(model, fit.train, preserve=fit.kept, **BEST),
-        "locoedit, all layers": edits.locoedit(model, fit.train, sites=ALL),
+        "chosen": Editor(chosen),
+        "locoedit, all layers": Editor(partial(edits.locoedit, model, fit.train, sites=ALL)),
     }
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows (task, editor, measure, value, low, high, n)."""
+def task_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows (editor, set, measure, value, low, high, n)."""
     found = []
     for (editor, name), cell in rows.groupby(["editor", "set"], sort=False):
         measures = {"changed": share(cell.edited != cell.unedited), "image distance": mean(cell.distance)}
@@ -61,10 +63,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             measures["shows the old"] = share(cell.edited == cell.value)
             if cell.target.notna().all():
                 measures["shows the new"] = share(cell.edited == cell.target)
-        found += [
-            dict(editor=editor, set=name, measure=measure, value=value, low=low, high=high, n=len(cell))
-            for measure, (value, low, high) in measures.items()
-        ]
+        for measure, estimate in measures.items():
+            found.append(dict(editor=editor, set=name, measure=measure, **estimate._asdict(), n=len(cell)))
     return pd.DataFrame(found)
 
 
@@ -72,17 +72,18 @@ def main(options: TasksOptions):
     model, scorer, tables = load(), Scorer(), []
     for task, target in TASKS.items():
         sets = {"control": prompt_set("swap/control"), task: prompt_set(f"swap/{task}_held_out")}
-        sets = {
-            name: some[:: max(1, len(some) // options.images)] if options.images else some
-            for name, some in sets.items()
-        }
-        targets = {} if target is None else {prompt.value: target for prompt in sets[task]}
-        cells = Cells(model, scorer, sets, options, options.runs / task, targets)
-        cells.measure(UNEDITED, lambda: None)
-        cells.ceiling(task)
-        for name, edit in editors(model, material(task).thinned(options.every)).items():
-            cells.measure(name, lambda edit=edit: edit)
-        tables.append(summary(cells.shards.table()).assign(task=task))
+        cells = EditCells(
+            model,
+            thinned(sets, options.images),
+            editors(model, material(task).thinned(options.every)),
+            targets={} if target is None else {prompt.value: target for prompt in sets[task]},
+            ceiling=task,
+            settings=[BEST, options.every],
+            scorer=scorer,
+            num_inference_steps=options.num_inference_steps,
+            batch_size=options.batch_size,
+        )
+        tables.append(task_table(cells.table(options.runs / task)).assign(task=task))
     table = pd.concat(tables).round(4)
     options.out.mkdir(parents=True, exist_ok=True)
     table[["task", *table.columns[:-1]]].to_csv(options.out / "edit_tasks.csv", index=False)

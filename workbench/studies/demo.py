@@ -8,12 +8,12 @@ import tyro
 import xarray as xr
 
 from workbench import plot
+from workbench.experiments.results import effects, strongest, with_interval
 from workbench.interventions import World, add_noise, restore
 from workbench.localize.causal_trace import TraceSpec, causal_trace, noise_seed, noise_sigmas
 from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
-from workbench.results import effects, strongest, with_interval
 
 
 @dataclass
@@ -25,7 +25,7 @@ class DemoOptions:
     noise_multiple: float = 6.0
     batch_size: int = 32
     num_inference_steps: int | None = None
-    out: Path = Path("figures/zebra_trace.png")
+    out: Path = Path("runs/zebra_trace.png")
 
 
 def main(options: DemoOptions):

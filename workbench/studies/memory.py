@@ -1,8 +1,8 @@
-"""What attention maps cost in memory: `python -m workbench.benchmarks.memory`.
+"""What attention maps cost in memory: `python -m workbench.studies.memory`.
 
 Peak resident memory while a run makes one image with all cross-attention maps, over the same run without them, each in a process
 of its own: on a random UNet of Stable Diffusion 1.5's size (its public config, 64 x 64 latents; needs 8 GB), and on the
-menagerie at 5 and at 50 steps. Linux only: the peak is counted from behind the model's loading. Writes `figures/memory.csv`.
+menagerie at 5 and at 50 steps. Linux only: the peak is counted from behind the model's loading. Writes `memory.csv`.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ SIZES = {"sd15": (2,), "menagerie": (5, 50)}
 @dataclass
 class MemoryOptions:
     models: tuple[str, ...] = tuple(SIZES)
-    out: Path = Path("figures/memory.csv")
+    out: Path = Path("runs/figures/memory.csv")
 
 
 def main(options: MemoryOptions):
@@ -37,7 +37,7 @@ def main(options: MemoryOptions):
 
 def peak(model: str, steps: int, maps: bool) -> int:
     """Largest resident memory, in MB (10^6 bytes), of a process that makes one image."""
-    script = f"from workbench.benchmarks import memory; memory.one_run({model!r}, {steps}, {maps})"
+    script = f"from workbench.studies import memory; memory.one_run({model!r}, {steps}, {maps})"
     return int(
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()[-1]
     )

@@ -1,6 +1,6 @@
 """Pictures of the swap benchmark."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -27,8 +27,7 @@ SHOWN = {
 
 def frontier(table: pd.DataFrame, path: Path):
     """Efficacy against collateral with 95 % intervals, and what every editor does to every set."""
-    pick = lambda name, measure: table[(table.set == name) & (table.measure == measure)].set_index("editor")
-    accuracy, collateral = pick("held_out", "swapped"), pick("control", "changed")
+    accuracy, collateral = _rows(table, "held_out", "swapped"), _rows(table, "control", "changed")
     accuracy = accuracy.loc[
         (collateral["value"].reindex(accuracy.index).fillna(0) - accuracy["value"]).sort_values().index
     ]  # the best first
@@ -61,12 +60,17 @@ def frontier(table: pd.DataFrame, path: Path):
     )
     left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=4)
     cells = pd.DataFrame(
-        {f"{name}\n{measure}": pick(name, measure)["value"] for name, measure in SHOWN.items()}
+        {f"{name}\n{measure}": _rows(table, name, measure)["value"] for name, measure in SHOWN.items()}
     ).reindex(accuracy.index)
     sns.heatmap(cells, ax=right, annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar=False)
     right.set(ylabel="", title="Share of images, by set")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def _rows(table: pd.DataFrame, name: str, measure: str) -> pd.DataFrame:
+    """One measure on one set, by editor."""
+    return table[(table.set == name) & (table.measure == measure)].set_index("editor")
 
 
 def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str, PromptSet], path: Path, steps: int):
@@ -82,19 +86,10 @@ def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str,
     ]
     chosen += [(name, i) for name in ("paraphrase", "plural", "two_animal", "homonym") for i in (0, -1)]
     prompts = [sets[name][i % len(sets[name])].prompt for name, i in chosen]
-    draw = lambda: (
-        np.stack(
-            [
-                np.asarray(image)
-                for image in model.generate(prompts, seeds=range(len(prompts)), num_inference_steps=steps)
-            ]
-        )
-        / 255
-    )
-    rows = {"unedited": draw()}
+    rows = {"unedited": _drawn(model, prompts, steps)}
     for name, edit in edits.items():
         with model.applied(edit):
-            rows[name] = draw()
+            rows[name] = _drawn(model, prompts, steps)
     images = xr.DataArray(
         np.stack(list(rows.values())),
         dims=("world", "seed", "y", "x", "colour"),
@@ -113,3 +108,9 @@ def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str,
     ax.set_xlabel("")
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _drawn(model: Model, prompts: Sequence[str], steps: int) -> np.ndarray:
+    """Images of prompts, each of its own seed: (image, y, x, colour)."""
+    images = model.generate(prompts, seeds=range(len(prompts)), num_inference_steps=steps)
+    return np.stack([np.asarray(image) for image in images]) / 255

@@ -8,23 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import fill
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.experiments.results import measured_by
+from workbench.experiments.store import Folder
 from workbench.interventions import Intervention, World, replace_prompt
 from workbench.menagerie.captions import HELD_OUT_SEASON, SEASON
 from workbench.menagerie.world import SUBJECTS
 from workbench.metrics import Scorer
 from workbench.models import load
 from workbench.prompts import FOLDER, Prompt, PromptSet, labels_of, prompt_pairs, prompt_set
-from workbench.results import measured_by
 from workbench.steering.adaptive import AdaptiveSpec, adaptive_strength
 from workbench.steering.direction import Direction, direction
-from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant
-from workbench.steering.sweep import ALL, Search, SearchSpec, Sweep, SweepSpec, steer_search, steer_sweep
+from workbench.steering.experiment import UNSTEERED, Concept, Interventions, Steered, SteerSpec, Variant
+from workbench.steering.search import Search, SearchSpec, steer_search
+from workbench.steering.sweep import ALL, Sweep, SweepSpec, steer_sweep
 
 TEXT, UNET = "text encoder", "UNet"
 SITES = {TEXT: "text_encoder.*.mlp", UNET: "unet.*.cross"}
@@ -41,7 +44,7 @@ FRONTIER = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the searched strengths
 class WinterOptions:
     runs: Path = Path("runs/winter")
     """Where finished parts are kept; the same command goes on where it was stopped."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
     seeds: tuple[int, ...] = (17, 18)
     """Of the report; the first is the submission's."""
     num_inference_steps: int = 12
@@ -64,8 +67,9 @@ class Winter:
         subjects = [next(subject for subject in SUBJECTS if re.search(rf"\b{subject}\b", text)) for text in held.prompt]
         self.held_out = PromptSet("winter", tuple(Prompt(text, s, s) for text, s in zip(held.prompt, subjects)), labels)
         self.tune = PromptSet("tune", tuple(prompt_set("steer/tune"))[: options.prompts], labels)
-        self.tuning = dict(seeds=(0,), num_inference_steps=options.num_inference_steps)
-        self.reporting = self.tuning | dict(seeds=options.seeds)
+        self.run = dict(num_inference_steps=options.num_inference_steps)
+        self.tuning = SteerSpec(seeds=(0,), **self.run)
+        self.reporting = SteerSpec(seeds=options.seeds, **self.run)
         self.concepts = {name: Concept(name, OPPOSITE[name], labels_of(name), name) for name in SAID}
         self.common = dict(scorer=self.scorer, batch_size=options.batch_size)
 
@@ -76,34 +80,38 @@ class Winter:
         for name, where in [*((name, TEXT) for name in SAID), ("winter", UNET)]:
             path = self.options.runs / f"{name} {where}.safetensors"  # kept, for another machine would round otherwise
             if not path.exists():
-                positive, negative = (side[:: 1 if where == TEXT else 4] for side in prompt_pairs(name))
-                more = (
-                    dict(pool="positions")
-                    if where == TEXT
-                    else dict(num_inference_steps=self.options.num_inference_steps)
-                )
-                direction(
-                    self.model, positive, negative, SITES[where], batch_size=self.options.batch_size, **more
-                ).save(path)
+                self._save(self._direction(name, where), path)
             found[name, where] = Direction.load(path)
         return found
 
-    def told(self, names: Sequence[str], prompts: PromptSet) -> list[tuple[Intervention, ...]]:
+    def _direction(self, name: str, where: str) -> Direction:
+        positive, negative = (side[:: 1 if where == TEXT else 4] for side in prompt_pairs(name))
+        settings = dict(pool="positions") if where == TEXT else self.run
+        batch_size = self.options.batch_size
+        return direction(self.model, positive, negative, SITES[where], batch_size=batch_size, **settings)
+
+    def _save(self, made: Direction, path: Path):
+        """Keep a direction whole, whatever happens and whoever else does the same."""
+        with TemporaryDirectory() as folder:
+            made.save(Path(folder) / path.name)
+            Folder(path.parent).create(path.name, (Path(folder) / path.name).read_bytes())
+
+    def told(self, names: Sequence[str], prompts: PromptSet) -> list[Interventions]:
         """What the model does when the prompt says it, summer left out: the ceiling, and the measure of what it may cost."""
         return [(replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)),) for prompt in prompts]
 
     def measure(
-        self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], **spec
+        self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], spec: SteerSpec
     ) -> xr.Dataset:
-        study = Steered(self.model, prompts, concept, SteerSpec(**spec), self.scorer, self.options.batch_size, variants)
+        """Variants by the names of their parts, kept in a folder of that name."""
+        study = Steered(self.model, prompts, concept, spec, self.scorer, self.options.batch_size, variants)
         return study.dataset(self.options.runs / part)
 
     @cached_property
     def sweeps(self) -> dict[str, Sweep]:
         """Every layer at every strength."""
         spec = {
-            where: SweepSpec(keep_norm=where == UNET, strengths=self.options.strengths, **self.tuning)
-            for where in SITES
+            where: SweepSpec(keep_norm=where == UNET, strengths=self.options.strengths, **self.run) for where in SITES
         }
         return {
             where: steer_sweep(
@@ -120,8 +128,8 @@ class Winter:
 
     @cached_property
     def told_so(self) -> xr.Dataset:
-        variants = {"told": ({"variant": "told winter"}, self.told(["winter"], self.tune))}
-        return self.measure("told", self.tune, self.concepts["winter"], variants, **self.tuning)
+        variants = {"told": Variant({"variant": "told winter"}, self.told(["winter"], self.tune))}
+        return self.measure("told", self.tune, self.concepts["winter"], variants, self.tuning)
 
     @cached_property
     def budget(self) -> float:
@@ -142,9 +150,7 @@ class Winter:
     @cached_property
     def searches(self) -> dict[str, Search]:
         """Sets of layers with a strength for each."""
-        spec = {
-            where: SearchSpec(keep_norm=where == UNET, trials=self.options.trials, **self.tuning) for where in SITES
-        }
+        spec = {where: SearchSpec(keep_norm=where == UNET, trials=self.options.trials, **self.run) for where in SITES}
         return {
             where: steer_search(
                 self.model,
@@ -181,11 +187,11 @@ class Winter:
     def fixed(self) -> dict[str, float]:
         """The least strength that brings as much of winter as telling does, or the largest within the budget: for all tuning prompts
         together, and for those of each class."""
-        some = [{"factor": factor} for factor in self.ladder]
         variants = {
-            str(place["factor"]): (place, [self.strengthened(TEXT, place["factor"])] * len(self.tune)) for place in some
+            str(factor): Variant({"factor": factor}, [self.strengthened(TEXT, factor)] * len(self.tune))
+            for factor in self.ladder
         }
-        data = self.measure("ladder", self.tune, self.concepts["winter"], variants, **self.tuning).mean("seed")
+        data = self.measure("ladder", self.tune, self.concepts["winter"], variants, self.tuning).mean("seed")
         steered, before = data.steered, data.unsteered
         lead = _lead(steered)
         drop = before.sel(metric="similarity") - steered.sel(metric="similarity")
@@ -258,15 +264,12 @@ class Winter:
             four[site] = four.get(site, 0) + strength
         best = {which: self.chosen(table) for which, table in self.tuned.items()}
         single, every = ({where: best[where, which] for where in SITES} for which in ("one layer", "all layers"))
-        name = lambda row: (
-            f"{row.site.removeprefix('text_encoder.').removeprefix('unet.').rsplit('.', 1)[0]} at {row.strength:g}"
-        )
         fixed, kinds = self.fixed, [keyword_class(prompt.prompt) for prompt in self.held_out]
         alike = {
             f"source's form, one layer ({single[TEXT].site.split('.')[1]})": source.steer({single[TEXT].site: 1.0}),
             f"source's form, its layers ({', '.join(site.split('.')[1] for site in four)})": source.steer(four),
             "source's form, all layers": source.steer(1.0),
-            f"text encoder, one layer ({name(single[TEXT])})": self.strengthened(
+            f"text encoder, one layer ({_at(single[TEXT])})": self.strengthened(
                 TEXT, 1.0, {single[TEXT].site: single[TEXT].strength}
             ),
             f"text encoder, all layers (at {every[TEXT].strength:g})": self.strengthened(
@@ -274,7 +277,7 @@ class Winter:
             ),
             "text encoder, searched": self.strengthened(TEXT, 1.0),
             f"fixed strength (x {fixed['all']:g})": self.strengthened(TEXT, fixed["all"]),
-            f"UNet, one layer ({name(single[UNET])})": self.strengthened(
+            f"UNet, one layer ({_at(single[UNET])})": self.strengthened(
                 UNET, 1.0, {single[UNET].site: single[UNET].strength}
             ),
             f"UNet, all layers (at {every[UNET].strength:g})": self.strengthened(
@@ -283,22 +286,18 @@ class Winter:
             "UNet, searched": self.strengthened(UNET, 1.0),
             "UNet, summer removed": (-unet).remove(2.0),
         }
-        found = {
-            f"m{i:02d}": ({"variant": variant}, [what] * len(kinds)) for i, (variant, what) in enumerate(alike.items())
-        }
-        found["keywords"] = (
-            {"variant": "three keyword classes"},
-            [self.strengthened(TEXT, fixed[kind]) for kind in kinds],
-        )
-        found["adaptive"] = (
-            {"variant": "adaptive"},
-            [self.strengthened(TEXT, factor) for factor in self.adaptive.strength],
-        )
-        return {"told": ({"variant": "told winter"}, self.told(["winter"], self.held_out))} | found
+        found = {"told": Variant({"variant": "told winter"}, self.told(["winter"], self.held_out))}
+        for i, (variant, interventions) in enumerate(alike.items()):
+            found[f"m{i:02d}"] = Variant({"variant": variant}, [interventions] * len(kinds))
+        by_kind = [self.strengthened(TEXT, fixed[kind]) for kind in kinds]
+        found["keywords"] = Variant({"variant": "three keyword classes"}, by_kind)
+        by_prompt = [self.strengthened(TEXT, factor) for factor in self.adaptive.strength]
+        found["adaptive"] = Variant({"variant": "adaptive"}, by_prompt)
+        return found
 
     @cached_property
     def report(self) -> xr.Dataset:
-        return self.measure("report", self.held_out, self.concepts["winter"], self.methods, **self.reporting)
+        return self.measure("report", self.held_out, self.concepts["winter"], self.methods, self.reporting)
 
     @cached_property
     def frontier(self) -> xr.Dataset:
@@ -311,11 +310,9 @@ class Winter:
             ):
                 for factor in FRONTIER:
                     place = {"variant": f"{where}, {layers} layers", "factor": factor}
-                    variants[f"{where} {layers} {factor}"] = (
-                        place,
-                        [self.strengthened(where, factor, strengths)] * len(self.held_out),
-                    )
-        return self.measure("frontier", self.held_out, self.concepts["winter"], variants, **self.reporting)
+                    steered = self.strengthened(where, factor, strengths)
+                    variants[f"{where} {layers} {factor}"] = Variant(place, [steered] * len(self.held_out))
+        return self.measure("frontier", self.held_out, self.concepts["winter"], variants, self.reporting)
 
     def strip(self, where: str, shown: Sequence[int] = (0, 1, 5, 22, 23)) -> xr.DataArray:
         """Images of some prompts from weak to strong: (world, strength, y, x, colour)."""
@@ -340,12 +337,10 @@ class Winter:
         joined = "+".join(names)
         steered = sum((self.directions[name, TEXT] for name in names[1:]), start=self.directions[names[0], TEXT])
         strengths = [strength for strength in self.ladder if strength <= 1]
-        at = lambda strength, prompts: [steered.steer(strength)] * len(prompts)
-        tuned = {str(s): ({"variant": f"{s:g}"}, at(s, self.tune)) for s in strengths} | {
-            "told": ({"variant": "told"}, self.told(names, self.tune))
-        }
+        tuned = {str(s): Variant({"variant": f"{s:g}"}, [steered.steer(s)] * len(self.tune)) for s in strengths}
+        tuned["told"] = Variant({"variant": "told"}, self.told(names, self.tune))
         found = [
-            self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, **self.tuning).mean(
+            self.measure(f"{joined} tune {name}", self.tune, self.concepts[name], tuned, self.tuning).mean(
                 ("prompt", "seed")
             )
             for name in names
@@ -356,14 +351,21 @@ class Winter:
             f"{strengths[0]:g}"
         ]
         best = float(max(kept, key=lambda each: float(gained.sel(variant=each))))
+        alike = [steered.steer(best)] * len(self.held_out)
         held = {
-            "steered": ({"variant": f"steered (x {best:g})"}, at(best, self.held_out)),
-            "told": ({"variant": "told"}, self.told(names, self.held_out)),
+            "steered": Variant({"variant": f"steered (x {best:g})"}, alike),
+            "told": Variant({"variant": "told"}, self.told(names, self.held_out)),
         }
         return best, {
-            name: self.measure(f"{joined} report {name}", self.held_out, self.concepts[name], held, **self.reporting)
+            name: self.measure(f"{joined} report {name}", self.held_out, self.concepts[name], held, self.reporting)
             for name in names
         }
+
+
+def _at(row: pd.Series) -> str:
+    """A layer and its strength, of a sweep's row: "3 at 0.5"."""
+    place = row.site.removeprefix("text_encoder.").removeprefix("unet.").rsplit(".", 1)[0]
+    return f"{place} at {row.strength:g}"
 
 
 def _lead(scores: xr.DataArray) -> xr.DataArray:

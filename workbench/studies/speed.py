@@ -1,4 +1,4 @@
-"""What the engine costs and saves: `python -m workbench.benchmarks.speed`.
+"""What the engine costs and saves: `python -m workbench.studies.speed`.
 
 Ratios of medians, the two sides interleaved in one process: a traced run over plain diffusers, without interventions and
 with 16 sites recorded at every step; and a whole text-encoder trace, and LocoGen over all windows, against the loops that one
@@ -19,7 +19,8 @@ import tyro
 
 from workbench.engine.trace import untouched
 from workbench.interventions import Context, World, add_noise, restore
-from workbench.localize.locogen import LocoGenSpec, cross_layers, locogen_images
+from workbench.localize.locogen import locogen_images
+from workbench.localize.patching import LocoGenSpec, cross_layers
 from workbench.models import Model, load
 from workbench.prompts import Prompt
 from workbench.text import tokenize
@@ -33,7 +34,7 @@ NOISE = add_noise("text_encoder.embedding", 1.0, tokens="subject")
 class SpeedOptions:
     studies: tuple[str, ...] = ("plain diffusers", "text-encoder trace", "LocoGen")
     """Which of the comparisons to make."""
-    out: Path = Path("figures/speed.csv")
+    out: Path = Path("runs/figures/speed.csv")
     repeats: int = 7
     trace_seeds: int = 4
     batch_size: int = 32

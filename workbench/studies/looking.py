@@ -1,4 +1,4 @@
-"""Which layers look where the word is? `python -m workbench.localize.looking` holds word maps against the truth.
+"""Which layers look where the word is? `python -m workbench.studies.looking` holds word maps against the truth.
 
 Rendered pictures, whose masks are known, are noised to a step of the run and shown to the UNet once. The map of the subject's
 word is compared with the subject's true mask: `attention_iou.png`, `attention_iou.csv`.
@@ -14,16 +14,17 @@ import pandas as pd
 import tyro
 import xarray as xr
 from einops import reduce
-from scipy.stats import bootstrap
-from tqdm.auto import tqdm
 
 from workbench import plot
+from workbench.experiments.statistics import mean
 from workbench.interventions import World
 from workbench.localize.attention import AttentionMaps, attention_maps, mask_iou
 from workbench.menagerie.captions import caption
 from workbench.menagerie.world import INDIVIDUALS, SUBJECTS, render, sample_scene
 from workbench.models import Model, load
+from workbench.progress import each
 
+RESAMPLES = 9999
 CHANCE, CENTRE = "chance", "mean mask of the other pictures"
 
 
@@ -34,7 +35,7 @@ class LookingOptions:
     """Of the run's 25: the earlier, the more noise."""
     seed: int = 7
     batch_size: int = 32
-    out: Path = Path("figures")
+    out: Path = Path("runs/figures")
 
 
 @dataclass(frozen=True)
@@ -49,37 +50,37 @@ class Picture:
 def main(options: LookingOptions):
     model, pictures = load(), draw_pictures(options)
     rows, examples = [], None
-    for step in tqdm(options.steps, desc="noise levels", disable=None):
+    for step in each(options.steps, "noise levels", "level"):
         for at in range(0, len(pictures), options.batch_size):
             some = pictures[at : at + options.batch_size]
             maps = attention_maps(
                 model,
-                [each.world for each in some],
-                images={each.world.name: each.image for each in some},
+                [picture.world for picture in some],
+                images={picture.world.name: picture.image for picture in some},
                 step=step,
                 seeds=(options.seed,),
                 batch_size=options.batch_size,
             )
-            for each in some:
-                found = mask_iou(word_map(maps, each), each.mask)
+            for picture in some:
+                found = mask_iou(word_map(maps, picture), picture.mask)
                 rows += [
                     dict(
                         step=step,
                         site=site,
-                        picture=each.world.name,
+                        picture=picture.world.name,
                         iou=float(found.sel(site=site)),
-                        ceiling=ceiling(each.mask, values.sizes["y"]),
+                        ceiling=ceiling(picture.mask, values.sizes["y"]),
                     )
                     for site, values in maps.maps.items()
                 ]
             if examples is None and step == options.steps[len(options.steps) // 2]:
-                examples = [(each, word_map(maps, each)) for each in some[:4]]
+                examples = [(picture, word_map(maps, picture)) for picture in some[:4]]
     rows += [
         dict(step=step, site=name, picture=picture, iou=iou)
         for step in options.steps
         for name, picture, iou in baselines(pictures)
     ]
-    table = summary(pd.DataFrame(rows))
+    table = layer_table(pd.DataFrame(rows))
     options.out.mkdir(parents=True, exist_ok=True)
     table.round(4).to_csv(options.out / "attention_iou.csv", index=False)
     figure(table, examples, options, model).savefig(options.out / "attention_iou.png", dpi=100)
@@ -117,38 +118,22 @@ def ceiling(mask: np.ndarray, side: int) -> float:
 
 def baselines(pictures: list[Picture]) -> list[tuple[str, str, float]]:
     """What a map reaches that knows nothing of its picture."""
-    masks, found = np.stack([each.mask for each in pictures]).astype(np.float32), []
-    for i, each in enumerate(pictures):
-        share, others = each.mask.mean(), (masks.sum(0) - masks[i]) / (len(masks) - 1)
-        found.append((CHANCE, each.world.name, share / (2 - share)))
-        found.append(
-            (
-                CENTRE,
-                each.world.name,
-                float(mask_iou(xr.DataArray(others[None], dims=("site", "y", "x")), each.mask)[0]),
-            )
-        )
+    masks, found = np.stack([picture.mask for picture in pictures]).astype(np.float32), []
+    for i, picture in enumerate(pictures):
+        name, share, others = picture.world.name, picture.mask.mean(), (masks.sum(0) - masks[i]) / (len(masks) - 1)
+        found.append((CHANCE, name, share / (2 - share)))
+        centre = xr.DataArray(others[None], dims=("site", "y", "x"))
+        found.append((CENTRE, name, float(mask_iou(centre, picture.mask)[0])))
     return found
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
+def layer_table(table: pd.DataFrame) -> pd.DataFrame:
     """Means over pictures with their 95 % bootstrap intervals."""
     rows = []
     for (step, site), group in table.groupby(["step", "site"], sort=False):
-        interval = bootstrap(
-            (group.iou.to_numpy(),), np.mean, rng=np.random.default_rng(0), method="percentile"
-        ).confidence_interval
-        rows.append(
-            dict(
-                step=step,
-                site=site,
-                iou=group.iou.mean(),
-                low=interval.low,
-                high=interval.high,
-                ceiling=group.ceiling.mean(),
-                pictures=len(group),
-            )
-        )
+        iou, low, high = mean(group.iou, resamples=RESAMPLES)
+        about, ceiling = dict(step=step, site=site), group.ceiling.mean()
+        rows.append(about | dict(iou=iou, low=low, high=high, ceiling=ceiling, pictures=len(group)))
     return pd.DataFrame(rows)
 
 

@@ -1,0 +1,171 @@
+"""The one base of everything that is measured: a frozen spec, parts, and a table of rows that a store keeps.
+
+    class Brightness(Experiment):
+        name = "brightness"
+
+        def check(self, p):
+            return self.plan(self.worlds(p))                    # how many images a part takes
+
+        def measure(self, p, bar):
+            return self.score(p, self.worlds(p), places, bar)   # its rows
+
+A part is finished or not: who stops an experiment loses at most the part it is at. Parts may be divided among processes.
+A study whose next question hangs on its last answer (a search, a bisection) gives its parts in `stages`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import xarray as xr
+
+from workbench.engine import Fold, Run, prepare
+from workbench.experiments import results
+from workbench.experiments.shards import PACKAGES, Row, Shards
+from workbench.experiments.spec import Spec
+from workbench.experiments.store import Store, as_store
+from workbench.experiments.work import complete
+from workbench.interventions import World
+from workbench.metrics import Scorer, measured
+from workbench.models import Model
+from workbench.progress import Bar
+from workbench.prompts import PromptSet
+from workbench.sites import Site
+
+Part = tuple[Any, ...]
+Kept = Callable[[str], pd.DataFrame | None]
+
+
+class Experiment(ABC):
+    """Something measured on a model, part by part.
+
+    spec: what is asked. prompts: on what; left out where the parts bring their own. scorer: what grades images, or None.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]] = ("world", "metric", "prompt", "seed", "value")
+    """What every row has."""
+    coordinates: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Columns that belong to others, such as {"strengths": ("trial",)}: settings beside their axes."""
+    packages: ClassVar[tuple[str, ...]] = PACKAGES
+    """Whose versions the numbers may hang on."""
+
+    def __init__(
+        self,
+        model: Model,
+        spec: Spec,
+        *,
+        prompts: PromptSet | None = None,
+        scorer: Scorer | None = None,
+        batch_size: int = 16,
+    ):
+        self.model, self.spec, self.scorer, self.batch_size = model, spec, scorer, batch_size
+        self.prompts = PromptSet("none", (), {}) if prompts is None else prompts
+        self.steps = model.num_inference_steps if spec.num_inference_steps is None else spec.num_inference_steps
+        self.guidance = model.guidance_scale if spec.guidance_scale is None else spec.guidance_scale
+
+    def identity(self) -> dict[str, Any]:
+        """All that the rows depend on, as plain values."""
+        return {
+            "experiment": self.name,
+            "columns": list(self.columns),
+            "coordinates": {column: list(axes) for column, axes in self.coordinates.items()},
+            "site_facts": {site.name: {"layer": site.place, "kind": site.kind} for site in self.sites()},
+            **asdict(self.spec),
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "model": self.model.record,
+            "scorer": None if self.scorer is None else self.scorer.record,
+            "prompt_set": self.prompts.name,
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "labels": {label: list(texts) for label, texts in self.prompts.labels.items()},
+        }
+
+    def sites(self) -> Sequence[Site]:
+        """Those that rows name in their column `site`."""
+        return ()
+
+    def parts(self) -> Mapping[str, Part]:
+        """Each part's name, and what `check` and `measure` are called with."""
+        return {f"prompt{p:04d}": (p,) for p in range(len(self.prompts))}
+
+    def stages(self, kept: Kept) -> Iterator[Mapping[str, Part]]:
+        """Parts that wait for others: each stage is finished before the next is asked for. kept: a finished part's rows."""
+        yield self.parts()
+
+    def total(self) -> int:
+        """How many images all takes; raises for what does not fit the model."""
+        return sum(self.check(*part) for part in self.parts().values())
+
+    @abstractmethod
+    def check(self, *part: Any) -> int:
+        """How many images a part takes; raises for what does not fit the model."""
+
+    @abstractmethod
+    def measure(self, *part_and_bar: Any) -> list[Row]:
+        """Long-form rows of a part; the bar, given last, counts the images."""
+
+    def complete(self, folder: str | Path | Store | None) -> Shards:
+        """Do all parts that the folder lacks. Without a folder they are kept in memory."""
+        return complete(self, as_store(folder))
+
+    def table(self, folder: str | Path | Store | None = None) -> pd.DataFrame:
+        """All rows."""
+        return self.complete(folder).table()
+
+    def dataset(self, folder: str | Path | Store | None = None) -> xr.Dataset:
+        """All rows as labelled arrays, one for each kind of world."""
+        return results.dataset(self.complete(folder))
+
+    def plan(self, worlds: Sequence[World]) -> int:
+        """Check the interventions of worlds against the model, and count their images."""
+        prepare(self.model, worlds, self.model._settings(self.steps, self.guidance))
+        return len(worlds) * len(self.spec.seeds)
+
+    def run(self, worlds: Sequence[World], record: Sequence[str | Fold] = ()) -> Run:
+        return self.model.run(
+            worlds,
+            seeds=self.spec.seeds,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            batch_size=self.batch_size,
+            record=record,
+            progress=False,
+        )
+
+    def score(self, p: int, worlds: Sequence[World], places: Sequence[Row], bar: Bar) -> list[Row]:
+        """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value.
+
+        The first world is the reference of the distances, and may be read by the others.
+        """
+        rows, reference, per = [], None, max(1, self.batch_size - 1)
+        for at in range(1, len(worlds), per):  # no more images in memory than these
+            run = self.run([worlds[0], *worlds[at : at + per]])
+            reference = run.images.sel(world=worlds[0].name) if reference is None else reference
+            new = list(zip(worlds[at : at + per], places[at : at + per]))
+            scored = [(worlds[0], places[0]), *new] if at == 1 else new
+            for world, place in scored:
+                rows += self.metric_rows(p, place, run.images.sel(world=world.name), reference)
+            bar.update(len(scored) * len(self.spec.seeds))
+        return rows
+
+    def metric_rows(self, p: int, place: Row, images: xr.DataArray, reference: xr.DataArray) -> list[Row]:
+        """Rows of one world's images (seed, y, x, colour) of a prompt."""
+        values_by_metric = measured(self.scorer, images, reference, self.prompts[p], self.prompts.labels)
+        return self.value_rows(p, place, values_by_metric)
+
+    def value_rows(self, p: int, place: Row, values_by_metric: Mapping[str, Sequence[float]]) -> list[Row]:
+        """One row for each metric and seed."""
+        return [
+            {**place, "metric": metric, "prompt": p, "seed": seed, "value": float(value)}
+            for metric, values in values_by_metric.items()
+            for seed, value in zip(self.spec.seeds, values, strict=True)
+        ]
+
+
+def scorer_for(model: Model, scorer: Scorer | None) -> Scorer:
+    """What grades images where nothing is said."""
+    return Scorer(device=model.pipeline.device) if scorer is None else scorer

@@ -1,0 +1,198 @@
+"""Results: rows as labelled arrays, read back whole, and averaged with intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.experiments.shards import SPEC, Shards, opened
+from workbench.experiments.statistics import LEVEL, RESAMPLES, crossed_weights, ends, weighted_means
+from workbench.experiments.store import Store, as_store
+
+NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
+PLACES = ("site", "token", "width", "inputs", "heads", "steps")  # what an effect is an effect of
+UNITS = {
+    "probability": "probability",
+    "similarity": "cosine",
+    "pixel_distance": "mean absolute difference",
+    "ssim": "SSIM",
+    "concept": "share of images",
+    "concept_probability": "probability",
+    "concept_similarity": "cosine",
+    "opposite_similarity": "cosine",
+}
+
+
+def open_results(folder: str | Path | Store) -> xr.Dataset:
+    """The results in a folder, whole or as far as they have come.
+
+    Raises FileNotFoundError where there are none, ValueError for those of an experiment whose rows are no scores by world
+    (`open_table` reads any).
+    """
+    return dataset(_shards("open_results", folder))
+
+
+def open_table(folder: str | Path | Store) -> pd.DataFrame:
+    """The rows in a folder, as far as they have come; raises FileNotFoundError where there are none."""
+    return _shards("open_table", folder).table()
+
+
+def _shards(asked: str, folder: str | Path | Store) -> Shards:
+    store = as_store(folder)
+    shards = opened(store)
+    if shards is None or not len(shards):
+        names = store.names()[:5]
+        there = f"it holds {names}" if names else "it does not exist or holds no files"
+        raise FileNotFoundError(
+            f"{asked}({str(store)!r}): no {SPEC} with finished parts there ({there}); name the folder= of an experiment"
+        )
+    return shards
+
+
+def dataset(shards: Shards) -> xr.Dataset:
+    """Rows as labelled arrays, one for each kind of world, over the columns that it has.
+
+    Settings stand beside their axes as coordinates, sites with their `layer` and `kind`, prompts with their texts. In
+    `attrs`, as JSON: `spec`, all that was asked, and `versions`, of what computed the rows.
+    """
+    table, along = shards.table(), shards.spec.get("coordinates", {})
+    if missing := [column for column in ("world", "metric", "value") if column not in table]:
+        raise ValueError(
+            f"{shards.store}: its rows have no columns {missing}, so they are no scores by world; read them with "
+            "workbench.experiments.results.open_table"
+        )
+    places = [column for column in table if column not in ("world", "value", *along)]
+    whole = [column for column in places if _whole(table[column])]
+    table = table.astype(dict.fromkeys(whole, "Int64"))  # floats only for the missing ones
+    order = {column: list(dict.fromkeys(table[column].dropna())) for column in places}
+    arrays = {}
+    for world, rows in table.groupby("world", sort=False):
+        axes = [column for column in places if rows[column].notna().all()]
+        arrays[world] = _array(rows, "value", axes, order, whole)
+    data = xr.Dataset(arrays)
+    for column, axes in along.items():
+        if column in table:
+            settings = _array(table.dropna(subset=[column, *axes]), column, axes, order, whole)
+            data = data.assign_coords({column: settings})
+    data = data.assign_attrs(spec=json.dumps(shards.spec), versions=json.dumps(shards.versions))
+    return _described(data, shards.spec)
+
+
+def _whole(column: pd.Series) -> bool:
+    return column.dtype.kind == "f" and bool((column.dropna() % 1 == 0).all())
+
+
+def _array(
+    rows: pd.DataFrame, name: str, axes: Sequence[str], order: Mapping[str, list[Any]], whole: Sequence[str]
+) -> xr.DataArray:
+    """One column over some of the others, (axes...), each in the order of its first appearance."""
+    rows = rows.drop_duplicates(list(axes)).astype({axis: int for axis in axes if axis in whole})
+    values = rows.set_index(list(axes))[name].to_xarray()
+    return values.reindex({axis: order[axis] for axis in axes})
+
+
+def _described(data: xr.Dataset, spec: Mapping[str, Any]) -> xr.Dataset:
+    """With what is known of each site and prompt beside its axis."""
+    if "site" in data.dims:
+        known = spec.get("site_facts", {})
+        facts = [known.get(site, {"layer": site, "kind": site}) for site in data.site.values]
+        data = data.assign_coords({name: ("site", [each[name] for each in facts]) for name in ("layer", "kind")})
+    if "prompt" in data.dims and spec.get("prompts"):
+        prompts = [spec["prompts"][int(i)] for i in data.prompt.values]
+        texts = {("text" if key == "prompt" else key): [each[key] for each in prompts] for key in prompts[0]}
+        data = data.assign_coords({name: ("prompt", values) for name, values in texts.items()})
+    return data
+
+
+def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:
+    """The scores by one metric; raises KeyError for one that was not measured."""
+    if metric not in data.metric.values:
+        raise KeyError(f"metric={metric!r} was not measured; the trace has {', '.join(map(str, data.metric.values))}")
+    return data.sel(metric=metric, drop=True)
+
+
+def effects(
+    trace: xr.Dataset,
+    metric: str,
+    *,
+    over: tuple[str, ...] = ("prompt", "draw", "seed"),
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> xr.Dataset:
+    """Average effects of a trace, with percentile bootstrap intervals.
+
+    trace: `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed), `restored` (metric, prompt, draw, seed,
+    ...). Returns, in the metric's unit: `total_effect` = clean - corrupted; `indirect_effect` = restored - corrupted,
+    signed (Meng et al. 2022, section 2.1); and `recovery`, the ratio of the two means (a mean of ratios would be ruled by
+    prompts with no effect), NaN where the total effect is below 1e-4. Each comes as `NAME`, `NAME_low`, `NAME_high`;
+    `significant` says whether the indirect effect's interval leaves out 0; `prompts` counts what entered.
+
+    Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. An axis that `over` leaves out
+    stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
+
+    Raises KeyError for a metric that the trace lacks.
+    """
+    chosen = measured_by(trace, metric)
+    contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
+    attrs = trace.attrs | {"metric": metric}
+    return averages(contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=attrs)
+
+
+def averages(
+    contrasts: Mapping[str, xr.DataArray],
+    ratio: str = "",
+    *,
+    over: tuple[str, ...] = ("prompt", "draw", "seed"),
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Means of contrasts, intervals as `effects` says; the last says what is significant.
+
+    ratio: name of the ratio of two contrasts, the total and that of single sites. Raises ValueError where `over` names none
+    of the axes.
+    """
+    *total, single = contrasts
+    given, over = over, tuple(axis for axis in over if axis in contrasts[single].dims)
+    if not over:
+        raise ValueError(f"over={given}: the scores have the axes {contrasts[single].dims}; name what to average over")
+    weights = crossed_weights(contrasts[single], over, resamples)
+    parts = dict(contrasts)
+    if ratio:  # of the prompts that have the target
+        parts["comparable"] = contrasts[total[0]].where(contrasts[single].notnull())
+    means = {name: cells.mean(over) for name, cells in parts.items()}
+    drawn = {name: weighted_means(cells, weights, over) for name, cells in parts.items()}
+    for values in (means, drawn) if ratio else ():
+        whole = values.pop("comparable")
+        values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
+    found = dict(means)
+    for name, values in drawn.items():
+        values = values.transpose("resample", ...)
+        for end, each in zip(("low", "high"), ends(values.values, level)):
+            found[f"{name}_{end}"] = values[0].copy(data=each)
+    found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
+    inner = [axis for axis in ("draw", "seed") if axis in over]
+    found["prompts"] = contrasts[single].notnull().any(inner).sum("prompt")
+    about = {"level": level, "resamples": resamples, "over": " ".join(over), "effect": single, "ratio": ratio}
+    metric = attrs["metric"].removeprefix("target_")
+    return xr.Dataset(found, attrs={**attrs, **about, "unit": UNITS.get(metric, metric)})
+
+
+def strongest(found: xr.Dataset) -> pd.DataFrame:
+    """Effects as a table, one row for each thing restored or patched, the largest effects first."""
+    effect, ratio = found.attrs["effect"], found.attrs["ratio"]
+    names = [f"{name}{end}" for name in filter(None, (effect, ratio)) for end in ("", "_low", "_high")]
+    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=[effect])
+    order = np.argsort(-table[effect].abs(), kind="stable")
+    places = [axis for axis in PLACES if axis in table]
+    return table.iloc[order][[*places, *names, "significant", "prompts"]].reset_index(drop=True)
+
+
+def with_interval(values: Any, name: str) -> str:
+    """ "0.42 (0.31 to 0.55)", of a table's row or of a Dataset's single numbers."""
+    value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"

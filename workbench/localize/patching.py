@@ -1,0 +1,163 @@
+"""What LocoGen runs: a prompt's target given to windows of cross-attention layers, as worlds of one experiment."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workbench import interventions
+from workbench.experiments.base import Experiment
+from workbench.experiments.shards import Row
+from workbench.experiments.spec import WHOLE, Spec, Window, steps_of, window_name
+from workbench.interventions import Intervention, World, replace_prompt
+from workbench.metrics import Scorer
+from workbench.models import Model
+from workbench.progress import Bar
+from workbench.prompts import Prompt, PromptSet
+from workbench.sites import Sites
+
+ALL = "all"
+PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocoGenSpec(Spec):
+    """What LocoGen asks."""
+
+    widths: tuple[int, ...] = (2,)
+    """Windows of so many neighbouring cross-attention layers, at every place where they fit whole."""
+    windows: tuple[tuple[int, int], ...] | None = None
+    """Only these windows, (number of the first layer, width), in place of all of those widths."""
+    inputs: tuple[Literal["kv", "k", "v"], ...] = ("kv",)
+    """What is computed from the target prompt, each in turn: keys and values, keys only, values only."""
+    heads: tuple[int, ...] | None = None
+    """Single heads, each in turn; all together when left out."""
+    steps: tuple[Window, ...] = (WHOLE,)
+    """Windows of the denoising, as shares of the run, each in turn."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.keep_tuples("widths", "inputs", *(["windows"] if self.windows is not None else []))
+        self.keep_windows("steps")
+        if unknown := [name for name in self.inputs if name not in PORTS]:
+            raise ValueError(f'inputs={tuple(unknown)}: may be "kv", "k" and "v"')
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One window of layers that is given the target prompt."""
+
+    start: int
+    width: int
+    inputs: str
+    head: int | None
+    steps: Window
+
+
+def cross_layers(model: Model) -> Sites:
+    """The cross-attention layers, in execution order."""
+    return model.sites("unet.*.cross")
+
+
+def blocks(model: Model) -> tuple[tuple[int, int], ...]:
+    """The windows (first layer, width) that the UNet's blocks make: all layers whose names differ in the last number only."""
+    names = [site.name.removesuffix(".cross") for site in cross_layers(model)]
+    block = [name.rpartition(".")[0] if name[-1].isdigit() else name for name in names]
+    return tuple((block.index(name), block.count(name)) for name in dict.fromkeys(block))
+
+
+class Generating(Experiment):
+    """One LocoGen experiment. A part is a prompt."""
+
+    name = "LocoGen"
+    spec: LocoGenSpec
+
+    def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, scorer: Scorer | None, batch_size: int):
+        super().__init__(model, spec, prompts=prompts, scorer=scorer, batch_size=batch_size)
+        self.layers = [site.name for site in cross_layers(model)]
+        count = len(self.layers)
+        wanted = spec.windows or [(start, width) for width in spec.widths for start in range(max(1, count - width + 1))]
+        if wrong := [(start, width) for start, width in wanted if width < 1 or not 0 <= start <= count - width]:
+            raise ValueError(
+                f"windows {wrong} (first layer, width) do not fit the model's cross-attention layers, 0 to {count - 1}; "
+                "name others in LocoGenSpec(widths=...) or (windows=...)"
+            )
+        self.windows = list(wanted)
+        if lacking := [prompt.prompt for prompt in prompts if not prompt.target]:
+            raise ValueError(
+                f"LocoGen compares a prompt with its target, which {lacking} lack; give Prompt(..., target=...), or a column "
+                "target in the prompt set's file"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"layers": self.layers}
+
+    def sites(self) -> Sites:
+        return cross_layers(self.model)
+
+    def patches(self) -> Iterator[Patch]:
+        heads = (None,) if self.spec.heads is None else self.spec.heads
+        for start, width in self.windows:
+            for inputs in self.spec.inputs:
+                for head in heads:
+                    for steps in self.spec.steps:
+                        yield Patch(start, width, inputs, head, steps)
+
+    def label(self, patch: Patch) -> str:
+        """How a window is called in pictures: by its layers, and by what else there are several of."""
+        others = {"inputs": patch.inputs, "heads": f"head {patch.head}", "steps": window_name(patch.steps)}
+        several = [text for name, text in others.items() if len(getattr(self.spec, name) or ()) > 1]
+        return " ".join([window_numbers(patch.start, patch.width), *several])
+
+    def worlds(self, p: int) -> list[World]:
+        """Unaltered, the target prompt at all layers, and at each window."""
+        prompt = self.prompts[p]
+        everywhere = [self.patch(prompt, self.layers, "kv")]
+        if pooled := [
+            site.name for site in self.model.sites if site.kind == "pooled" and site.read
+        ]:  # SDXL's other way in
+            everywhere.append(replace_prompt(pooled, prompt.target))
+        worlds = [World("clean", prompt.prompt), World("full", prompt.prompt, everywhere)]
+        for i, patch in enumerate(self.patches()):
+            layers = self.layers[patch.start : patch.start + patch.width]
+            heads = None if patch.head is None else [patch.head]
+            given = self.patch(prompt, layers, patch.inputs, steps=steps_of(patch.steps), heads=heads)
+            worlds.append(World(f"patched {i}", prompt.prompt, [given]))
+        return worlds
+
+    def patch(
+        self,
+        prompt: Prompt,
+        layers: Sequence[str],
+        inputs: str,
+        *,
+        steps: interventions.Window | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> Intervention:
+        """The target prompt at some layers. Heads are apart behind the projections only."""
+        ports = ("k", "v") if inputs == "kv" and heads is not None else PORTS[inputs]
+        sites = [f"{layer}.{port}" for layer in layers for port in ports]
+        return replace_prompt(sites, prompt.target, steps=steps, heads=heads)
+
+    def check(self, p: int) -> int:
+        return self.plan(self.worlds(p))
+
+    def measure(self, p: int, bar: Bar) -> list[Row]:
+        """Rows (world, metric, prompt, seed, site, width, inputs, heads, steps, value)."""
+        places: list[Row] = [dict(world="clean"), dict(world="full")]
+        for patch in self.patches():
+            places.append(
+                dict(
+                    world="patched",
+                    site=self.layers[patch.start],
+                    width=patch.width,
+                    inputs=patch.inputs,
+                    heads=ALL if patch.head is None else str(patch.head),
+                    steps=window_name(patch.steps),
+                )
+            )
+        return self.score(p, self.worlds(p), places, bar)
+
+
+def window_numbers(start: int, width: int) -> str:
+    """A window by the numbers of its first and last layer."""
+    return str(start) if width == 1 else f"{start}-{start + width - 1}"
