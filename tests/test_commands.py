@@ -284,7 +284,7 @@ def test_the_p2p_command_draws_generated_and_real_edits(tmp_path, monkeypatch, c
         seeds=1,
         out=tmp_path / "edit",
     )
-    monkeypatch.setattr(command, "load", lambda: replace(wb.load(), num_inference_steps=2))
+    monkeypatch.setattr(command, "load", lambda: wb.Model(wb.load().pipeline, num_inference_steps=2))
     command.run()
     assert "zebra -> giraffe" in capsys.readouterr().out and (tmp_path / "edit.png").exists()
     command.image, command.out = tmp_path / "zebra.png", tmp_path / "real"

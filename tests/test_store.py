@@ -173,11 +173,12 @@ def test_a_full_disk_is_told_and_the_part_is_free(tmp_path, monkeypatch):
 
 
 def test_litter_of_the_dead_goes_and_that_of_the_living_stays(tmp_path):
-    old, new = tmp_path / ".0.tmp", tmp_path / ".1.tmp"
-    old.touch()
-    new.touch()
-    os.utime(old, (0, 0))
-    assert Folder(tmp_path).names() == [] and not old.exists() and new.exists()
+    old, new = ((tmp_path / f".{n}.tmp", tmp_path / f"part+{n}.lease") for n in (0, 1))
+    for path in (*old, *new):
+        path.touch()
+    for path in old:
+        os.utime(path, (0, 0))
+    assert Folder(tmp_path).names() == [] and sorted(tmp_path.iterdir()) == sorted(new)
 
 
 def test_a_folder_has_to_be_one(tmp_path):

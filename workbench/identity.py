@@ -68,11 +68,17 @@ def _checksum(module: torch.nn.Module) -> str:
 
 
 def _tokenizer(tokenizer) -> str:
-    """SHA-256 of what a tokenizer does: its rules, or at least its words, and its length."""
-    rules = (
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(sorted(tokenizer.get_vocab().items()))
-    )
-    return hashlib.sha256(f"{tokenizer.model_max_length} {rules}".encode()).hexdigest()
+    """SHA-256 of what a tokenizer does: its rules, or at least its words, and its length.
+
+    Padding and truncation are left out: they are what the latest call asked for.
+    """
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        kept = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+        text = json.dumps(kept, sort_keys=True)
+    else:
+        text = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{tokenizer.model_max_length} {text}".encode()).hexdigest()
 
 
 def _adapters(module: torch.nn.Module) -> list[str]:

@@ -197,9 +197,12 @@ def _spec(data: bytes) -> Spec | None:
     return spec if isinstance(spec, dict) else None
 
 
-def _differences(held: Spec, asked: Spec) -> str:
+def _differences(held: Any, asked: Any, name: str = "") -> str:
+    """A line for each value that differs, as deep in the mappings as it stands."""
+    if not (isinstance(held, dict) and isinstance(asked, dict)):
+        return f"\n  {name}: the folder has {_short(held)}, asked {_short(asked)}"
     keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
-    return "".join(f"\n  {key}: the folder has {_short(held.get(key))}, asked {_short(asked.get(key))}" for key in keys)
+    return "".join(_differences(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
 
 
 def _short(value: Any) -> str:

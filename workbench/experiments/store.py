@@ -18,7 +18,7 @@ from types import TracebackType
 
 LEASE = 30.0  # seconds that a lease lives untouched
 BEATS = 5  # how often it is touched in that time
-LITTER = 3600.0  # seconds after which the temporary file of a process that died is removed
+LITTER = 3600.0  # seconds after which what a process that died left behind is removed
 NO_LINKS = {
     errno.EPERM,
     errno.ENOTSUP,
@@ -182,12 +182,12 @@ class Folder(Store):
         return self.path / f".{uuid.uuid4().hex}.tmp"
 
     def _clean(self):
-        """Remove what processes that died left half-written."""
-        litter = list(self.path.glob(".*.tmp"))
+        """Remove what processes that died left half-written, and their leases."""
+        litter = [*self.path.glob(".*.tmp"), *self.path.glob("*.lease")]
         now = self._now() if litter else 0.0
         for path in litter:
             with contextlib.suppress(OSError):
-                if now - path.stat().st_mtime > LITTER:
+                if now - path.stat().st_mtime > max(LITTER, 2 * self.lease_seconds):
                     path.unlink()
 
 
