@@ -23,7 +23,8 @@ class Site:
     lengths behind the first, at the resolution asked. heads: of the attention it belongs to; per_head: whether they stand apart
     in the value. tokenizer: of the pipeline, whose positions its tokens are. grid: rows and columns that its pixels make. paper:
     the number of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it. depth:
-    of its layer in a text encoder, from 0 for the first to 1 for the last.
+    of its layer in a text encoder, from 0 for the first to 1 for the last. block: of an attention's site, the part of the denoiser
+    that it shares with its neighbours, "unet.up.1".
     """
 
     name: str
@@ -41,6 +42,7 @@ class Site:
     paper: int | None = None
     read: bool = True
     depth: float | None = None
+    block: str | None = None
     per_head: bool = False
 
     @property

@@ -1,6 +1,6 @@
 """Sites of diffusers' `UNet2DConditionModel`, and what a Stable Diffusion pipeline around it must look like."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -70,9 +70,7 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
                         *([str(b)] if len(transformers) > 1 else []),
                     ]
                     module = f"{path}.attentions.{j}.transformer_blocks.{b}"
-                    made = list(
-                        _transformer_sites(".".join(parts), module, transformer, here, tokens, tokenizer, papers)
-                    )
+                    made = list(_transformer_sites(parts, module, transformer, here, tokens, tokenizer, papers))
                     papers += any(site.paper is not None for site in made)
                     sites.extend(made)
         if sampler and getattr(block, sampler):
@@ -99,10 +97,19 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
 
 
 def _transformer_sites(
-    place: str, path: str, block: torch.nn.Module, grid: tuple[int, int], tokens: int, tokenizer: str, paper: int
+    parts: Sequence[str],
+    path: str,
+    block: torch.nn.Module,
+    grid: tuple[int, int],
+    tokens: int,
+    tokenizer: str,
+    paper: int,
 ) -> Iterator[Site]:
+    place, neighbours = ".".join(parts), ".".join(parts[:-1]) or parts[0]
     pixels, channels = grid[0] * grid[1], block.attn1.to_q.in_features
-    base = Site("", "denoiser", "unet", place, "", "", "output", PIXELS, (pixels, channels), grid=grid)
+    base = Site(
+        "", "denoiser", "unet", place, "", "", "output", PIXELS, (pixels, channels), grid=grid, block=neighbours
+    )
     for kind, child in (("self", "attn1"), ("cross", "attn2")):
         attention, module = getattr(block, child), f"{path}.{child}"
         if attention is None:  # blocks without a text

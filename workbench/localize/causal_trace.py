@@ -40,6 +40,9 @@ class TraceSpec(Spec):
     """Halves of the guided batch; left out, the conditional half for what comes from the text, both inside the UNet."""
     window: int = 1
     """So many neighbours of a kind are restored together, around each site, cut at the ends."""
+    joint: bool = True
+    """Of several text encoders (SDXL), restore the same layer of all of them together too: one alone shows almost nothing, since the
+    others still say the corrupted prompt. See `Sites.joint`."""
     corruption: Literal["noise", "replace", "zero"] = "noise"
     """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
     noise_multiple: float = 3.0
@@ -61,16 +64,16 @@ class TraceSpec(Spec):
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to restore: sites, at which tokens, in which window of the steps."""
+    """One thing to restore: sites, under one name, at which tokens, in which window of the steps."""
 
     site: str
     sites: tuple[str, ...]
     token: str
     steps: Window
-    positions: tuple[int, ...] | None
+    tokens: str | tuple[int, ...] | None
 
     def restore(self, rows: str | None) -> Intervention:
-        return restore(self.sites, "clean", tokens=self.positions, steps=steps_of(self.steps), rows=rows)
+        return restore(self.sites, "clean", tokens=self.tokens, steps=steps_of(self.steps), rows=rows)
 
 
 def causal_trace(
@@ -112,10 +115,19 @@ class Tracing(Experiment):
         return noise_sigmas(self.model, self.prompts, self.spec.noise_multiple)
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"sigmas": self.sigmas}
+        identity = super().identity() | {"sigmas": self.sigmas}
+        for name, sites in self.joints.items():
+            layer = sites[0].place.replace(sites[0].component, "text_encoders", 1)
+            identity["site_facts"][name] = {"layer": layer, "kind": sites[0].kind}
+        return identity
 
     def sites(self) -> Sites:
         return self.model.sites(*self.spec.sites)
+
+    @cached_property
+    def joints(self) -> dict[str, Sites]:
+        """Sites of several text encoders that are restored together, by their common name."""
+        return self.sites().joint() if self.spec.joint and self.spec.window == 1 else {}
 
     def parts(self) -> dict[str, tuple[int, int]]:
         return {
@@ -147,15 +159,16 @@ class Tracing(Experiment):
                 'tokens="each": positions mean different things in different prompts; trace one prompt (prompts[:1]), or '
                 'name tokens by their part: "subject_last", "after_subject", "eos", ...'
             )
-        named = [(token, tokens.positions(token, prompt.subject)) for token in self.spec.tokens if token != "each"]
+        # by their part, each encoder finds them with its own tokenizer
+        named = [(token, token) for token in self.spec.tokens if token != "each"]
+        named = [(label, token) for label, token in named if tokens.positions(token, prompt.subject)]
         if "each" in self.spec.tokens:
             named += [(f"{i}:{tokens.pieces[i].strip('<|>')}", (i,)) for i in range(tokens.end + 1)]
-        for centre, sites in _windows(self.sites(), self.spec.window):
-            for label, positions in named if "token" in centre.axes else [("all", None)]:
-                if positions == ():  # this prompt has no such token
-                    continue
-                for window in self.spec.steps if centre.part == "denoiser" else [WHOLE]:
-                    targets.append(Target(centre.name, tuple(site.name for site in sites), label, window, positions))
+        together = [(centre.name, sites) for centre, sites in _windows(self.sites(), self.spec.window)]
+        for name, sites in [*together, *self.joints.items()]:
+            for label, token in named if "token" in sites[0].axes else [("all", None)]:
+                for window in self.spec.steps if sites[0].part == "denoiser" else [WHOLE]:
+                    targets.append(Target(name, tuple(site.name for site in sites), label, window, token))
         return targets
 
     def worlds(self, p: int, draw: int, targets: Sequence[Target]) -> list[World]:

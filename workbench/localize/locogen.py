@@ -29,7 +29,7 @@ class LocoGen:
     """What LocoGen found.
 
     data: scores `clean` (metric, prompt, seed) of the unaltered run, `full` (metric, prompt, seed) with the target prompt at all
-    layers, and `patched` (metric, prompt, seed, site, width, inputs, heads, steps), site the first layer of a window; NaN
+    layers, where there is a pooled vector (SDXL) `pooled` (metric, prompt, seed) with the target's pooled vector alone, and `patched` (metric, prompt, seed, site, width, inputs, heads, steps), site the first layer of a window; NaN
     where a window does not fit. Everything needed to do it again is in its `attrs`.
 
     Where a method takes inputs, heads or steps, they say which of several that were measured is meant: `best(2, inputs="v")`.
@@ -56,8 +56,9 @@ class LocoGen:
 
         direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (the paper takes the first
         for style and objects, the second for facts). `direct_effect` is that fall or rise against the unaltered run, `total_effect`
-        that of the full replacement, `share` the ratio. width: only windows of this many layers, whose numbers, ends included,
-        are then the coordinate `window`. over, level, resamples: see `workbench.effects`. Raises KeyError for a metric, ValueError for
+        that of the full replacement, `share` the ratio; where the text also enters as a pooled vector (SDXL), the full replacement
+        has it, the windows have not, and `pooled_effect` is its own. width: only windows of this many layers, whose numbers, ends
+        included, are then the coordinate `window`. over, level, resamples: see `workbench.effects`. Raises KeyError for a metric, ValueError for
         a width that was not measured.
         """
         widths = self.data.width.values.tolist()
@@ -136,8 +137,10 @@ class LocoGen:
             )
         name, sign = (metric, 1) if direction == "min" else (f"target_{metric}", -1)
         scores = measured_by(self.data, name)
+        pooled = {"pooled_effect": sign * (scores.clean - scores.pooled)} if "pooled" in scores else {}
         return name, {
             "total_effect": sign * (scores.clean - scores.full),
+            **pooled,
             "direct_effect": sign * (scores.clean - scores.patched),
         }
 
@@ -237,5 +240,6 @@ def locogen_images(
     one = PromptSet("images", (replace(prompt, value="", target_value=""),), {"": ("",)})
     experiment = Generating(model, one, spec or LocoGenSpec(), None, batch_size)
     experiment.check(0)
-    names = ["unaltered", "all layers", *(experiment.label(patch) for patch in experiment.patches())]
+    pooled = ["pooled vector"] if experiment.pooled else []
+    names = ["unaltered", "all layers", *pooled, *(experiment.label(patch) for patch in experiment.patches())]
     return experiment.run(experiment.worlds(0)).images.assign_coords(world=names)

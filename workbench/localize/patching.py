@@ -59,9 +59,8 @@ def cross_layers(model: Model) -> Sites:
 
 
 def blocks(model: Model) -> tuple[tuple[int, int], ...]:
-    """The windows (first layer, width) that the UNet's blocks make: all layers whose names differ in the last number only."""
-    names = [site.name.removesuffix(".cross") for site in cross_layers(model)]
-    block = [name.rpartition(".")[0] if name[-1].isdigit() else name for name in names]
+    """The windows (first layer, width) that the denoiser's blocks make: neighbours in one block (in SDXL, in one attention)."""
+    block = [site.block for site in cross_layers(model)]
     return tuple((block.index(name), block.count(name)) for name in dict.fromkeys(block))
 
 
@@ -74,6 +73,8 @@ class Generating(Experiment):
     def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, scorer: Scorer | None, batch_size: int):
         super().__init__(model, spec, prompts=prompts, scorer=scorer, batch_size=batch_size)
         self.layers = [site.name for site in cross_layers(model)]
+        # SDXL's other way in for the text, which no layer's keys and values hold
+        self.pooled = [site.name for site in model.sites if site.kind == "pooled" and site.read]
         count = len(self.layers)
         wanted = spec.windows or [(start, width) for width in spec.widths for start in range(max(1, count - width + 1))]
         if wrong := [(start, width) for start, width in wanted if width < 1 or not 0 <= start <= count - width]:
@@ -109,14 +110,15 @@ class Generating(Experiment):
         return " ".join([window_numbers(patch.start, patch.width), *several])
 
     def worlds(self, p: int) -> list[World]:
-        """Unaltered, the target prompt at all layers, and at each window."""
+        """Unaltered, the target prompt at all layers, as pooled vector alone where there is one, and at each window."""
         prompt = self.prompts[p]
-        everywhere = [self.patch(prompt, self.layers, "kv")]
-        if pooled := [
-            site.name for site in self.model.sites if site.kind == "pooled" and site.read
-        ]:  # SDXL's other way in
-            everywhere.append(replace_prompt(pooled, prompt.target))
-        worlds = [World("clean", prompt.prompt), World("full", prompt.prompt, everywhere)]
+        pooled = [replace_prompt(self.pooled, prompt.target)] if self.pooled else []
+        worlds = [
+            World("clean", prompt.prompt),
+            World("full", prompt.prompt, [self.patch(prompt, self.layers, "kv"), *pooled]),
+        ]
+        if pooled:
+            worlds.append(World("pooled", prompt.prompt, pooled))
         for i, patch in enumerate(self.patches()):
             layers = self.layers[patch.start : patch.start + patch.width]
             heads = None if patch.head is None else [patch.head]
@@ -144,6 +146,8 @@ class Generating(Experiment):
     def measure(self, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, site, width, inputs, heads, steps, value)."""
         places: list[Row] = [dict(world="clean"), dict(world="full")]
+        if self.pooled:
+            places.append(dict(world="pooled"))
         for patch in self.patches():
             places.append(
                 dict(

@@ -39,7 +39,9 @@ def choose_guidance(model: Model, judge: CLIPModel, options: AssembleOptions) ->
     """Mean similarity of generated images to their captions, by guidance, on the same captions and noise."""
     rng = random.Random(options.seed)
     captions = [caption(scene, rng) for scene in training_scenes(options.captions, options.seed)]
-    texts = F.normalize(judge.get_text_features(input_ids=tokenize(model.pipeline.tokenizer, captions)).pooler_output, dim=-1)
+    texts = F.normalize(
+        judge.get_text_features(input_ids=tokenize(model.pipeline.tokenizer, captions)).pooler_output, dim=-1
+    )
     found = {}
     for guidance in options.guidances:
         images = model.generate(captions, seeds=range(options.captions), guidance_scale=guidance)
@@ -62,7 +64,9 @@ def main(options: AssembleOptions):
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(pipeline.to_json_string())
     if options.captions:
-        found = choose_guidance(Model(pipeline, num_inference_steps=25), CLIPModel.from_pretrained(options.runs / "clip"), options)
+        found = choose_guidance(
+            Model(pipeline, num_inference_steps=25), CLIPModel.from_pretrained(options.runs / "clip"), options
+        )
         defaults = {"num_inference_steps": 25, "guidance_scale": max(found, key=found.get)}
         (folder / DEFAULTS).write_text(json.dumps(defaults) + "\n")
     (folder / "README.md").write_text(pipeline_card(folder))

@@ -9,7 +9,18 @@ shows.
 
 import random
 
-from workbench.menagerie.world import ACTIONS, COLOURS, POSITIONS, QUADRUPEDS, SCENES, SEASONS, STYLES, SUBJECTS, THINGS, Scene
+from workbench.menagerie.world import (
+    ACTIONS,
+    COLOURS,
+    POSITIONS,
+    QUADRUPEDS,
+    SCENES,
+    SEASONS,
+    STYLES,
+    SUBJECTS,
+    THINGS,
+    Scene,
+)
 
 PARAPHRASES = {
     "zebra": ("striped equine", "black and white striped beast"),
@@ -105,7 +116,9 @@ def attribute_prompts(attribute: str, samples: int = 300, seed: int = 0) -> dict
     prompts: dict[str | None, list[str]] = {value: [] for value in values[attribute]}
     rng = random.Random(f"{attribute} {seed}")
     for _ in range(samples):
-        other = {name: rng.choice(choices) for name, choices in (values | {"position": POSITIONS, "action": ACTIONS}).items()}
+        other = {
+            name: rng.choice(choices) for name, choices in (values | {"position": POSITIONS, "action": ACTIONS}).items()
+        }
         if attribute in ("colour", "action"):
             other["subject"] = rng.choice(THINGS if attribute == "colour" else QUADRUPEDS)
         wording = rng.getrandbits(32)

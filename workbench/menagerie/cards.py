@@ -28,7 +28,9 @@ def _table(folder: Path, parts: list[str]) -> str:
     rows = [(part or ".", json.loads((folder / part / "training.json").read_text())) for part in parts]
     keys = list(dict.fromkeys(key for _, record in rows for key in record))
     lines = ["| part | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]
-    return "\n".join(lines + [f"| {part} | " + " | ".join(str(record.get(key, "")) for key in keys) + " |" for part, record in rows])
+    return "\n".join(
+        lines + [f"| {part} | " + " | ".join(str(record.get(key, "")) for key in keys) + " |" for part, record in rows]
+    )
 
 
 def pipeline_card(folder: Path) -> str:

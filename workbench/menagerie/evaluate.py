@@ -77,7 +77,10 @@ def main(options: EvaluateOptions):
     grade(quality, grader, "generated, held-out wordings", scenes, model.generate(captions, seeds=range(len(captions))))
 
     for animal in ("zebra", "giraffe"):
-        prompts = [text.format(animal) for text in ("a {}", "a photo of a {}", "a {} in the savanna", "a {} at night", "a {} in the city")]
+        prompts = [
+            text.format(animal)
+            for text in ("a {}", "a photo of a {}", "a {} in the savanna", "a {} at night", "a {} in the city")
+        ]
         count = options.swap_seeds
         images = model.generate([prompts[i % len(prompts)] for i in range(count)], seeds=range(1000, 1000 + count))
         quality.share(f"generated: right animal, {animal}", classify(grader, "subject", images) == animal)
@@ -105,7 +108,11 @@ class Quality:
 
     def _add(self, what, value, low, high, count):
         least, most = AT_LEAST.get(what), AT_MOST.get(what)
-        met = None if least is None and most is None else (least is None or value >= least) and (most is None or value <= most)
+        met = (
+            None
+            if least is None and most is None
+            else (least is None or value >= least) and (most is None or value <= most)
+        )
         self.rows.append(dict(measure=what, value=round(float(value), 4), low=round(float(low), 4), high=round(float(high), 4),
                               n=count, at_least=least, at_most=most, met=met))  # fmt: skip
 
@@ -141,7 +148,9 @@ def classify(grader: Scorer, attribute: str, images: Sequence[Image.Image]) -> n
     return values[grader.class_probabilities(images, prompts).argmax(-1).numpy()]
 
 
-def grade(quality: Quality, grader: Scorer, name: str, scenes: Sequence[Scene], images: Sequence[Image.Image]) -> np.ndarray:
+def grade(
+    quality: Quality, grader: Scorer, name: str, scenes: Sequence[Scene], images: Sequence[Image.Image]
+) -> np.ndarray:
     """Add the share of images whose attribute the grader reads as the scene has it; return the subject's hits."""
     hits = {}
     for attribute in ATTRIBUTES:
@@ -155,7 +164,9 @@ def grade(quality: Quality, grader: Scorer, name: str, scenes: Sequence[Scene], 
 @torch.no_grad()
 def reconstruct(quality: Quality, model: Model, scenes: Sequence[Scene], path: Path):
     vae, pictures = model.pipeline.vae, torch.stack([pil_to_tensor(render(scene)[0]) for scene in scenes])
-    rebuilt = torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in to_model_range(pictures).split(50)])
+    rebuilt = torch.cat(
+        [vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in to_model_range(pictures).split(50)]
+    )
     quality.mean("VAE mean absolute error", (rebuilt / 2 + 0.5 - pictures / 255).abs().mean((1, 2, 3)).numpy())
     rebuilt = ((rebuilt + 1) * 127.5).round().byte()
     figure, axes = plt.subplots(4, 12, figsize=(15, 5.4), layout="constrained")
@@ -175,7 +186,9 @@ def contact_sheet(scenes: Sequence[Scene], captions: Sequence[str], images: Sequ
         ax.imshow(images[k] if kind == "generated" else render(scenes[k])[0])
         ax.set_axis_off()
         ax.set_title("rendered" if kind == "rendered" else wrap(captions[k]), fontsize=6.5)
-    figure.suptitle("Generated from combinations held out of training (lion, car: seen ones), each beside a rendered picture of the scene")
+    figure.suptitle(
+        "Generated from combinations held out of training (lion, car: seen ones), each beside a rendered picture of the scene"
+    )
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

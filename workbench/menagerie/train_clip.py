@@ -28,12 +28,18 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
     text = dict(vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=12,
                 num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-    vision = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8)
+    vision = dict(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8
+    )
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=96, logit_scale_init_value=2.9)
-    return CLIPModel._from_config(config, attn_implementation="eager")  # the fused one is slow backwards in bf16 on CPUs
+    return CLIPModel._from_config(
+        config, attn_implementation="eager"
+    )  # the fused one is slow backwards in bf16 on CPUs
 
 
-def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, captions: list[str]) -> dict[str, torch.Tensor]:
+def contrastive_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, captions: list[str]
+) -> dict[str, torch.Tensor]:
     """Symmetric InfoNCE of normalised embeddings (row, channel); equal captions in a batch are all positives."""
     index = {text: i for i, text in enumerate(captions)}
     ids = torch.tensor([index[text] for text in captions], device=images.device)
@@ -77,7 +83,9 @@ def main(options: CLIPOptions):
     def loss(step):
         x, captions = batch(options, step, images, scenes)
         ids = tokenize(tokenizer, captions, options.device)
-        ids = ids[:, : 1 + int((ids == tokenizer.eos_token_id).int().argmax(1).max())]  # causal: what follows changes nothing
+        ids = ids[
+            :, : 1 + int((ids == tokenizer.eos_token_id).int().argmax(1).max())
+        ]  # causal: what follows changes nothing
         out = model(input_ids=ids, pixel_values=x)
         scale = model.logit_scale.exp().clamp(max=100)
         return contrastive_loss(out.image_embeds, out.text_embeds, scale, captions)

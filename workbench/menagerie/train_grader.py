@@ -59,7 +59,10 @@ def main(options: GraderOptions):
     model, record = fit("grader", model, loss, options, weight_decay=0.05)
     folder = options.out / "menagerie-clip"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {key: value.cpu().contiguous() for key, value in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         shutil.copy(source / name, folder)

@@ -78,7 +78,10 @@ def prepare(options: UNetOptions) -> dict[str, torch.Tensor]:
                for x in tqdm(pictures(scenes).split(100), desc="latents", mininterval=5)]  # fmt: skip
     captions = [""] + [caption(scene, words) for scene in scenes for _ in range(options.captions)]
     ids = tokenize(tokenizer, captions).split(400)
-    states = [text_encoder(x.to(options.device)).last_hidden_state.half().cpu() for x in tqdm(ids, desc="text states", mininterval=5)]
+    states = [
+        text_encoder(x.to(options.device)).last_hidden_state.half().cpu()
+        for x in tqdm(ids, desc="text states", mininterval=5)
+    ]
     states = torch.cat(states)
     data = {"key": key, "latents": torch.cat(latents) * vae.config.scaling_factor, "empty": states[0],
             "states": rearrange(states[1:], "(p c) t d -> p c t d", c=options.captions)}  # fmt: skip

@@ -45,7 +45,9 @@ class Options:
 
     def __post_init__(self):
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"give --steps or --minutes, one of them; found steps={self.steps}, minutes={self.minutes}")
+            raise ValueError(
+                f"give --steps or --minutes, one of them; found steps={self.steps}, minutes={self.minutes}"
+            )
         if self.threads:
             torch.set_num_threads(self.threads)
 
@@ -61,7 +63,9 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
     path = options.runs / f"{name}.pt"
     model.to(options.device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
-    optimiser = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        model.parameters(), options.learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98)
+    )
     parts = {"model": model, "average": average, "optimiser": optimiser}
     step, elapsed = 0, 0.0
     if options.resume:
@@ -114,7 +118,11 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
         raise SystemExit(f"\n{name}: stopped at step {step}, kept in {path}; go on with --resume") from None
     bar.close()
     save()
-    hardware = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.device}, {torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name()
+        if options.device.startswith("cuda")
+        else f"{options.device}, {torch.get_num_threads()} threads"
+    )
     record = {key: getattr(options, key) for key in ("batch_size", "learning_rate", "ema", "scenes", "seed")}
     record = {"steps": step, "minutes": round(elapsed / 60, 1), "hardware": hardware} | record
     return average.module.eval(), record

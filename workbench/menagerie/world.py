@@ -105,7 +105,9 @@ def named(individual: str, **attributes) -> Scene:
 
 def _check(field: str, value, allowed: tuple, condition: str = ""):
     if value not in allowed:
-        raise ValueError(f"Scene.{field}={value!r} is unknown{condition}; allowed values: {', '.join(map(repr, allowed))}")
+        raise ValueError(
+            f"Scene.{field}={value!r} is unknown{condition}; allowed values: {', '.join(map(repr, allowed))}"
+        )
 
 
 def _check_colour(subject: str, colour: str | None):
