@@ -1,14 +1,15 @@
 """What the engine costs and saves: `python -m workbench.studies.speed`.
 
-Ratios of medians, the two sides interleaved in one process: a traced run over plain diffusers, without interventions and
-with 16 sites recorded at every step; and a whole text-encoder trace, and LocoGen over all windows, against the loops that one
+Ratios of medians, the two sides interleaved in one process with the number of threads stated, against a pipeline that the
+workbench never wrapped: a traced run over plain diffusers, without interventions and with 16 sites recorded at every step; and a whole text-encoder trace, and LocoGen over all windows, against the loops that one
 would write with hooks, one pipeline call per site or window and seed. Both sides must draw the same images, or it stops.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,13 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
+from diffusers import DiffusionPipeline
 
-from workbench.engine.trace import untouched
 from workbench.interventions import Context, World, add_noise, restore
 from workbench.localize.locogen import locogen_images
 from workbench.localize.patching import LocoGenSpec, cross_layers
-from workbench.models import Model, load
+from workbench.models import MENAGERIE, Model, load
 from workbench.prompts import Prompt
+from workbench.sites import Site
 from workbench.text import tokenize
 
 PROMPT, SUBJECT, TARGET = "a photo of a zebra in the savanna", "zebra", "a photo of a giraffe in the savanna"
@@ -42,32 +44,28 @@ class SpeedOptions:
 
 
 def main(options: SpeedOptions):
-    model = load()
+    model, pipeline = load(), never_wrapped()
     steps = options.num_inference_steps or model.num_inference_steps
-    rows = []
+    rows, threads = [], torch.get_num_threads()
     for images in (1, 16) if "plain diffusers" in options.studies else ():
-        plain = lambda images=images: model.generate(PROMPT, seeds=range(images), num_inference_steps=steps)
-        run = lambda images=images, **more: model.run(
-            [World("w", PROMPT)], seeds=range(images), num_inference_steps=steps, progress=False, **more
-        )
-        record = lambda run=run: run(record=["unet.*.cross"])
+        world = [World("w", PROMPT)]
+        run = partial(model.run, world, seeds=range(images), num_inference_steps=steps, progress=False)
         sides = {
-            "plain diffusers": plain,
+            "plain diffusers": partial(draw, pipeline, range(images), steps, model.guidance_scale),
             "traced, no interventions": run,
-            "traced, 16 sites recorded at every step": record,
+            "traced, 16 sites recorded at every step": partial(run, record="unet.*.cross"),
         }
         found = interleaved(sides, options.repeats)
         for name, seconds in found.items():
-            rows.append(
-                dict(what=f"{name}, {images} image(s)", seconds=seconds, ratio=seconds / found["plain diffusers"])
-            )
+            ratio = seconds / found["plain diffusers"]
+            rows.append(dict(what=f"{name}, {images} image(s)", threads=threads, seconds=seconds, ratio=ratio))
     studies = {"text-encoder trace": (by_loop, by_engine), "LocoGen": (locogen_by_loop, locogen_by_engine)}
     apart = {}
     for study in (name for name in studies if name in options.studies):
         sides, images, seconds = studies[study], [], []
         for side in sides:
             began = time.perf_counter()
-            images.append(side(model, steps, options))
+            images.append(side(model, pipeline, steps, options))
             seconds.append(time.perf_counter() - began)
         apart[study] = float(np.abs(images[0] - images[1]).max())
         if apart[study] > 0.02:
@@ -76,14 +74,38 @@ def main(options: SpeedOptions):
                 "their times cannot be compared"
             )
         for name, taken in zip(("the loop one would write", "engine"), seconds):
-            rows.append(dict(what=f"{study}, {len(images[0])} images: {name}", seconds=taken, ratio=seconds[0] / taken))
+            what = f"{study}, {len(images[0])} images: {name}"
+            rows.append(dict(what=what, threads=threads, seconds=taken, ratio=seconds[0] / taken))
     table = pd.DataFrame(rows).round(3)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out, index=False)
     print(
         table.to_string(index=False),
-        f"\nlargest difference of a pixel between loop and engine: {apart}; {torch.get_num_threads()} threads",
+        f"\nlargest difference of a pixel between loop and engine: {apart}; {threads} threads",
     )
+
+
+def never_wrapped() -> DiffusionPipeline:
+    """The embedded model as anyone would load it."""
+    pipeline = DiffusionPipeline.from_pretrained(MENAGERIE)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline: DiffusionPipeline, seeds: Sequence[int], steps: int, guidance: float) -> np.ndarray:
+    """Plain pictures of the prompt, (seed, y, x, colour)."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipeline(
+        [PROMPT] * len(generators),
+        generator=generators,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="np",
+    ).images
+
+
+def module_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Module:
+    return getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2])
 
 
 def interleaved(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
@@ -98,7 +120,7 @@ def interleaved(sides: dict[str, Callable], repeats: int) -> dict[str, float]:
     return {name: median(seconds) for name, seconds in times.items()}
 
 
-def by_engine(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
+def by_engine(model: Model, pipeline: DiffusionPipeline, steps: int, options: SpeedOptions) -> np.ndarray:
     """Images (world x seed, y, x, colour)."""
     worlds = [World("clean", PROMPT), World("corrupted", PROMPT, [NOISE], SUBJECT)]
     worlds += [
@@ -115,13 +137,10 @@ def by_engine(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
     return run.images.values.reshape(-1, *run.images.shape[2:])
 
 
-def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
+def by_loop(model: Model, pipeline: DiffusionPipeline, steps: int, options: SpeedOptions) -> np.ndarray:
     """The same with PyTorch hooks: a clean call that keeps its states, then one call per site and seed."""
-    pipeline, sites = model.pipeline, list(model.sites(SITES))
-    modules = {
-        site.name: model.nn._module.get_submodule(site.module)
-        for site in [*sites, model.sites("text_encoder.embedding")[0]]
-    }
+    sites = list(model.sites(SITES))
+    modules = {site.name: module_of(pipeline, site) for site in [*sites, model.sites["text_encoder.embedding"]]}
     words = list(tokenize(pipeline.tokenizer, PROMPT).of(SUBJECT))
     clean: dict[str, torch.Tensor] = {}
 
@@ -155,14 +174,7 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
                 handle.remove()
 
     def call(seed):
-        with untouched(pipeline):
-            return pipeline(
-                PROMPT,
-                latents=model.latents([seed]),
-                num_inference_steps=steps,
-                guidance_scale=model.guidance_scale,
-                output_type="np",
-            ).images[0]
+        return draw(pipeline, [seed], steps, model.guidance_scale)[0]
 
     images: dict[tuple[str, int], np.ndarray] = {}
     for seed in range(options.trace_seeds):
@@ -184,16 +196,16 @@ def by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
     )
 
 
-def locogen_by_engine(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
+def locogen_by_engine(model: Model, pipeline: DiffusionPipeline, steps: int, options: SpeedOptions) -> np.ndarray:
     """Images (world x seed, y, x, colour): unaltered, all layers, every window of two."""
     spec = LocoGenSpec(widths=(2,), seeds=tuple(range(options.trace_seeds)), num_inference_steps=steps)
     images = locogen_images(model, Prompt(PROMPT, SUBJECT, target=TARGET), spec, batch_size=options.batch_size)
     return images.values.reshape(-1, *images.shape[2:])
 
 
-def locogen_by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarray:
+def locogen_by_loop(model: Model, pipeline: DiffusionPipeline, steps: int, options: SpeedOptions) -> np.ndarray:
     """The same as published: one pipeline call for each window and seed, its layers' keys and values computed from the target."""
-    pipeline, layers = model.pipeline, cross_layers(model)
+    layers = cross_layers(model)
     target = pipeline.encode_prompt(TARGET, pipeline.device, 1, False)[0]
 
     def swap(module, args, kwargs):  # the second half of the guided batch is the prompt's
@@ -204,17 +216,9 @@ def locogen_by_loop(model: Model, steps: int, options: SpeedOptions) -> np.ndarr
     windows, images = [[], list(layers), *(layers.window(start, 2) for start in range(len(layers) - 1))], []
     for window in windows:
         for seed in range(options.trace_seeds):
-            modules = [model.nn._module.get_submodule(site.module) for site in window]
+            modules = [module_of(pipeline, site) for site in window]
             handles = [module.register_forward_pre_hook(swap, with_kwargs=True) for module in modules]
-            with untouched(pipeline):
-                call = pipeline(
-                    PROMPT,
-                    latents=model.latents([seed]),
-                    num_inference_steps=steps,
-                    guidance_scale=model.guidance_scale,
-                    output_type="np",
-                )
-            images.append(call.images[0])
+            images.append(draw(pipeline, [seed], steps, model.guidance_scale)[0])
             for handle in handles:
                 handle.remove()
     return np.stack(images)
