@@ -1,8 +1,9 @@
 """What the engine costs and saves: `python -m workbench.studies.speed`.
 
 Ratios of medians, the two sides interleaved in one process with the number of threads stated, against a pipeline that the
-workbench never wrapped: a traced run over plain diffusers, without interventions and with 16 sites recorded at every step; and a whole text-encoder trace, and LocoGen over all windows, against the loops that one
-would write with hooks, one pipeline call per site or window and seed. Both sides must draw the same images, or it stops.
+workbench never wrapped: a traced run over plain diffusers, without interventions and with 16 sites recorded at every step;
+and a whole text-encoder trace, and LocoGen over all windows, against the loops that one would write with hooks, one pipeline
+call per site or window and seed. Both sides must draw the same images, or it stops.
 """
 
 import time
