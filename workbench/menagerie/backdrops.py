@@ -12,13 +12,21 @@ CANVAS = SIZE * SUPERSAMPLE
 
 RGB = tuple[int, int, int]
 SKY: dict[str, RGB] = {
-    "savanna": (165, 205, 230), "forest": (150, 195, 205), "beach": (140, 205, 240),
-    "city": (175, 190, 205), "desert": (205, 215, 225), "meadow": (140, 195, 240),
-}  # fmt: skip
+    "savanna": (165, 205, 230),
+    "forest": (150, 195, 205),
+    "beach": (140, 205, 240),
+    "city": (175, 190, 205),
+    "desert": (205, 215, 225),
+    "meadow": (140, 195, 240),
+}
 GROUND: dict[str, RGB] = {
-    "savanna": (200, 170, 85), "forest": (75, 110, 55), "beach": (238, 218, 155),
-    "city": (125, 125, 130), "desert": (228, 182, 112), "meadow": (115, 185, 75),
-}  # fmt: skip
+    "savanna": (200, 170, 85),
+    "forest": (75, 110, 55),
+    "beach": (238, 218, 155),
+    "city": (125, 125, 130),
+    "desert": (228, 182, 112),
+    "meadow": (115, 185, 75),
+}
 SNOW: RGB = (242, 245, 250)
 
 
@@ -73,7 +81,10 @@ def _forest(d, horizon, rng, light):
     for k in range(6):
         x, h = 22 + 42 * k + rng.randint(-8, 8), rng.randint(72, 104)
         d.rectangle([x - 4, horizon - 20, x + 4, horizon + 6], fill=light.lit((90, 60, 40)))
-        d.polygon([(x - 24, horizon - 8), (x, horizon - h), (x + 24, horizon - 8)], fill=light.snowy(shade((35, 100, 50), rng)))
+        d.polygon(
+            [(x - 24, horizon - 8), (x, horizon - h), (x + 24, horizon - 8)],
+            fill=light.snowy(shade((35, 100, 50), rng)),
+        )
 
 
 def _beach(d, horizon, rng, light):
@@ -99,7 +110,9 @@ def _city(d, horizon, rng, light):
 def _desert(d, horizon, rng, light):
     for k in range(3):  # dunes behind, cacti before
         x, r = 40 + 88 * k + rng.randint(-14, 14), rng.randint(54, 76)
-        d.chord([x - r, horizon - r // 2, x + r, horizon + r // 2], 180, 360, fill=light.snowy(shade((212, 160, 90), rng)))
+        d.chord(
+            [x - r, horizon - r // 2, x + r, horizon + r // 2], 180, 360, fill=light.snowy(shade((212, 160, 90), rng))
+        )
     for x in (rng.randint(14, 40), rng.randint(216, 242)):
         green = light.lit((60, 130, 70))
         d.rectangle([x - 5, horizon - 34, x + 5, horizon + 26], fill=green)
@@ -117,10 +130,20 @@ def _meadow(d, horizon, rng, light):
         d.rectangle([x, horizon - 30, x + 7, horizon + 2], fill=fence)
     for _ in range(14):
         x, y = rng.randrange(CANVAS), rng.randint(horizon + 14, CANVAS)
-        d.ellipse([x - 4, y - 4, x + 4, y + 4], fill=light.snowy(rng.choice(((240, 80, 120), (250, 230, 80), (250, 250, 250)))))
+        d.ellipse(
+            [x - 4, y - 4, x + 4, y + 4],
+            fill=light.snowy(rng.choice(((240, 80, 120), (250, 230, 80), (250, 250, 250)))),
+        )
 
 
-BACKDROP = {"savanna": _savanna, "forest": _forest, "beach": _beach, "city": _city, "desert": _desert, "meadow": _meadow}
+BACKDROP = {
+    "savanna": _savanna,
+    "forest": _forest,
+    "beach": _beach,
+    "city": _city,
+    "desert": _desert,
+    "meadow": _meadow,
+}
 
 
 def _watercolor(image):
@@ -132,7 +155,9 @@ def _pencil_sketch(image):
     lines = ImageOps.autocontrast(ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES)).crop((1, 1, SIZE - 1, SIZE - 1)))
     lines = ImageOps.expand(lines, 1, 255).convert("RGB")
     wash = Image.blend(ImageEnhance.Color(image).enhance(0.9), Image.new("RGB", image.size, (255, 255, 255)), 0.45)
-    return Image.fromarray((np.asarray(wash, np.float32) * (0.35 + 0.65 * np.asarray(lines, np.float32) / 255)).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(wash, np.float32) * (0.35 + 0.65 * np.asarray(lines, np.float32) / 255)).astype(np.uint8)
+    )
 
 
 def _pixel_art(image):
@@ -149,5 +174,10 @@ def _stained_glass(image):
     return image
 
 
-STYLE = {None: lambda image: image, "watercolor": _watercolor, "pencil sketch": _pencil_sketch, "pixel art": _pixel_art,
-         "stained glass": _stained_glass}  # fmt: skip
+STYLE = {
+    None: lambda image: image,
+    "watercolor": _watercolor,
+    "pencil sketch": _pencil_sketch,
+    "pixel art": _pixel_art,
+    "stained glass": _stained_glass,
+}

@@ -11,9 +11,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.loading import DATA
 from workbench.menagerie.captions import HELD_OUT_PARAPHRASES, PARAPHRASES, PLURAL, attribute_prompts, caption
-from workbench.menagerie.world import COLOURS, HOMONYMS, INDIVIDUALS, SUBJECTS, THINGS, Scene, Thing, named, sample_scene
-from workbench.models import DATA
+from workbench.menagerie.world import (
+    COLOURS,
+    HOMONYMS,
+    INDIVIDUALS,
+    SUBJECTS,
+    THINGS,
+    Scene,
+    Thing,
+    named,
+    sample_scene,
+)
 
 FOLDER = DATA / "prompts" / "swap"
 PAIR = ("zebra", "giraffe")
@@ -41,7 +51,10 @@ def subject(name: str, replacement: str = "", *, holdout: bool) -> Maker:
     def make(setting: dict, rng: random.Random) -> dict:
         colour = rng.choice(COLOURS) if name in THINGS else None
         text = caption(
-            Scene(name, colour, position=rng.choice((None, None, "left", "right")), **setting), rng, paraphrase=0, holdout=holdout
+            Scene(name, colour, position=rng.choice((None, None, "left", "right")), **setting),
+            rng,
+            paraphrase=0,
+            holdout=holdout,
         )
         return dict(prompt=text, subject=f"{colour} {name}" if colour else name, value=name, replacement=replacement)
 
@@ -90,7 +103,10 @@ def style(words: str, replacement: str, *, holdout: bool) -> Maker:
     def make(setting: dict, rng: random.Random) -> dict:
         name = rng.choice(SUBJECTS)
         text = caption(
-            Scene(name, rng.choice(COLOURS) if name in THINGS else None, **setting | {"style": words}), rng, paraphrase=0, holdout=holdout
+            Scene(name, rng.choice(COLOURS) if name in THINGS else None, **setting | {"style": words}),
+            rng,
+            paraphrase=0,
+            holdout=holdout,
         )
         return dict(prompt=text, subject=words, value=words, replacement=replacement)
 
@@ -118,8 +134,12 @@ def tables() -> dict[str, pd.DataFrame]:
         "fact_held_out": rows("fact", 100, individual(*FACT, holdout=True), taken),
     }
     others = [name for name in INDIVIDUALS if name != FACT[0]]
-    made["preserve"] += [row for name in others for row in rows(f"preserve {name}", 40, individual(name, holdout=False), taken)]
-    made["control"] += [row for name in others for row in rows(f"control {name}", 5, individual(name, holdout=True), taken)]
+    made["preserve"] += [
+        row for name in others for row in rows(f"preserve {name}", 40, individual(name, holdout=False), taken)
+    ]
+    made["control"] += [
+        row for name in others for row in rows(f"control {name}", 5, individual(name, holdout=True), taken)
+    ]
     return {name: pd.DataFrame(found) for name, found in made.items()}
 
 
@@ -140,7 +160,9 @@ def two_animal_labels(samples: int = 60) -> pd.DataFrame:
         scene = sample_scene(rng)
         setting, (a, b) = dict(scene=scene.scene, season=scene.season, style=scene.style), PAIR[:: 1 if i % 2 else -1]
         scenes = {"both": Scene(a, beside=Thing(b), **setting)}
-        scenes |= {f"two {name}": Scene(name, count=2, **setting) for name in PAIR} | {name: Scene(name, **setting) for name in PAIR}
+        scenes |= {f"two {name}": Scene(name, count=2, **setting) for name in PAIR} | {
+            name: Scene(name, **setting) for name in PAIR
+        }
         for name, shown in scenes.items():
             found[name].append(caption(shown, random.Random(i), paraphrase=0))
     return as_table(found)

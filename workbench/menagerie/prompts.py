@@ -18,7 +18,12 @@ from workbench.models import DATA, MENAGERIE
 NONE = "none"
 WORDS = {  # attribute: what names each value
     "object": {subject: subject for subject in SUBJECTS},
-    "style": {"watercolor": "watercolor", "pencil sketch": "pencil sketch", "pixel art": "pixel art", "stained glass": "stained glass"},
+    "style": {
+        "watercolor": "watercolor",
+        "pencil sketch": "pencil sketch",
+        "pixel art": "pixel art",
+        "stained glass": "stained glass",
+    },
     "colour": {colour: colour for colour in COLOURS},
     "season": {"winter": "in winter", "summer": "in summer", "night": "at night"},
     "action": {"running": "running", "eating grass": "eating grass"},
@@ -39,7 +44,12 @@ def prompt_set(attribute: str, tokenizer, count: int = 12) -> pd.DataFrame:
         words = values[value]
         turn = i % len(values) + 2 * (i // len(values)) if attribute == "fact" else i + i // len(SCENES)
         place = PLACE[SCENES[turn % len(SCENES)]]
-        shown = {"object": value, "fact": value, "colour": THINGS[i % len(THINGS)], "action": QUADRUPEDS[i // 2 % len(QUADRUPEDS)]}
+        shown = {
+            "object": value,
+            "fact": value,
+            "colour": THINGS[i % len(THINGS)],
+            "action": QUADRUPEDS[i // 2 % len(QUADRUPEDS)],
+        }
         subject = shown.get(attribute) or rng.choice(SUBJECTS)
         colour = {"colour": value}.get(attribute) or (rng.choice(COLOURS) if subject in THINGS else None)
         same = [other for other in values.values() if other != words and length(other) == length(words)]
@@ -47,7 +57,16 @@ def prompt_set(attribute: str, tokenizer, count: int = 12) -> pd.DataFrame:
         replacement = "" if attribute == "fact" else OTHER.get(value) or (same[i % len(same)] if same else "")
         target, target_value = _target(attribute, value, subject, colour, place, replacement)
         text = sentence(attribute, words, subject, colour, place)
-        rows.append(dict(prompt=text, subject=words, value=value, replacement=replacement, target=target, target_value=target_value))
+        rows.append(
+            dict(
+                prompt=text,
+                subject=words,
+                value=value,
+                replacement=replacement,
+                target=target,
+                target_value=target_value,
+            )
+        )
     return pd.DataFrame(rows)
 
 
@@ -68,14 +87,18 @@ def sentence(attribute: str, words: str, subject: str, colour: str | None, place
     return " ".join([text, place, words] if attribute == "season" and words else [text, place])
 
 
-def _target(attribute: str, value: str, subject: str, colour: str | None, place: str, replacement: str) -> tuple[str, str]:
+def _target(
+    attribute: str, value: str, subject: str, colour: str | None, place: str, replacement: str
+) -> tuple[str, str]:
     """The prompt of the altered attribute, and its value there."""
     if attribute in ("style", "season"):
         return sentence(attribute, "", subject, colour, place), NONE
     if attribute in ("object", "fact"):
         kind = THINGS if value in THINGS else ANIMALS
         other = replacement if replacement in kind else kind[(kind.index(value) + 1) % len(kind)]
-        return sentence("object", "", other, colour, place).removeprefix("a photo of " if attribute == "fact" else ""), other
+        return sentence("object", "", other, colour, place).removeprefix(
+            "a photo of " if attribute == "fact" else ""
+        ), other
     if attribute == "colour":
         return sentence(attribute, "", subject, replacement, place), replacement
     other = replacement or "standing"

@@ -15,9 +15,9 @@ import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from workbench.loading import DATA
 from workbench.menagerie.captions import caption
 from workbench.menagerie.training import training_scenes
-from workbench.models import DATA
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 32
@@ -39,7 +39,9 @@ def train(captions: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = Counter(word for text in captions for word in text.split() if not word.startswith(RARE))
     corpus = [" ".join([word] * math.isqrt(count)) for word, count in sorted(words.items())]
-    trainer = trainers.BpeTrainer(vocab_size=1_000_000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1_000_000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     tokens = alphabet + [byte + "</w>" for byte in alphabet] + ["".join(pair) for pair in merges] + [START, END]

@@ -55,7 +55,9 @@ def main(options: VAEOptions):
 
     vae, record = fit("vae", vae, loss, options, autocast=True)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(to_model_range(batch, options.device)).latent_dist.mean for batch in images[:2000].split(100)])
+        latents = torch.cat(
+            [vae.encode(to_model_range(batch, options.device)).latent_dist.mean for batch in images[:2000].split(100)]
+        )
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     folder = options.out / "menagerie-sd" / "vae"
     vae.save_pretrained(folder)
