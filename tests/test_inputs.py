@@ -122,7 +122,7 @@ def test_any_different_seeds_are_taken_in_their_order(values):
 
 @given(st.one_of(st.none(), st.booleans(), st.floats(), st.text(), st.binary(), st.lists(st.floats(), min_size=1)))
 def test_no_other_value_passes_as_a_seed(value):
-    with pytest.raises(ValueError, match="^seeds"):
+    with pytest.raises(ValueError, match=r"^seeds"):
         seeds(value)
 
 
@@ -149,5 +149,5 @@ def test_the_home_folder(monkeypatch, tmp_path):
     assert user_path("runs/~", "folder") == Path("runs/~")
     with pytest.raises(ValueError, match="folder=' ' is empty: give the path"):
         user_path(" ", "folder")
-    with pytest.raises(ValueError, match="folder=3: give the path of a file or folder, as a text or a pathlib.Path"):
+    with pytest.raises(ValueError, match=r"folder=3: give the path of a file or folder, as a text or a pathlib.Path"):
         user_path(3, "folder")

@@ -2,12 +2,16 @@
 
 import doctest
 import json
+from itertools import combinations
 
+import conftest
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -19,6 +23,7 @@ from workbench.models import MENAGERIE
 from workbench.p2p import alignment
 from workbench.p2p.edit import up_to
 from workbench.engine import Settings, prepare
+from workbench.text import tokenize
 
 ZEBRA, GIRAFFE, ELEPHANT = "a zebra in the savanna", "a giraffe in the savanna", "an elephant in the savanna"
 BIG = "a big giraffe in the savanna"
@@ -40,7 +45,7 @@ def apart(a, b):
 
 def test_the_examples_of_the_docstrings_are_true():
     found = doctest.testmod(alignment)
-    assert found.attempted == 2 and not found.failed
+    assert found.attempted == 3 and not found.failed
 
 
 def moved(found) -> dict[int, dict[int, float]]:
@@ -96,7 +101,9 @@ def test_several_words_are_replaced_and_punctuation_stays(tokenizer):
 @pytest.mark.parametrize(
     ("source", "target", "new"),
     [
-        ("a zebra", "a photo of a zebra", ["a", "photo", "of"]),  # in front
+        ("a zebra", "a photo of a zebra", ["photo", "of", "a"]),  # in front: of two articles the earlier is the same
+        ("a zebra", "a zebra, not a zebra", [",", "not", "a", "zebra"]),  # behind, the same words again
+        ("a zebra", "a well-known zebra", ["well-known"]),
         ("a zebra in the savanna", "a zebra eating grass in the savanna", ["eating", "grass"]),  # inside
         ("a zebra in the savanna", "a zebra in the savanna, at night", [",", "at", "night"]),  # behind
         ("a lion and a lion", "a lion and a red lion", ["red"]),  # repeated words
@@ -118,6 +125,78 @@ def test_refining_aligns_what_is_common_and_leaves_the_rest_its_own(tokenizer, s
     assert [next(iter(columns[j])) for j in kept] == sorted(next(iter(columns[j])) for j in kept)  # in order
     assert columns[found.target.end] == {found.source.end: 1.0} and columns[0] == {0: 1.0}
     assert set(found.new) == {j for j, column in columns.items() if not column}
+
+
+def test_text_that_is_appended_leaves_the_original_its_attention(tokenizer):
+    source = "a zebra next to a lion"
+    for more in (", a zebra", " and a zebra next to a lion", " a a a lion lion", " zebra next to a lion"):
+        found = align(tokenizer, source, source + more, "refine")
+        columns = moved(found)
+        assert [columns[j] for j in range(found.source.end)] == [{j: 1.0} for j in range(found.source.end)]
+        assert set(range(found.source.end, found.target.end)) <= set(found.new)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=5), st.lists(st.sampled_from("abc"), max_size=6))
+def test_of_equally_good_alignments_the_earliest(a, b):
+    """Among all alignments of the greatest number of equal words: the last target place is the smallest, then the one before, ..."""
+    best, size = [], -1
+    for count in range(min(len(a), len(b)) + 1):
+        pairs = [
+            list(zip(i, j))
+            for i in combinations(range(len(a)), count)
+            for j in combinations(range(len(b)), count)
+            if all(a[x] == b[y] for x, y in zip(i, j))
+        ]
+        best, size = (pairs, count) if pairs else (best, size)
+    latest_first = lambda pairs: [place for pair in reversed(pairs) for place in reversed(pair)]
+    assert alignment.common(a, b) == min(best, key=latest_first)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a black-and-white zebra", "a striped zebra"),
+        ("a striped zebra", "a black-and-white zebra"),
+        ("a zebra-like cow", "a lion-like cow"),
+        ("a T-shirt", "a shirt"),
+        ("the lion\u2019s car", "the cow\u2019s car"),
+    ],
+)
+def test_a_hyphenated_word_is_one(tokenizer, source, target):
+    found = align(tokenizer, source, target)
+    assert [pair for pair in found.pairs if pair[0] != pair[1]] == [
+        (a, b) for a, b in zip(source.split(), target.split()) if a != b
+    ]
+    assert np.allclose(found.matrix.sum(1), 1)
+    for word in set(source.split()) & set(target.split()):
+        rows, columns = found.source.of(word), found.target.of(word)
+        assert np.array_equal(found.matrix[np.ix_(rows, columns)], np.eye(len(rows)))
+
+
+def test_different_numbers_of_words_are_shown(tokenizer):
+    with pytest.raises(ValueError) as error:
+        align(tokenizer, "a zebra, running", "a zebra running")
+    assert "(words: a | zebra | , | running, and a | zebra | running)" in str(error.value)
+
+
+def test_a_prompt_without_a_start_token_is_aligned():
+    from test_text import sentencepiece
+
+    old, new = (tokenize(sentencepiece(), text, length=9) for text in ("a zebra", "in a elephant"))
+    found = alignment.align_tokens(old, new, "refine")
+    assert found.new == (0, 2, 3) and found.matrix[0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert found.matrix[2, 4] == 1  # end to end
+    assert alignment.align_tokens(old, old).matrix.tolist() == np.eye(9).tolist()
+
+
+def test_a_textual_inversion_is_aligned_with_all_its_vectors():
+    model = wb.load(conftest.sd1())
+    model.pipeline.load_textual_inversion({"<cat>": torch.randn(3, 16)}, token="<cat>")
+    edit = prompt_to_prompt(model, "a zebra, running", "a <cat>, running", "refine", cross_replace_steps=1.0)
+    found = edit.alignments["edited"]
+    assert [found.target.pieces[j] for j in found.new if j <= found.target.end] == ["<cat>", "<cat>_1", "<cat>_2"]
+    (i,), (j,) = found.source.of("running"), found.target.of("running")
+    assert j == i + 2 and found.matrix[i, j] == 1
 
 
 def test_no_attention_is_lost_in_a_replacement(tokenizer):

@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from workbench import edit as edits
 from workbench.benchmarks import swap_figures
-from workbench.edit.editors import replaced
 from workbench.edit.low_rank import Edit
 from workbench.metrics import Scorer, pixel_distance
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.results import Shards, mean, share
+from workbench.text import replace_words
 
 OTHER = {"zebra": "giraffe", "giraffe": "zebra"}
 SETS = ("held_out", "control", "paraphrase", "plural", "two_animal", "homonym")
@@ -183,7 +183,10 @@ class Cells:
         """Images of a set as the model now is, one prompt and one seed each: (image, y, x, colour), and the grader's probabilities
         (image, label). told: with the replacement in the prompt."""
         prompts = self.sets[name]
-        texts = [replaced(prompt) if told else prompt.prompt for prompt in prompts]
+        texts = [
+            replace_words(prompt.prompt, prompt.subject, prompt.replacement).text if told else prompt.prompt
+            for prompt in prompts
+        ]
         images = self.model.generate(
             texts,
             seed=range(len(prompts)),

@@ -16,7 +16,7 @@ from workbench.metrics import Scorer
 from workbench.models import Model
 from workbench.prompts import Prompt, PromptSet
 from workbench.sites import Site, Sites
-from workbench.text import tokenize
+from workbench.text import replace_words, tokenize, tokenizers, tokens_of
 
 
 @dataclass(frozen=True)
@@ -199,18 +199,21 @@ def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
 
 
 def replaced(model: Model, prompt: Prompt) -> tuple[str, str]:
-    """A prompt with its subject words replaced, and the replacement; positions of all tokens stay."""
+    """A prompt with its subject words replaced wherever they stand, and the replacement; positions of all tokens stay.
+
+    Raises ValueError for a prompt without replacement, and for one of another number of tokens.
+    """
     if not prompt.replacement:
         raise ValueError(
             f'corruption="replace": {prompt.prompt!r} has no replacement for {prompt.subject!r}; give one in the prompt set, '
             'or take corruption="noise"'
         )
-    at = prompt.prompt.lower().index(prompt.subject.lower())
-    text = prompt.prompt[:at] + prompt.replacement + prompt.prompt[at + len(prompt.subject) :]
-    before, after = (tokenize(model.pipeline.tokenizer, words) for words in (prompt.prompt, text))
-    if before.of(prompt.subject) != after.of(prompt.replacement):
-        raise ValueError(
-            f'corruption="replace": {prompt.subject!r} and {prompt.replacement!r} have different numbers of tokens, so that '
-            f"positions would shift: {before!r} against {after!r}; choose a replacement of as many tokens"
-        )
-    return text, prompt.replacement
+    change = replace_words(prompt.prompt, prompt.subject, prompt.replacement)
+    for name in tokenizers(model.pipeline):
+        before, after = (tokens_of(model.pipeline, text, name) for text in (prompt.prompt, change.text))
+        if any(i != j for i, j in change.aligned(before, after, range(len(before.ids)))):
+            raise ValueError(
+                f'corruption="replace": {prompt.subject!r} and {prompt.replacement!r} have different numbers of tokens, so that '
+                f"positions would shift: {before!r} against {after!r}; choose a replacement of as many tokens"
+            )
+    return change.text, prompt.replacement
