@@ -103,7 +103,7 @@ def test_zero_shot_probabilities_marginalise_their_prompts(model):
     assert torch.allclose(single, logits.softmax(-1), atol=1e-6)
     twice = grader.class_probabilities(images, {"cow": ["a cow"] * 2, "car": ["a car"] * 2})
     assert torch.allclose(single, twice, atol=1e-6)
-    with pytest.raises(ValueError, match=r"prompts per label \{'cow': 1, 'car': 2\}; give every label equally many"):
+    with pytest.raises(ValueError, match=r"texts per label \{'cow': 1, 'car': 2\}; give every label equally many"):
         grader.class_probabilities(images, {"cow": ["a cow"], "car": ["a car", "cars"]})
 
 

@@ -27,11 +27,13 @@ from workbench.interventions import World
 from workbench.localize.attention import attention_maps
 from workbench.menagerie.captions import PLACE, article, attribute_prompts
 from workbench.menagerie.world import ANIMALS, SCENES, Scene, render
-from workbench.metrics import Scorer, as_pil, pixel_distance
+from workbench.metrics import pixel_distance
 from workbench.models import Model, load
 from workbench.p2p.edit import LocalBlend, prompt_to_prompt
 from workbench.p2p.inversion import invert
+from workbench.pictures import as_pil
 from workbench.results import Shards, mean, share
+from workbench.scorer import Scorer
 
 SEASON = {"": None, "in winter": "winter", "in summer": "summer", "at night": "night"}
 STYLE = {"a watercolor of": "watercolor", "a sketch of": "pencil sketch"}

@@ -14,7 +14,7 @@ import xarray as xr
 from workbench.benchmarks import winter_figures
 from workbench.benchmarks.winter_study import SAID, SITES, TEXT, UNET, Winter, WinterOptions
 from workbench.interventions import Intervention
-from workbench.metrics import as_pil
+from workbench.pictures import as_pil
 from workbench.results import averages, measured_by, resampled_means, share
 from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec
 

@@ -7,14 +7,16 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from workbench.experiment import Experiment, check_spec
 from workbench.interventions import Intervention, World
-from workbench.metrics import Scorer, as_pil, measured
+from workbench.metrics import measured
 from workbench.models import Model
-from workbench.prompts import PromptSet
+from workbench.prompts import PromptSet, label_texts
 from workbench.results import Shards
+from workbench.scorer import Scorer, check_labels
 
 Variant = tuple[
     dict, Sequence[Sequence[Intervention]]
@@ -36,16 +38,19 @@ class Concept:
     value: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "labels", label_texts(self.labels, "Concept: labels"))
+        if self.labels:
+            check_labels(self.labels, "Concept")
         if self.labels and self.value not in self.labels:
             raise ValueError(f"Concept(value={self.value!r}): its labels are {list(self.labels)}; name one of these")
 
-    def measured(self, scorer: Scorer, pictures) -> dict[str, np.ndarray]:
-        """The concept's metrics of images or of their embeddings, each (image,)."""
-        found = {"concept_similarity": scorer.similarity(pictures, self.text).numpy()}
+    def measured(self, scorer: Scorer, embeddings: torch.Tensor) -> dict[str, np.ndarray]:
+        """The concept's metrics of images, by their embeddings (image, channel), each (image,)."""
+        found = {"concept_similarity": scorer.similarity(embeddings=embeddings, texts=self.text).numpy()}
         if self.opposite:
-            found["opposite_similarity"] = scorer.similarity(pictures, self.opposite).numpy()
+            found["opposite_similarity"] = scorer.similarity(embeddings=embeddings, texts=self.opposite).numpy()
         if self.labels:
-            probabilities = scorer.class_probabilities(pictures, self.labels).numpy()
+            probabilities = scorer.class_probabilities(embeddings=embeddings, labels=self.labels).numpy()
             at = list(self.labels).index(self.value)
             found |= {
                 "concept_probability": probabilities[:, at],
@@ -126,7 +131,7 @@ class Steered(Experiment):
         for p, prompt in enumerate(self.prompts):
             mine = images.sel(world=str(p))
             found = measured(self.scorer, mine, self.reference.sel(world=str(p)), prompt, self.prompts.labels)
-            embedded = self.scorer.image_embeddings(as_pil(mine))
+            embedded = self.scorer.image_embeddings(mine)
             for metric, values in (found | self.concept.measured(self.scorer, embedded)).items():
                 rows += [
                     dict(
