@@ -1,6 +1,7 @@
 """Prompt-to-Prompt: mappers by hand, laws on random pipelines of every family, real images, and what raises."""
 
 import doctest
+import io
 import json
 from itertools import combinations
 
@@ -17,12 +18,12 @@ from transformers import CLIPTokenizer
 
 import workbench as wb
 from workbench import LocalBlend, World, align, invert, prompt_to_prompt
+from workbench.engine import Settings, prepare
 from workbench.interventions import Intervention
 from workbench.menagerie.world import Scene, render
 from workbench.models import MENAGERIE
 from workbench.p2p import alignment
 from workbench.p2p.edit import up_to
-from workbench.engine import Settings, prepare
 from workbench.text import tokenize
 
 ZEBRA, GIRAFFE, ELEPHANT = "a zebra in the savanna", "a giraffe in the savanna", "an elephant in the savanna"
@@ -535,6 +536,13 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             "invert: 1 images and 2 prompts; give each image its prompt",
             lambda m: invert(m, [picture(m)], [ZEBRA, ZEBRA]),
         ),
+        ("images='zebra.png': give PIL pictures", lambda m: invert(m, "zebra.png", ZEBRA)),
+        ("invert: prompts=3: give a text", lambda m: invert(m, [picture(m)], 3)),
+        ("inner_steps=-1: give a whole number, at least 0", lambda m: invert(m, [picture(m)], ZEBRA, inner_steps=-1)),
+        (
+            "num_inference_steps=0: give a whole number, at least 1",
+            lambda m: invert(m, [picture(m)], ZEBRA, num_inference_steps=0),
+        ),
         (
             "latents of shape (1, 4, 8, 8): the run needs a tensor (seed, channel, y, x) = (2, 4, 16, 16)",
             lambda m: m.run([World("a", ZEBRA)], seeds=(0, 1), latents=torch.zeros(1, 4, 8, 8)),
@@ -564,6 +572,52 @@ def test_bad_input_is_told_before_anything_runs(menagerie, monkeypatch, text, ca
     with pytest.raises((ValueError, KeyError)) as raised:
         call(menagerie)
     assert text in str(raised.value)
+
+
+def test_pictures_as_people_have_them_are_inverted(menagerie):
+    """16 bits, on its side, with transparency, grey: the latents are those of the same picture in plain RGB."""
+    image = picture(menagerie)
+    settings = dict(num_inference_steps=1, guidance_scale=1.0)
+    own = lambda given: invert(menagerie, given, ZEBRA, **settings)[0].trajectory[0]
+    expected, grey = own(image), image.convert("L")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.rotate(90).save(file, "PNG", exif=exif)
+    assert torch.equal(own(Image.open(file)), expected)
+    assert torch.equal(own(np.asarray(image) / 255), expected) and torch.equal(own([image]), expected)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert (
+        deep.mode == "I;16" and torch.equal(own(deep), own(grey)) and torch.equal(own(grey), own(grey.convert("RGB")))
+    )
+    assert torch.equal(own(image.convert("P")), own(image.convert("P").convert("RGB")))
+    clear = image.convert("RGBA")
+    assert torch.equal(own(clear), expected)
+    clear.putalpha(0)
+    with pytest.warns(UserWarning, match="what is transparent in the picture is laid on white"):
+        assert torch.equal(own(clear), own(Image.new("RGB", image.size, "white")))
+
+
+def test_an_inversion_runs_at_its_own_steps_and_guidance(menagerie):
+    (photo,) = invert(menagerie, picture(menagerie), ZEBRA, num_inference_steps=4, guidance_scale=3.0, inner_steps=1)
+    for name, value in (("num_inference_steps", 8), ("num_inference_steps", 2), ("guidance_scale", 5.0)):
+        with pytest.raises(ValueError) as error:
+            photo.run(menagerie, **{name: value})
+        assert f"{name}={value}: the image was inverted at {getattr(photo, name):g}" in str(error.value).replace(
+            "3.0", "3"
+        )
+        assert f"leave {name} out, or invert it with {name}={value}" in str(error.value)
+    with pytest.raises(ValueError, match=r"holds none of the run's 3 steps"):
+        menagerie.run(photo.worlds(ZEBRA), latents=photo.latents[None], num_inference_steps=3, guidance_scale=3.0)
+    own = photo.run(menagerie, num_inference_steps=4, guidance_scale=3.0, progress=False)
+    by_hand = menagerie.run(
+        photo.worlds(ZEBRA), latents=photo.latents[None], num_inference_steps=4, guidance_scale=3.0, progress=False
+    )
+    assert np.array_equal(own.images, by_hand.images)
+    (plain,) = invert(menagerie, picture(menagerie), ZEBRA, num_inference_steps=2, null_text=False)
+    with pytest.raises(ValueError, match="num_inference_steps=4: the image was inverted at 2"):
+        plain.run(menagerie, num_inference_steps=4)
+    plain.run(menagerie, guidance_scale=5.0, progress=False)  # without embeddings any guidance fits
 
 
 def test_only_ddim_in_float32_is_inverted(menagerie, monkeypatch):

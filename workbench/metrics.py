@@ -133,7 +133,7 @@ def measured(
     if hidden.any():
         warnings.warn(
             f"{hidden.sum()} of {len(hidden)} images were withheld by a safety checker (they are black); their metrics are NaN; "
-            "load the pipeline with safety_checker=None to draw them",
+            "load the model with safety_checker=False to draw them",
             stacklevel=2,
         )
     seen, kept = pictures[~hidden], np.broadcast_to(reference, pictures.shape)[~hidden]

@@ -68,7 +68,7 @@ class Scorer:
         if dark := [i for i, picture in enumerate(pictures) if picture.getbbox() is None]:
             raise ValueError(
                 f"images {dark[:5]} of {len(pictures)} are black through and through, as a safety checker's are; leave them out, or "
-                "draw them with pipeline.safety_checker = None"
+                "load the model with safety_checker=False"
             )
         batches = [
             torch.stack([self.preprocess(picture) for picture in pictures[at : at + 64]])

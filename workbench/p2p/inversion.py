@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from workbench.engine import Fold, Run
 from workbench.engine.trace import untouched
 from workbench.inputs import count, strings
-from workbench.interventions import Intervention, World, set_to
-from workbench.models import Model
+from workbench.interventions import Intervention, World, set_to, window
+from workbench.models import Model, Worlds, as_worlds
 from workbench.pictures import as_pil
 
 
@@ -26,8 +26,8 @@ class Inversion:
     """A real image as a run of the model.
 
     latents: to begin from, (channel, y, x). trajectory: of the inversion, (step, channel, y, x), the image's own latents first.
-    interventions: on the unconditional rows, one for each step; none for plain DDIM inversion. loss: squared error of the latents
-    behind each step of the optimisation.
+    interventions: on the unconditional rows, one for each step's share of the run; none for plain DDIM inversion. loss: squared
+    error of the latents behind each step of the optimisation.
     """
 
     prompt: str
@@ -41,42 +41,40 @@ class Inversion:
     def latents(self) -> torch.Tensor:
         return self.trajectory[-1]
 
-    def worlds(self, worlds: Sequence[World]) -> list[World]:
+    def worlds(self, worlds: Worlds) -> list[World]:
         """The worlds with the image's unconditional embeddings, for a run of as many steps and the same guidance."""
-        return [replace(world, interventions=(*world.interventions, *self.interventions)) for world in worlds]
+        return [
+            replace(world, interventions=(*world.interventions, *self.interventions)) for world in as_worlds(worlds)
+        ]
 
     def run(
         self,
         model: Model,
-        worlds: Sequence[World] | None = None,
+        worlds: Worlds | None = None,
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        record: Sequence[str | Fold] = (),
+        record: str | Fold | Sequence[str | Fold] = (),
         batch_size: int = 16,
         progress: bool = True,
     ) -> Run:
         """Draw worlds from the image's noise; its own prompt, which reconstructs it, when left out.
 
-        num_inference_steps and guidance_scale are the inversion's own. Raises ValueError for others: each unconditional embedding
-        belongs to one time of the run, and to one guidance; and for worlds whose first prompt is not the image's.
+        num_inference_steps and guidance_scale are the inversion's own. Raises ValueError for another number of steps, since each latent
+        and each embedding belongs to one time of the run; for another guidance than the embeddings were optimised for; and for
+        worlds whose first prompt is not the image's.
         """
-        worlds = [World("reconstruction", self.prompt)] if worlds is None else list(worlds)
-        if not worlds or worlds[0].prompt != self.prompt:
-            first = repr(worlds[0].prompt) if worlds else "missing"
+        chosen = [World("reconstruction", self.prompt)] if worlds is None else as_worlds(worlds)
+        if chosen[0].prompt != self.prompt:
             raise ValueError(
-                f"the first world's prompt is {first}, but the image was inverted with {self.prompt!r}; begin "
+                f"the first world's prompt is {chosen[0].prompt!r}, but the image was inverted with {self.prompt!r}; begin "
                 "with that, or invert it with another prompt"
             )
-        for name, given in (("num_inference_steps", num_inference_steps), ("guidance_scale", guidance_scale)):
-            own = getattr(self, name)
-            if given is not None and given != own and (name == "num_inference_steps" or self.interventions):
-                raise ValueError(
-                    f"{name}={given}: the image was inverted at {own}, and its embeddings belong to those times and that guidance; "
-                    f"leave {name} out, or invert(..., {name}={given})"
-                )
+        self._check_own("num_inference_steps", num_inference_steps)
+        if self.interventions:
+            self._check_own("guidance_scale", guidance_scale)
         return model.run(
-            self.worlds(worlds),
+            self.worlds(chosen),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
             latents=self.latents[None],
@@ -84,6 +82,14 @@ class Inversion:
             batch_size=batch_size,
             progress=progress,
         )
+
+    def _check_own(self, name: str, given: float | None):
+        own = getattr(self, name)
+        if given is not None and given != own:
+            raise ValueError(
+                f"{name}={given}: the image was inverted at {own}, and its latents and embeddings belong to that; leave {name} out, or "
+                f"invert it with {name}={given}"
+            )
 
 
 def invert(
@@ -109,7 +115,9 @@ def invert(
     than DDIM, or a model that is not float32.
     """
     images, prompts = as_pil(images), strings(prompts, "invert: prompts")
-    steps = count(model.num_inference_steps if num_inference_steps is None else num_inference_steps, "num_inference_steps")
+    steps = count(
+        model.num_inference_steps if num_inference_steps is None else num_inference_steps, "num_inference_steps"
+    )
     inner_steps = count(inner_steps, "inner_steps", least=0)
     guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     _check(model, images, prompts)
@@ -124,7 +132,10 @@ def invert(
         made = (
             []
             if null is None
-            else [set_to("unet.*.cross.context", null[s, i], steps=[s], rows="uncond") for s in range(steps)]
+            else [
+                set_to("unet.*.cross.context", null[s, i], steps=window(s / steps, (s + 1) / steps), rows="uncond")
+                for s in range(steps)
+            ]
         )
         own = () if null is None else tuple(float(loss[i]) for loss in losses)
         found.append(Inversion(prompt, steps, guidance, path[:, i].cpu(), tuple(made), own))
