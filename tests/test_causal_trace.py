@@ -264,39 +264,6 @@ def test_the_prompt_sets_fit_their_model(menagerie):
         assert sum(map(len, found.labels.values())) == len(labels(name))
 
 
-def test_a_value_finds_the_labels_of_its_attribute():
-    from workbench.prompts import labels_of
-
-    assert (
-        labels_of("winter") == wb.prompt_set("season").labels
-        and labels_of("watercolor") == wb.prompt_set("style").labels
-    )
-    assert labels_of("spring") == {}
-
-
-def test_own_prompt_sets(tmp_path):
-    path = tmp_path / "mine.csv"
-    path.write_text("prompt,subject,value\na red car,red,red\na blue car,blue,blue\n")
-    found = wb.prompt_set(path)
-    assert found[0] == Prompt("a red car", "red", "red") and found.labels == {
-        "red": ("a photo of red",),
-        "blue": ("a photo of blue",),
-    }
-    assert len(found[:1]) == 1
-    with pytest.raises(
-        ValueError, match=r"prompt set 'x' has the values \['cow'\], which its labels lack: \['zebra', .*; add texts"
-    ):
-        PromptSet("x", (Prompt("a cow", "cow", "cow"),), LABELS)
-    path.write_text("prompt,subject\na red car,red\n")
-    with pytest.raises(ValueError, match=r"mine.csv lacks the columns \['value'\]; found \['prompt', 'subject'\]"):
-        wb.prompt_set(path)
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"prompt_set\('objects'\): no such file, and no set of that name; the sets are action, colour, fact, object",
-    ):
-        wb.prompt_set("objects")
-
-
 def test_the_command_line_traces(tmp_path, monkeypatch, capsys):
     from workbench import cli
 

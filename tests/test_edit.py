@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench import World
-from workbench.edit.editors import aligned, editable
+from workbench.edit.editors import editable, gather, states
 from workbench.edit.low_rank import Update, update_of
 from workbench.engine import encode
 from workbench.prompts import Prompt
@@ -411,21 +411,35 @@ def test_localized_layers_stand_for_their_keys_and_values(model):
     ]
 
 
-def test_tokens_are_aligned_at_the_end_of_the_words(sd1):
-    old, new = (tokenize(sd1.pipeline.tokenizer, text) for text in ("a zebra in the city", "an elephant in the city"))
-    shift = new.end - old.end
-    assert shift > 0  # elephant has more tokens
-    found = dict(aligned(old, "a zebra", new, "an elephant", "all"))
-    assert (
-        found[0] == 0
-        and found[2] == 2 + shift
-        and found[old.end] == new.end
-        and max(found.values()) == len(new.ids) - 1
-    )
-    assert list(aligned(old, "a zebra", new, "an elephant", ("subject_last", "eos"))) == [
-        (2, 2 + shift),
-        (old.end, new.end),
-    ]
+def test_keys_are_aligned_at_the_end_of_the_words_at_each_place(sd1):
+    """A subject that stands twice, beside its own replacement: each key is a state of the prompt, its guide that of the same place."""
+    for text, guide in (
+        ("a zebra in the city", "an elephant in the city"),
+        ("a zebra and an elephant and a zebra, running", "an elephant and an elephant and an elephant, running"),
+    ):
+        pairs = [wb.Prompt(text, "a zebra", replacement="an elephant")]
+        old, new = states(sd1, "text states", [text, guide])
+        before, after = (tokenize(sd1.pipeline.tokenizer, words) for words in (text, guide))
+        for tokens in ("subject_last", "all"):
+            keys, guides = gather(sd1, "text states", pairs, tokens)
+            wanted = before.of("zebra") if tokens == "subject_last" else range(len(before.ids))
+            assert torch.equal(keys, old[list(wanted)])
+            places, new_places = before.places("a zebra"), after.places("an elephant")
+            new_places = new_places if len(places) == 1 else [new_places[0], new_places[2]]
+            for i, taken in zip(wanted, guides):
+                if i in before.of("zebra"):
+                    place = next(place for place in places if i in place)
+                    assert torch.equal(taken, new[new_places[places.index(place)][-1]])
+                elif i == before.end:
+                    assert torch.equal(taken, new[after.end])
+
+
+def test_averaged_keys_are_counted_from_the_place_that_they_belong_to(sd1):
+    """Two places of one subject are one key where they are averaged: the mean of both last tokens."""
+    pairs = [wb.Prompt("a zebra and a zebra", "zebra", replacement="elephant")]
+    apart, averaged = (gather(sd1, "text states", pairs, "subject_last", average=each) for each in (False, True))
+    for separate, mean in zip(apart, averaged):
+        assert len(separate) == 2 and len(mean) == 1 and torch.allclose(separate.mean(0), mean[0])
 
 
 def test_lam_v_is_obeyed(model):

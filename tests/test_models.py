@@ -88,7 +88,9 @@ def test_the_embedded_model_draws_what_it_is_told(model):
 
 
 def test_generate_says_what_does_not_fit(model):
-    with pytest.raises(ValueError, match="2 prompts, 1 negative prompts and 3 seeds; give one of each, or equally many"):
+    with pytest.raises(
+        ValueError, match="2 prompts, 1 negative prompts and 3 seeds; give one of each, or equally many"
+    ):
         model.generate(["a cow", "a lion"], seeds=[1, 2, 3])
     with pytest.warns(UserWarning, match="prompt of 42 tokens, the text encoder reads 32: 'zebra zebra .* is cut off"):
         model.generate(" ".join(["zebra"] * 40), num_inference_steps=1)
@@ -103,7 +105,7 @@ def test_zero_shot_probabilities_marginalise_their_prompts(model):
     assert torch.allclose(single, logits.softmax(-1), atol=1e-6)
     twice = grader.class_probabilities(images, {"cow": ["a cow"] * 2, "car": ["a car"] * 2})
     assert torch.allclose(single, twice, atol=1e-6)
-    with pytest.raises(ValueError, match=r"prompts per label \{'cow': 1, 'car': 2\}; give every label equally many"):
+    with pytest.raises(ValueError, match=r"texts per label \{'cow': 1, 'car': 2\}; give every label equally many"):
         grader.class_probabilities(images, {"cow": ["a cow"], "car": ["a car", "cars"]})
 
 

@@ -1,24 +1,30 @@
 """Prompt-to-Prompt: mappers by hand, laws on random pipelines of every family, real images, and what raises."""
 
 import doctest
+import io
 import json
+from itertools import combinations
 
+import conftest
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPTokenizer
 
 import workbench as wb
 from workbench import LocalBlend, World, align, invert, prompt_to_prompt
+from workbench.engine import Settings, prepare
 from workbench.interventions import Intervention
 from workbench.menagerie.world import Scene, render
 from workbench.models import MENAGERIE
 from workbench.p2p import alignment
 from workbench.p2p.edit import up_to
-from workbench.engine import Settings, prepare
+from workbench.text import tokenize
 
 ZEBRA, GIRAFFE, ELEPHANT = "a zebra in the savanna", "a giraffe in the savanna", "an elephant in the savanna"
 BIG = "a big giraffe in the savanna"
@@ -40,7 +46,7 @@ def apart(a, b):
 
 def test_the_examples_of_the_docstrings_are_true():
     found = doctest.testmod(alignment)
-    assert found.attempted == 2 and not found.failed
+    assert found.attempted == 3 and not found.failed
 
 
 def moved(found) -> dict[int, dict[int, float]]:
@@ -96,7 +102,9 @@ def test_several_words_are_replaced_and_punctuation_stays(tokenizer):
 @pytest.mark.parametrize(
     ("source", "target", "new"),
     [
-        ("a zebra", "a photo of a zebra", ["a", "photo", "of"]),  # in front
+        ("a zebra", "a photo of a zebra", ["photo", "of", "a"]),  # in front: of two articles the earlier is the same
+        ("a zebra", "a zebra, not a zebra", [",", "not", "a", "zebra"]),  # behind, the same words again
+        ("a zebra", "a well-known zebra", ["well-known"]),
         ("a zebra in the savanna", "a zebra eating grass in the savanna", ["eating", "grass"]),  # inside
         ("a zebra in the savanna", "a zebra in the savanna, at night", [",", "at", "night"]),  # behind
         ("a lion and a lion", "a lion and a red lion", ["red"]),  # repeated words
@@ -118,6 +126,78 @@ def test_refining_aligns_what_is_common_and_leaves_the_rest_its_own(tokenizer, s
     assert [next(iter(columns[j])) for j in kept] == sorted(next(iter(columns[j])) for j in kept)  # in order
     assert columns[found.target.end] == {found.source.end: 1.0} and columns[0] == {0: 1.0}
     assert set(found.new) == {j for j, column in columns.items() if not column}
+
+
+def test_text_that_is_appended_leaves_the_original_its_attention(tokenizer):
+    source = "a zebra next to a lion"
+    for more in (", a zebra", " and a zebra next to a lion", " a a a lion lion", " zebra next to a lion"):
+        found = align(tokenizer, source, source + more, "refine")
+        columns = moved(found)
+        assert [columns[j] for j in range(found.source.end)] == [{j: 1.0} for j in range(found.source.end)]
+        assert set(range(found.source.end, found.target.end)) <= set(found.new)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=5), st.lists(st.sampled_from("abc"), max_size=6))
+def test_of_equally_good_alignments_the_earliest(a, b):
+    """Among all alignments of the greatest number of equal words: the last target place is the smallest, then the one before, ..."""
+    best, size = [], -1
+    for count in range(min(len(a), len(b)) + 1):
+        pairs = [
+            list(zip(i, j))
+            for i in combinations(range(len(a)), count)
+            for j in combinations(range(len(b)), count)
+            if all(a[x] == b[y] for x, y in zip(i, j))
+        ]
+        best, size = (pairs, count) if pairs else (best, size)
+    latest_first = lambda pairs: [place for pair in reversed(pairs) for place in reversed(pair)]
+    assert alignment.common(a, b) == min(best, key=latest_first)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a black-and-white zebra", "a striped zebra"),
+        ("a striped zebra", "a black-and-white zebra"),
+        ("a zebra-like cow", "a lion-like cow"),
+        ("a T-shirt", "a shirt"),
+        ("the lion\u2019s car", "the cow\u2019s car"),
+    ],
+)
+def test_a_hyphenated_word_is_one(tokenizer, source, target):
+    found = align(tokenizer, source, target)
+    assert [pair for pair in found.pairs if pair[0] != pair[1]] == [
+        (a, b) for a, b in zip(source.split(), target.split()) if a != b
+    ]
+    assert np.allclose(found.matrix.sum(1), 1)
+    for word in set(source.split()) & set(target.split()):
+        rows, columns = found.source.of(word), found.target.of(word)
+        assert np.array_equal(found.matrix[np.ix_(rows, columns)], np.eye(len(rows)))
+
+
+def test_different_numbers_of_words_are_shown(tokenizer):
+    with pytest.raises(ValueError) as error:
+        align(tokenizer, "a zebra, running", "a zebra running")
+    assert "(words: a | zebra | , | running, and a | zebra | running)" in str(error.value)
+
+
+def test_a_prompt_without_a_start_token_is_aligned():
+    from test_text import sentencepiece
+
+    old, new = (tokenize(sentencepiece(), text, length=9) for text in ("a zebra", "in a elephant"))
+    found = alignment.align_tokens(old, new, "refine")
+    assert found.new == (0, 2, 3) and found.matrix[0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert found.matrix[2, 4] == 1  # end to end
+    assert alignment.align_tokens(old, old).matrix.tolist() == np.eye(9).tolist()
+
+
+def test_a_textual_inversion_is_aligned_with_all_its_vectors():
+    model = wb.load(conftest.sd1())
+    model.pipeline.load_textual_inversion({"<cat>": torch.randn(3, 16)}, token="<cat>")
+    edit = prompt_to_prompt(model, "a zebra, running", "a <cat>, running", "refine", cross_replace_steps=1.0)
+    found = edit.alignments["edited"]
+    assert [found.target.pieces[j] for j in found.new if j <= found.target.end] == ["<cat>", "<cat>_1", "<cat>_2"]
+    (i,), (j,) = found.source.of("running"), found.target.of("running")
+    assert j == i + 2 and found.matrix[i, j] == 1
 
 
 def test_no_attention_is_lost_in_a_replacement(tokenizer):
@@ -456,6 +536,13 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             "invert: 1 images and 2 prompts; give each image its prompt",
             lambda m: invert(m, [picture(m)], [ZEBRA, ZEBRA]),
         ),
+        ("images='zebra.png': give PIL pictures", lambda m: invert(m, "zebra.png", ZEBRA)),
+        ("invert: prompts=3: give a text", lambda m: invert(m, [picture(m)], 3)),
+        ("inner_steps=-1: give a whole number, at least 0", lambda m: invert(m, [picture(m)], ZEBRA, inner_steps=-1)),
+        (
+            "num_inference_steps=0: give a whole number, at least 1",
+            lambda m: invert(m, [picture(m)], ZEBRA, num_inference_steps=0),
+        ),
         (
             "latents of shape (1, 4, 8, 8): the run needs a tensor (seed, channel, y, x) = (2, 4, 16, 16)",
             lambda m: m.run([World("a", ZEBRA)], seeds=(0, 1), latents=torch.zeros(1, 4, 8, 8)),
@@ -485,6 +572,52 @@ def test_bad_input_is_told_before_anything_runs(menagerie, monkeypatch, text, ca
     with pytest.raises((ValueError, KeyError)) as raised:
         call(menagerie)
     assert text in str(raised.value)
+
+
+def test_pictures_as_people_have_them_are_inverted(menagerie):
+    """16 bits, on its side, with transparency, grey: the latents are those of the same picture in plain RGB."""
+    image = picture(menagerie)
+    settings = dict(num_inference_steps=1, guidance_scale=1.0)
+    own = lambda given: invert(menagerie, given, ZEBRA, **settings)[0].trajectory[0]
+    expected, grey = own(image), image.convert("L")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.rotate(90).save(file, "PNG", exif=exif)
+    assert torch.equal(own(Image.open(file)), expected)
+    assert torch.equal(own(np.asarray(image) / 255), expected) and torch.equal(own([image]), expected)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert (
+        deep.mode == "I;16" and torch.equal(own(deep), own(grey)) and torch.equal(own(grey), own(grey.convert("RGB")))
+    )
+    assert torch.equal(own(image.convert("P")), own(image.convert("P").convert("RGB")))
+    clear = image.convert("RGBA")
+    assert torch.equal(own(clear), expected)
+    clear.putalpha(0)
+    with pytest.warns(UserWarning, match="what is transparent in the picture is laid on white"):
+        assert torch.equal(own(clear), own(Image.new("RGB", image.size, "white")))
+
+
+def test_an_inversion_runs_at_its_own_steps_and_guidance(menagerie):
+    (photo,) = invert(menagerie, picture(menagerie), ZEBRA, num_inference_steps=4, guidance_scale=3.0, inner_steps=1)
+    for name, value in (("num_inference_steps", 8), ("num_inference_steps", 2), ("guidance_scale", 5.0)):
+        with pytest.raises(ValueError) as error:
+            photo.run(menagerie, **{name: value})
+        assert f"{name}={value}: the image was inverted at {getattr(photo, name):g}" in str(error.value).replace(
+            "3.0", "3"
+        )
+        assert f"leave {name} out, or invert it with {name}={value}" in str(error.value)
+    with pytest.raises(ValueError, match=r"holds none of the run's 3 steps"):
+        menagerie.run(photo.worlds(ZEBRA), latents=photo.latents[None], num_inference_steps=3, guidance_scale=3.0)
+    own = photo.run(menagerie, num_inference_steps=4, guidance_scale=3.0, progress=False)
+    by_hand = menagerie.run(
+        photo.worlds(ZEBRA), latents=photo.latents[None], num_inference_steps=4, guidance_scale=3.0, progress=False
+    )
+    assert np.array_equal(own.images, by_hand.images)
+    (plain,) = invert(menagerie, picture(menagerie), ZEBRA, num_inference_steps=2, null_text=False)
+    with pytest.raises(ValueError, match="num_inference_steps=4: the image was inverted at 2"):
+        plain.run(menagerie, num_inference_steps=4)
+    plain.run(menagerie, guidance_scale=5.0, progress=False)  # without embeddings any guidance fits
 
 
 def test_only_ddim_in_float32_is_inverted(menagerie, monkeypatch):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import sdxl
 
 import workbench as wb
-from conftest import sdxl
 from workbench.prompts import PromptSet
 from workbench.text import tokenize
 

@@ -32,7 +32,9 @@ def straight_line(options, steps_before_crash=None):
 
 
 def options(folder, **more):
-    return Options(**dict(steps=30, device="cpu", runs=folder, ema=0.9, learning_rate=0.05, checkpoint_minutes=0) | more)
+    return Options(
+        **dict(steps=30, device="cpu", runs=folder, ema=0.9, learning_rate=0.05, checkpoint_minutes=0) | more
+    )
 
 
 def test_a_killed_and_resumed_run_is_the_run_that_was_never_killed(tmp_path):
@@ -54,7 +56,9 @@ def test_the_loop_learns_and_tells_a_diverging_loss(tmp_path):
 def test_options_that_make_no_run(tmp_path):
     with pytest.raises(ValueError, match="give --steps or --minutes, one of them; found steps=None, minutes=None"):
         Options()
-    with pytest.raises(FileNotFoundError, match=r"--resume: no checkpoint .*; leave --resume out to start, or set --runs"):
+    with pytest.raises(
+        FileNotFoundError, match=r"--resume: no checkpoint .*; leave --resume out to start, or set --runs"
+    ):
         straight_line(options(tmp_path / "none", resume=True))
 
 
@@ -71,7 +75,17 @@ def test_interrupting_keeps_the_run(tmp_path):
 
 
 def test_a_script_killed_outright_goes_on_with_resume(tmp_path):
-    script = [sys.executable, "-m", "workbench.menagerie.train_vae", "--device", "cpu", "--scenes", "20", "--batch-size", "2"]
+    script = [
+        sys.executable,
+        "-m",
+        "workbench.menagerie.train_vae",
+        "--device",
+        "cpu",
+        "--scenes",
+        "20",
+        "--batch-size",
+        "2",
+    ]
     script += ["--runs", str(tmp_path), "--out", str(tmp_path), "--checkpoint-minutes", "0"]
     checkpoint = tmp_path / "vae.pt"
     run = subprocess.Popen([*script, "--steps", "100000"], stderr=subprocess.DEVNULL)
@@ -120,7 +134,9 @@ def test_scripts_explain_themselves():
         "steer_prompts",
     ):
         assert (Path(train_vae.__file__).parent / f"{name}.py").exists()
-    run = subprocess.run([sys.executable, "-m", "workbench.menagerie.train_vae", "--help"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "workbench.menagerie.train_vae", "--help"], capture_output=True, text=True, check=True
+    )
     for option in ("--device", "--minutes", "--steps", "--resume", "--ema"):
         assert option in run.stdout
 

@@ -28,12 +28,14 @@ from workbench.localize.compare import Comparison, compare_localizers
 from workbench.localize.lens import diffusion_lens
 from workbench.localize.locogen import LocoGen, locogen, locogen_images, locogen_search
 from workbench.localize.patching import LocoGenSpec
-from workbench.metrics import Scorer, as_pil
+from workbench.metrics import Metric
 from workbench.models import Model, load
 from workbench.p2p.alignment import Alignment, align
 from workbench.p2p.edit import LocalBlend, PromptToPrompt, prompt_to_prompt
 from workbench.p2p.inversion import Inversion, invert
+from workbench.pictures import as_pil
 from workbench.prompts import Prompt, PromptSet, prompt_pairs, prompt_set
+from workbench.scorer import Scorer
 from workbench.steering.adaptive import AdaptiveSpec, adaptive_strength
 from workbench.steering.direction import Direction, direction
 from workbench.steering.experiment import Concept, SteerSpec
@@ -55,6 +57,7 @@ __all__ = [
     "LocalBlend",
     "LocoGen",
     "LocoGenSpec",
+    "Metric",
     "Model",
     "Prompt",
     "PromptSet",

@@ -43,11 +43,11 @@ def seeds(value: int | Iterable[int], argument: str = "seeds") -> tuple[int, ...
 
     Raises ValueError for bools, floats, texts, sets and mappings, for none at all, one that stands twice, and one out of range.
     """
-    given = _plain(value)
+    given = plain(value)
     if isinstance(given, (str, bytes, *UNORDERED)) or not isinstance(given, (Integral, Iterable)):
         raise ValueError(f"{argument}={shown(value)}: {SEEDS_FIX}")
     numbers = [given] if isinstance(given, Integral) else given
-    found = [_whole(number, f"{argument}={shown(value)}", SEEDS_FIX) for number in numbers]
+    found = [whole(number, f"{argument}={shown(value)}", SEEDS_FIX) for number in numbers]
     if not found:
         raise ValueError(f"{argument}={shown(value)} holds no seed: {SEEDS_FIX}")
     if outside := [seed for seed in found if seed not in SEEDS]:
@@ -66,7 +66,7 @@ def count(value: int, argument: str, *, least: int = 1) -> int:
     Raises ValueError for bools, floats and texts, and for less than the least.
     """
     fix = f"give a whole number, at least {least}"
-    number = _whole(value, f"{argument}={shown(value)}", fix)
+    number = whole(value, f"{argument}={shown(value)}", fix)
     if number < least:
         raise ValueError(f"{argument}={number}: {fix}")
     return number
@@ -90,14 +90,15 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Numbers and arrays of numpy, torch, pandas and xarray as plain numbers and lists."""
     array = value.to_numpy() if hasattr(value, "to_numpy") else value
     return array.tolist() if hasattr(array, "tolist") else array
 
 
-def _whole(value: object, given: str, fix: str) -> int:
-    plain = _plain(value)
-    if isinstance(plain, bool) or not isinstance(plain, Integral):
-        raise ValueError(f"{given}: {shown(plain)} is a {type(plain).__name__}; {fix}")
-    return int(plain)
+def whole(value: object, given: str, fix: str) -> int:
+    """A plain integer; numpy's too, but no bool and no float. given, fix: what the error begins and ends with."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise ValueError(f"{given}: {shown(number)} is a {type(number).__name__}; {fix}")
+    return int(number)

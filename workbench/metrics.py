@@ -1,133 +1,154 @@
-"""What is measured on images: CLIP similarity and zero-shot classes by any open_clip model, and distances between images."""
+"""What is measured on images: a scorer's similarity and zero-shot classes, distances between images, and a person's own metrics.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+scorer = wb.Scorer("ViT-B-32", pretrained="laion2b_s34b_b79k")
+bright = wb.Metric("brightness", lambda images: images.mean((1, 2, 3)), unit="share of white")
+wb.causal_trace(model, prompts, scorer=[scorer, bright])
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import CodeType
 
 import numpy as np
-import open_clip
 import torch
-import torch.nn.functional as F
-from einops import reduce
-from PIL import Image
 from skimage.metrics import structural_similarity
 
-from workbench.models import GRADER, MANIFEST, fingerprint, verify_files
-from workbench.prompts import Prompt
+from workbench.inputs import shown
+from workbench.models import Model
+from workbench.pictures import as_array, black
+from workbench.prompts import Labels, Prompt, PromptSet
+from workbench.scorer import Scorer, check_labels, default_scorer
 
 METRICS = ("probability", "similarity", "pixel_distance", "ssim")
+TARGET_METRICS = ("target_probability", "target_similarity")
+CONCEPT_METRICS = ("concept", "concept_probability", "concept_similarity", "opposite_similarity")
 
 
-class Scorer:
-    """An open_clip model that scores images.
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A person's own measure of images, wherever a `Scorer` stands.
 
-    model: an open_clip name ("ViT-B-32", "hf-hub:...", "local-dir:folder"); the embedded grader when not given.
-    pretrained: the weights' tag or file, for names that have several. `record` says which model, weights and
-    preprocessing scored, for results to carry.
-
-    Raises ValueError for a model without weights: random ones would score too.
+    name: what results call it. function: takes images (image, y, x, colour), float32 in [0, 1], and returns one number for each,
+    NaN where it has none; `wb.as_pil` makes PIL pictures of them. unit: of the number. version: name what the function reads
+    from outside itself, such as the weights of a classifier; results of another version are not mixed.
     """
 
-    def __init__(self, model: str | None = None, *, pretrained: str | None = None, device: str | torch.device = "cpu"):
-        if model is None:
-            if (GRADER / MANIFEST).exists():
-                verify_files(GRADER)
-            model, name = f"local-dir:{GRADER}", "the menagerie's grader"
-        else:
-            name = model
-            if model in open_clip.list_models() and pretrained is None:
-                tags = open_clip.list_pretrained_tags_by_model(model)
-                raise ValueError(f"Scorer({model!r}) names no weights; pass pretrained=, a file or one of {tags}")
-            folder = Path(model.removeprefix("local-dir:"))
-            if model.startswith("local-dir:") and not any(
-                list(folder.glob(f"*{kind}")) for kind in (".safetensors", ".bin", ".pt", ".pth")
-            ):
-                raise ValueError(
-                    f"Scorer({model!r}) found no weights in {folder}; put open_clip_model.safetensors there"
-                )
-        self.device = device
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(
-            model, pretrained=pretrained, device=device
-        )
-        self.model.eval()
-        self.tokenizer = open_clip.get_tokenizer(model)
-        self.record = {
-            "model": name,
-            "pretrained": pretrained,
-            "weights": fingerprint(self.model),
-            "preprocessing": str(self.preprocess),
-        }
-        self._texts: dict[tuple[str, ...], torch.Tensor] = {}
+    name: str
+    function: Callable[[np.ndarray], Sequence[float]]
+    unit: str = ""
+    version: str = ""
 
-    @torch.no_grad()
-    def image_embeddings(self, images: Sequence[Image.Image] | torch.Tensor) -> torch.Tensor:
-        """Normalised embeddings: (image, channel). Every measure takes these in place of images, to embed only once."""
-        if isinstance(images, torch.Tensor):
-            return images
-        batches = [
-            torch.stack([self.preprocess(image) for image in images[at : at + 64]]) for at in range(0, len(images), 64)
-        ]
-        return torch.cat(
-            [F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1).cpu() for batch in batches]
-        )
-
-    @torch.no_grad()
-    def text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:
-        """Normalised embeddings: (text, channel)."""
-        texts = tuple(texts)
-        if texts not in self._texts:
-            self._texts[texts] = F.normalize(
-                self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1
-            ).cpu()
-        return self._texts[texts]
-
-    def similarity(self, images: Sequence[Image.Image] | torch.Tensor, texts: str | Sequence[str]) -> torch.Tensor:
-        """Raw cosine in [-1, 1] of each image and its text, or of all images and one text: (image,)."""
-        return (self.image_embeddings(images) * self.text_embeddings([texts] if isinstance(texts, str) else texts)).sum(
-            -1
-        )
-
-    def class_probabilities(
-        self, images: Sequence[Image.Image] | torch.Tensor, prompts: Mapping[object, Sequence[str]]
-    ) -> torch.Tensor:
-        """Zero-shot probabilities: (image, label).
-
-        With one prompt a class, CLIP's own (Radford et al. 2021, section 3.1). With several, the softmax over all prompts
-        summed within each class: the prompts of a class are alternatives, and an image need fit only one of them.
-        """
-        sizes = [len(texts) for texts in prompts.values()]
-        if len(set(sizes)) != 1:
+    def __post_init__(self):
+        taken = (*METRICS, *TARGET_METRICS, *CONCEPT_METRICS)
+        if not isinstance(self.name, str) or not self.name.strip() or self.name in taken:
+            raise ValueError(f"Metric(name={shown(self.name)}): give a name of its own; taken are {', '.join(taken)}")
+        if not callable(self.function):
             raise ValueError(
-                f"class_probabilities: prompts per label {dict(zip(prompts, sizes))}; give every label equally many"
+                f"Metric({self.name!r}, {shown(self.function)}): give a function of images (image, y, x, colour) that returns one "
+                "number for each"
             )
-        texts = self.text_embeddings([text for texts in prompts.values() for text in texts])
-        all_prompts = (self.model.logit_scale.exp().item() * self.image_embeddings(images) @ texts.T).softmax(-1)
-        return reduce(all_prompts, "image (label prompt) -> image label", "sum", prompt=sizes[0])
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What tells this metric from others, for results to carry; of its function the name, the code and plain settings."""
+        return {"metric": self.name, "unit": self.unit, "version": self.version} | _function_record(self.function)
+
+    def __call__(self, images) -> np.ndarray:
+        """One value for each image: (image,). Raises ValueError for what the function must not return."""
+        array = as_array(images)
+        values = self.function(array)
+        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        if values.shape != (len(array),) or not np.issubdtype(values.dtype, np.number) or np.isinf(values).any():
+            raise ValueError(
+                f"metric {self.name!r} returned {shown(values)} of shape {values.shape} for {len(array)} images; return one finite "
+                "number for each, or NaN where it has none"
+            )
+        return values.astype(np.float64)
 
 
-def as_pil(images) -> list[Image.Image]:
-    """Images of an array (..., y, x, colour) in [0, 1], the leading axes in order."""
-    array = np.asarray(images)
-    return [Image.fromarray(image) for image in (array.reshape(-1, *array.shape[-3:]) * 255).round().astype(np.uint8)]
+Scoring = "Scorer | Metric | Measures | Callable | Sequence[Scorer | Metric | Callable] | None"
+
+
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """What an experiment measures: CLIP's metrics by a scorer, if it has one, and a person's own. Make it with `Measures.of`."""
+
+    scorer: Scorer | None
+    metrics: tuple[Metric, ...] = ()
+
+    @classmethod
+    def of(cls, given, model: Model | None = None) -> "Measures":
+        """What `scorer=` names: a `Scorer`, a `Metric`, a named function of images, several of these, or, left out, the embedded
+        grader, for the embedded model alone.
+
+        Raises ValueError for two scorers, two metrics of one name, a function without a name, and for anything else.
+        """
+        if isinstance(given, Measures):
+            return given
+        if given is None:
+            return cls(default_scorer(model))
+        several = given if isinstance(given, (list, tuple)) else [given]
+        scorers = [one for one in several if isinstance(one, Scorer)]
+        metrics = tuple(_metric(one) for one in several if not isinstance(one, Scorer))
+        names = [metric.name for metric in metrics]
+        if len(scorers) > 1 or len(set(names)) < len(names) or not several:
+            raise ValueError(
+                f"scorer={shown(given)}: give at most one Scorer, and metrics of different names; found {len(scorers)} scorers and "
+                f"the metrics {names}"
+            )
+        return cls(next(iter(scorers), None), metrics)
+
+    @property
+    def record(self) -> dict:
+        """What tells these measures from others; a scorer's own record where there is nothing else."""
+        own = self.scorer.record if self.scorer else {}
+        return {**own, "metrics": [metric.record for metric in self.metrics]} if self.metrics else dict(own)
+
+    def check(self, prompts: PromptSet):
+        """Raise ValueError, before anything is drawn, where `measured` could not measure these prompts."""
+        if self.scorer and any(prompt.value or prompt.target_value for prompt in prompts):
+            check_labels(prompts.labels, f"prompt set {prompts.name!r}")
 
 
 def measured(
-    scorer: Scorer, images, reference, prompt: Prompt, labels: Mapping[str, Sequence[str]]
+    scorer: "Scorer | Metric | Measures", images, reference, prompt: Prompt, labels: Labels, *, flagged=None
 ) -> dict[str, np.ndarray]:
     """The metrics of images (image, y, x, colour) of a prompt, each (image,).
 
-    `probability` of the prompt's value among the labels and `similarity` to the prompt; the same of its target, where it has
-    one, as `target_probability` and `target_similarity`; `pixel_distance` and `ssim` to the reference images.
+    `probability` of the prompt's value among the labels, where it has one, and `similarity` to the prompt; the same of its target,
+    where it has one, as `target_probability` and `target_similarity`; `pixel_distance` and `ssim` to the reference images (image, y,
+    x, colour), or to one; then a person's own metrics. Without a scorer only the last three.
+
+    flagged: bool (image,), images that a safety checker withheld; left out, those that are black through and through. They, and
+    distances to such a reference, are NaN, with a warning.
     """
-    pictures, names = scorer.image_embeddings(as_pil(images)), list(labels)
-    probabilities = scorer.class_probabilities(pictures, labels).numpy()
-    found = {
-        "probability": probabilities[:, names.index(prompt.value)],
-        "similarity": scorer.similarity(pictures, prompt.prompt).numpy(),
-    }
-    if prompt.target:
-        found["target_probability"] = probabilities[:, names.index(prompt.target_value)]
-        found["target_similarity"] = scorer.similarity(pictures, prompt.target).numpy()
-    return found | {"pixel_distance": pixel_distance(images, reference), "ssim": ssim(images, reference)}
+    given, pictures, reference = Measures.of(scorer), as_array(images), as_array(reference)
+    hidden = black(pictures) if flagged is None else np.asarray(flagged, bool).reshape(-1)
+    if len(hidden) != len(pictures) or reference.shape not in (pictures.shape, (1, *pictures.shape[1:])):
+        raise ValueError(
+            f"measured: images {pictures.shape}, reference {reference.shape} and {len(hidden)} flags do not fit; give as many of each, "
+            "of one size, or one reference"
+        )
+    if hidden.any():
+        warnings.warn(
+            f"{hidden.sum()} of {len(hidden)} images were withheld by a safety checker (they are black); their metrics are NaN; "
+            "load the model with safety_checker=False to draw them",
+            stacklevel=2,
+        )
+    seen, kept = pictures[~hidden], np.broadcast_to(reference, pictures.shape)[~hidden]
+    values: dict[str, np.ndarray] = {}
+    if given.scorer and len(seen):
+        values |= _clip_metrics(given.scorer, seen, prompt, labels)
+    elif given.scorer:
+        values |= dict.fromkeys(METRICS[:2], np.empty(0))
+    distances = {"pixel_distance": pixel_distance(seen, kept), "ssim": ssim(seen, kept)}
+    values |= {name: np.where(black(kept), np.nan, each) for name, each in distances.items()}
+    values |= {metric.name: metric(seen) if len(seen) else np.empty(0) for metric in given.metrics}
+    return {name: _spread(each, hidden) for name, each in values.items()}
 
 
 def pixel_distance(a, b) -> np.ndarray:
@@ -142,3 +163,80 @@ def ssim(a, b) -> np.ndarray:
     return np.array([structural_similarity(x, y, channel_axis=-1, data_range=1.0) for x, y in pairs]).reshape(
         a.shape[:-3]
     )
+
+
+def _clip_metrics(scorer: Scorer, images: np.ndarray, prompt: Prompt, labels: Labels) -> dict[str, np.ndarray]:
+    embeddings, names = scorer.image_embeddings(images), list(labels)
+    probabilities = None
+    if prompt.value or prompt.target_value:
+        probabilities = scorer.class_probabilities(embeddings=embeddings, labels=labels).numpy()
+    values: dict[str, np.ndarray] = {}
+    if prompt.value:
+        values["probability"] = probabilities[:, names.index(prompt.value)]
+    values["similarity"] = scorer.similarity(embeddings=embeddings, texts=prompt.prompt).numpy()
+    if prompt.target_value:
+        values["target_probability"] = probabilities[:, names.index(prompt.target_value)]
+    if prompt.target:
+        values["target_similarity"] = scorer.similarity(embeddings=embeddings, texts=prompt.target).numpy()
+    return values
+
+
+def _spread(values: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Values of the images that are not hidden, at their places among all; NaN at the others."""
+    if not hidden.any():
+        return values
+    every = np.full(len(hidden), np.nan)
+    every[~hidden] = values
+    return every
+
+
+def _metric(given) -> Metric:
+    if isinstance(given, Metric):
+        return given
+    name = getattr(given, "__name__", None)
+    if not callable(given) or name in (None, "<lambda>"):
+        raise ValueError(
+            f"scorer={shown(given)}: give a wb.Scorer, or a measure of your own with a name, as wb.Metric('brightness', function), "
+            "whose function takes images (image, y, x, colour) and returns one number for each"
+        )
+    return Metric(name, given)
+
+
+def _function_record(function: Callable) -> dict[str, str]:
+    """A function's name, and a digest of its compiled code with the plain values among its defaults and enclosed variables."""
+    if isinstance(function, partial):
+        inner = _function_record(function.func)
+        settings = _digest([_plain(function.args), _plain(tuple(sorted(function.keywords.items())))])
+        return inner | {"code": _digest([inner.get("code"), settings])}
+    inner = getattr(function, "__func__", function)
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    if code is None:
+        return {"function": name}
+    cells = getattr(inner, "__closure__", None) or ()
+    values = [cell.cell_contents for cell in cells] + list(getattr(inner, "__defaults__", None) or ())
+    return {"function": name, "code": _digest([_code(code), *map(_plain, values)])}
+
+
+def _code(code: CodeType) -> list:
+    return [
+        code.co_code.hex(),
+        code.co_names,
+        [_code(each) if isinstance(each, CodeType) else _plain(each) for each in code.co_consts],
+    ]
+
+
+def _plain(value: object) -> str | list:
+    """A plain value for a digest that is the same in every process; only the type of any other."""
+    if isinstance(value, (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (frozenset, set)):
+        return sorted(repr(_plain(each)) for each in value)
+    return type(value).__qualname__
+
+
+def _digest(parts: list) -> str:
+    """SHA-256 of nested lists of texts."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

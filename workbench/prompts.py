@@ -2,53 +2,136 @@
 
 wb.prompt_set("style")                 # object, style, colour, season, action, position or fact
 wb.prompt_set("swap/held_out")         # one of the edit benchmark's
-wb.prompt_set("my_prompts.csv")        # own ones: columns prompt, subject, value; if wanted replacement, target, target_value
+wb.prompt_set("my_prompts.csv")        # own ones: a column prompt; if wanted subject, value, replacement, target, target_value
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
 
+from workbench.inputs import shown, strings, user_path
 from workbench.models import DATA
+from workbench.tables import Table, header_of, read_table
+from workbench.text import places_of, replace_words
 
 FOLDER = DATA / "prompts"
-COLUMNS = ("prompt", "subject", "value")  # that a file must have
+ATTRIBUTE = {"prompt", "subject", "value", "replacement", "target", "target_value"}  # columns of an attribute's set
 PAIR = ("positive", "negative")
+LABELS = ("label", "text")
+ARTICLE = re.compile(r"\ban?\b", re.IGNORECASE)
+LEADING = re.compile(r"(?:(?:in|at|on|of) )?(?:(?:an?|the) )?", re.IGNORECASE)
+
+Labels = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. subject: the words in it that name the attribute; value: what they say; replacement: other words of as
-    many tokens; target: the whole prompt without the attribute, or with another value of it; target_value: its value there.
-    The last three are "" where there are none."""
+    """One prompt. subject: the words in it that name the attribute; value: what they say; replacement: other words for them, of as
+    many tokens where positions shall stay; target: the whole prompt without the attribute, or with another value of it;
+    target_value: its value there. All but the prompt are "" where there are none."""
 
     prompt: str
-    subject: str
+    subject: str = ""
     value: str = ""
     replacement: str = ""
     target: str = ""
     target_value: str = ""
 
+    def __post_init__(self):
+        for name, text in asdict(self).items():
+            if not isinstance(text, str):
+                raise ValueError(f'Prompt({name}={shown(text)}): give a text, "" for none')
+        for name, needed in (("replacement", "subject"), ("target_value", "target")):
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"Prompt({name}={getattr(self, name)!r}) says nothing without {needed}; give that too")
+
+
+Prompts = "PromptSet | Prompt | str | Iterable[Prompt | str]"
+
 
 @dataclass(frozen=True)
 class PromptSet(Sequence[Prompt]):
-    """Prompts of one attribute. labels: for each of its values, the texts that zero-shot classification compares with."""
+    """Prompts of one attribute.
+
+    labels: for each of its values, the texts that zero-shot classification compares with, equally many (a text alone is one); none
+    where the prompts name no values.
+
+    Raises ValueError for what is no `Prompt`, and for values without labels.
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
-    labels: Mapping[str, tuple[str, ...]]
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
-        values = {prompt.value for prompt in self.prompts} | {
-            prompt.target_value for prompt in self.prompts if prompt.target
-        }
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if wrong := [prompt for prompt in self.prompts if not isinstance(prompt, Prompt)]:
+            raise ValueError(
+                f"prompt set {self.name!r} holds {shown(wrong[0])}: give wb.Prompt(...), or PromptSet.of for mere texts"
+            )
+        object.__setattr__(self, "labels", label_texts(self.labels, f"prompt set {self.name!r}: labels"))
+        if wrong := [label for label in self.labels if not isinstance(label, str)]:
+            raise ValueError(f"prompt set {self.name!r}: a label is {shown(wrong[0])}; labels are texts, as values are")
+        values = {text for prompt in self.prompts for text in (prompt.value, prompt.target_value) if text}
         if unknown := sorted(values - set(self.labels)):
             raise ValueError(
                 f"prompt set {self.name!r} has the values {unknown}, which its labels lack: {list(self.labels)}; add texts "
                 "for them"
             )
+
+    @classmethod
+    def of(
+        cls,
+        prompts: "PromptSet | Prompt | str | Iterable[Prompt | str]",
+        *,
+        subject: str = "",
+        target: str = "",
+        labels: Labels | None = None,
+        name: str = "prompts",
+    ) -> "PromptSet":
+        """A set of what a person has at hand: a text, several, one `Prompt` or several; a set stays as it is.
+
+        subject, target: of the texts among them. labels: left out, those of the attribute that comes with the workbench and knows the
+        subject (or the prompts' values), such as the seasons for "in winter"; where none does, texts have no value and are
+        measured by similarity alone, and values stand for themselves as "a photo of VALUE".
+        """
+        if isinstance(prompts, PromptSet):
+            if subject or target or labels is not None:
+                raise ValueError(
+                    "a PromptSet has its own subjects, targets and labels; leave subject, target and labels out"
+                )
+            return prompts
+        given = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+        texts = strings([one for one in given if not isinstance(one, Prompt)], "prompts", least=0)
+        if lacking := [text for text in texts if subject and not places_of(subject, text)]:
+            raise ValueError(f"subject={subject!r} is not in the prompt {lacking[0]!r}; name words that it has")
+        known = labels_of(subject) if labels is None else labels
+        value = _value(subject, known)
+        made = iter(
+            [Prompt(text, subject, value, "", target, _target_value(text, subject, target, known)) for text in texts]
+        )
+        every = tuple(one if isinstance(one, Prompt) else next(made) for one in given)
+        if not every:
+            raise ValueError("prompts holds none; give at least one")
+        values = [text for prompt in every for text in (prompt.value, prompt.target_value) if text]
+        return cls(name, every, _labels_for(values) if labels is None else labels)
+
+    def require(self, *columns: str, by: str):
+        """Raise ValueError where a prompt lacks one of these, such as subject; by: what needs them."""
+        for column in columns:
+            if without := [prompt.prompt for prompt in self.prompts if not getattr(prompt, column)]:
+                raise ValueError(
+                    f"{by} needs a {column} for every prompt, and {len(without)} of {len(self)} in prompt set {self.name!r} have "
+                    f"none, the first {without[0]!r}; add a column {column} to its file, or give wb.Prompt(..., {column}=...)"
+                )
+
+    def table(self) -> pd.DataFrame:
+        """One row for each prompt, with the columns that any of them fills."""
+        table = pd.DataFrame([asdict(prompt) for prompt in self.prompts])
+        return table[[column for column in table if table[column].any()]]
 
     def __getitem__(self, index):
         """One prompt, or with a slice a smaller set."""
@@ -59,61 +142,160 @@ class PromptSet(Sequence[Prompt]):
     def __len__(self):
         return len(self.prompts)
 
+    def __repr__(self):
+        labels = f"labels {', '.join(self.labels)}" if self.labels else "no labels"
+        return f"prompt set {self.name!r}: {len(self)} prompts, {labels}\n{self.table()}"
+
+    def _repr_html_(self):
+        return self.table().to_html(index=False)
+
+
+def label_texts(labels: Labels, argument: str) -> dict[str, tuple[str, ...]]:
+    """Texts of each label, as tuples of equally many.
+
+    Raises ValueError for what is no mapping, and for no texts, empty ones, or different numbers of them.
+    """
+    if not isinstance(labels, Mapping):
+        raise ValueError(
+            f"{argument}={shown(labels)}: give a mapping of labels to texts, such as {{'zebra': 'a zebra', 'cow': 'a cow'}}"
+        )
+    texts = {label: strings(some, f"{argument}[{label!r}]") for label, some in labels.items()}
+    if empty := [label for label, some in texts.items() if not all(text.strip() for text in some)]:
+        raise ValueError(f"{argument}[{empty[0]!r}] holds an empty text; say what such a picture shows")
+    if len({len(some) for some in texts.values()}) > 1:
+        raise ValueError(
+            f"{argument}: texts per label { ({label: len(some) for label, some in texts.items()}) }; give every label equally many"
+        )
+    return texts
+
 
 def attributes() -> list[str]:
-    """Names of the sets that come with the workbench."""
-    return _names(FOLDER, COLUMNS)
+    """Names of the attributes whose sets come with the workbench."""
+    return sorted(path.stem for path in FOLDER.glob("*.csv") if header_of(path) >= ATTRIBUTE)
 
 
-def labels_of(value: str) -> Mapping[str, tuple[str, ...]]:
-    """Zero-shot texts of every value of the attribute that knows this one, such as the seasons of "winter"; none where no set does."""
-    return next((found for name in attributes() if value in (found := prompt_set(name).labels)), {})
+def labels_of(words: str) -> dict[str, tuple[str, ...]]:
+    """Zero-shot texts of every value of the attribute that knows this one, such as the seasons of "winter" or "in winter".
 
-
-def _names(folder: Path, columns: Sequence[str]) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.csv") if set(columns) <= set(pd.read_csv(path, nrows=0)))
-
-
-def _read(path: Path, asked: str, columns: Sequence[str], folder: Path) -> pd.DataFrame:
-    """A table of texts that has these columns; the folder's own tables are named where there is no such file."""
-    if not path.exists():
-        sets = ", ".join(_names(folder, columns))
-        raise FileNotFoundError(f"{asked}: no such file, and no set of that name; the sets are {sets}")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{path.name} lacks the columns {missing}; found {list(table)}")
-    return table
+    An article or preposition in front does not count; none where no attribute knows it.
+    """
+    for name in attributes() if words else ():
+        if _value(words, labels := prompt_set(name).labels):
+            return labels
+    return {}
 
 
 def prompt_pairs(source: str | Path) -> tuple[list[str], list[str]]:
     """Prompts with a concept and without, to make a direction from: "winter", "night", "watercolor", or a CSV file (columns
     positive, negative).
 
-    Raises FileNotFoundError for no such set, ValueError for a column that is missing.
+    Raises FileNotFoundError for no such set, ValueError for a file that cannot be read rightly; see `workbench.tables`.
     """
-    path = FOLDER / "steer" / f"{source}.csv" if (FOLDER / "steer" / f"{source}.csv").exists() else Path(source)
-    table = _read(path, f"prompt_pairs({str(source)!r})", PAIR, FOLDER / "steer")
-    return list(table["positive"]), list(table["negative"])
+    table = read_table(_found(source, "prompt_pairs", FOLDER / "steer", PAIR), PAIR, PAIR)
+    table.require_values(*PAIR)
+    return [row["positive"] for row in table.rows], [row["negative"] for row in table.rows]
 
 
-def prompt_set(source: str | Path) -> PromptSet:
-    """A prompt set by name or from a CSV file (columns prompt, subject, value, optionally those others of `Prompt`).
+def prompt_set(source: str | Path, *, labels: Labels | str | Path | None = None) -> PromptSet:
+    """A prompt set by name, or from a CSV file with a column prompt and, where wanted, those others of `Prompt`.
 
-    Labels are read from SOURCE_labels.csv beside it (columns label, text), or labels.csv for a whole folder; without these
-    each value is its own label, as "a photo of VALUE".
+    labels: texts of each value, or a CSV file of them (columns label, text). Left out, they are read from SOURCE_labels.csv beside
+    the source, or labels.csv for a whole folder; without these each value is its own label, as "a photo of VALUE". Prompts
+    without values have no labels.
 
-    Raises FileNotFoundError for no such set, ValueError for a column or label that is missing.
+    Raises FileNotFoundError for no such set, ValueError, with the file's name and the line, for a file that cannot be read rightly
+    (see `workbench.tables`), a subject that its prompt lacks, and values that the labels lack.
     """
-    path = FOLDER / f"{source}.csv" if (FOLDER / f"{source}.csv").exists() else Path(source)
-    table = _read(path, f"prompt_set({str(source)!r})", COLUMNS, FOLDER)
-    given = table[[field.name for field in fields(Prompt) if field.name in table]]
-    prompts = tuple(Prompt(**row) for row in given.to_dict("records"))
-    beside = path.with_name(f"{path.stem}_labels.csv")
-    beside = beside if beside.exists() else path.with_name("labels.csv")
-    if beside.exists():
-        texts = pd.read_csv(beside, dtype=str, keep_default_na=False)
-        labels = {label: tuple(group) for label, group in texts.groupby("label", sort=False)["text"]}
-    else:
-        values = [value for prompt in prompts for value in (prompt.value, prompt.target_value) if value]
-        labels = {value: (f"a photo of {value}",) for value in values}
-    return PromptSet(path.stem, prompts, labels)
+    path = _found(source, "prompt_set", FOLDER, ("prompt",))
+    columns = [column.name for column in fields(Prompt)]
+    table = read_table(path, ("prompt",), columns)
+    table.require_values("prompt", "subject", "value")
+    prompts = tuple(_prompt(table, row, columns) for row in range(len(table.rows)))
+    values = [text for prompt in prompts for text in (prompt.value, prompt.target_value) if text]
+    if isinstance(labels, Mapping):
+        return PromptSet(path.stem, prompts, labels)
+    if (beside := _labels_file(path, labels, bool(values))) is None:
+        return PromptSet(path.stem, prompts, _photos(values))
+    try:
+        return PromptSet(path.stem, prompts, _read_labels(beside))
+    except ValueError as error:
+        if labels is not None:
+            raise
+        raise ValueError(
+            f"{error}. {path.name} takes its labels from {beside}, which stands beside it; if that is not meant for it, rename it "
+            "or pass labels="
+        ) from None
+
+
+def _found(source: str | Path, function: str, folder: Path, columns: Sequence[str]) -> Path:
+    """The file of a set that comes with the workbench, or a person's own."""
+    path = user_path(source, f"{function}: source")
+    if isinstance(source, str) and (own := folder / f"{source}.csv").is_file():
+        return own
+    if not path.exists():
+        files = sorted(path for path in folder.rglob("*.csv") if header_of(path) >= set(columns))
+        sets = ", ".join(path.relative_to(folder).with_suffix("").as_posix() for path in files)
+        near = f"; did you mean {path}.csv?" if path.with_name(f"{path.name}.csv").exists() else ""
+        raise FileNotFoundError(
+            f"{function}({str(source)!r}): no such file, and no set of that name; the sets are {sets}{near}"
+        )
+    return path
+
+
+def _prompt(table: Table, row: int, columns: Sequence[str]) -> Prompt:
+    values = table.rows[row]
+    try:
+        prompt = Prompt(**{column: values[column] for column in columns if column in values})
+    except ValueError as error:
+        raise table.error(row, str(error)) from None
+    if prompt.subject and not places_of(prompt.subject, prompt.prompt):
+        raise table.error(
+            row,
+            f"the subject {prompt.subject!r} is not in the prompt {prompt.prompt!r}; name words that it has (a prompt with commas "
+            "stands in quotes)",
+        )
+    return prompt
+
+
+def _labels_file(path: Path, labels: str | Path | None, valued: bool) -> Path | None:
+    """Where a set's labels are, if anywhere."""
+    if labels is not None:
+        return user_path(labels, "prompt_set: labels")
+    own, shared = path.with_name(f"{path.stem}_labels.csv"), path.with_name("labels.csv")
+    return own if own.exists() else shared if valued and shared.exists() and shared != path else None
+
+
+def _read_labels(path: Path) -> dict[str, tuple[str, ...]]:
+    table = read_table(path, LABELS, LABELS)
+    table.require_values(*LABELS)
+    texts: dict[str, tuple[str, ...]] = {}
+    for row in table.rows:
+        texts[row["label"]] = (*texts.get(row["label"], ()), row["text"])
+    return texts
+
+
+def _photos(values: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    return {value: (f"a photo of {value}",) for value in values}
+
+
+def _labels_for(values: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """Labels that know all of these values: an attribute's, or the values themselves."""
+    known = labels_of(values[0]) if values else {}
+    return known if set(values) <= set(known) else _photos(values)
+
+
+def _value(words: str, labels: Labels) -> str:
+    """The label that words name: themselves, or without an article or preposition in front."""
+    return next((text for text in (words, LEADING.sub("", words, count=1)) if text and text in labels), "")
+
+
+def _target_value(text: str, subject: str, target: str, labels: Labels) -> str:
+    """The label that a target shows: the one that makes it of the text when put in the subject's place, articles aside."""
+    if not subject or not target:
+        return ""
+    plain = lambda words: ARTICLE.sub("a", words).lower()
+    leading = subject.removesuffix(LEADING.sub("", subject, count=1))
+    return next(
+        (label for label in labels if plain(replace_words(text, subject, leading + label).text) == plain(target)),
+        "",
+    )

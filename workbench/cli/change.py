@@ -14,10 +14,11 @@ from workbench import plot
 from workbench.cli.common import Common, beside
 from workbench.experiments.statistics import mean
 from workbench.interventions import World
-from workbench.metrics import Scorer, as_pil, pixel_distance
+from workbench.metrics import pixel_distance
 from workbench.p2p import edit as p2p
 from workbench.p2p.inversion import invert
 from workbench.prompts import Prompt, labels_of, prompt_pairs, prompt_set
+from workbench.scorer import Scorer
 from workbench.steering.direction import direction
 from workbench.steering.experiment import Concept
 
@@ -66,8 +67,9 @@ class SteerConcept(Common):
             ).images
             for name in columns:
                 mine = images.sel(world=name)
-                pictures = scorer.image_embeddings(as_pil(mine))
-                values = concept.measured(scorer, pictures) | {"similarity": scorer.similarity(pictures, prompt)}
+                seen = scorer.image_embeddings(mine)
+                values = concept.measured(scorer, seen)
+                values["similarity"] = scorer.similarity(embeddings=seen, texts=prompt)
                 values["pixel_distance"] = pixel_distance(mine, images.sel(world="unsteered"))
                 for measure, each in values.items():
                     value, low, high = mean(each)

@@ -17,8 +17,9 @@ from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.compare import compare_localizers
 from workbench.localize.locogen import locogen
 from workbench.localize.patching import LocoGenSpec
-from workbench.metrics import METRICS, Scorer
+from workbench.metrics import METRICS
 from workbench.prompts import prompt_set
+from workbench.scorer import Scorer
 
 
 @dataclass

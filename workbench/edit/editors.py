@@ -7,13 +7,12 @@
 a replacement (`wb.prompt_set`). `sites` are names, globs or sites: a cross-attention layer stands for its k and v, a text
 encoder's attention for its output projection, an mlp for its second layer. `tokens` says which positions are keys:
 "subject_last", "subject", "after_subject", "eos", "padding", "all", or several of these; the guide's positions follow from
-aligning both prompts at the end of the words. `preserve` are words (filled into the templates) or prompts whose keys,
-at `preserve_tokens`, shall give what they gave.
+aligning both prompts at the end of the words, at each place where they stand. `preserve` are words (filled into the templates) or
+prompts whose keys, at `preserve_tokens`, shall give what they gave.
 """
 
 import fnmatch
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -23,7 +22,7 @@ from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.engine import encode, text_values
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, weight_of
-from workbench.text import Tokens, tokenize
+from workbench.text import replace_words, tokens_of
 
 TEMPLATES = ("{}", "a photo of {}", "an image of {}", "a picture of {}")
 ALL_LAYERS = "unet.*.cross.{k,v}"
@@ -225,14 +224,18 @@ def gather(
 
     average: one key for each concept and position, counted from its last token: the mean over its prompts.
     """
-    guides = [replaced(pair) if pair.replacement else pair.prompt for pair in pairs]
+    changes = [
+        replace_words(pair.prompt, pair.subject, pair.replacement) if pair.replacement else None for pair in pairs
+    ]
+    guides = [change.text if change else pair.prompt for pair, change in zip(pairs, changes)]
     old, new = states(model, source, [*(pair.prompt for pair in pairs), *guides]).split(len(pairs))
     keys: dict[object, list[torch.Tensor]] = {}
-    for p, (pair, guide) in enumerate(zip(pairs, guides)):
-        before, after = (tokenize(model.pipeline.tokenizer, text) for text in (pair.prompt, guide))
-        last = before.of(pair.subject)[-1] if pair.subject else 0
-        for i, j in aligned(before, pair.subject, after, pair.replacement or pair.subject, tokens):
-            group = (pair.subject, pair.replacement, i - last) if average else (p, i)
+    for p, (pair, change, guide) in enumerate(zip(pairs, changes, guides)):
+        before, after = (tokens_of(model.pipeline, text) for text in (pair.prompt, guide))
+        wanted = sorted(before.positions(tokens, pair.subject))
+        places = before.places(pair.subject) if pair.subject else [(0,)]
+        for i, j in change.aligned(before, after, wanted) if change else zip(wanted, wanted):
+            group = (pair.subject, pair.replacement, _distance(i, places)) if average else (p, i)
             keys.setdefault(group, []).append(torch.stack([old[p, i], new[p, j]]))
     both = torch.stack([torch.stack(found).mean(0) for found in keys.values()])
     old, new = both[:, 0], both[:, 1]
@@ -242,36 +245,10 @@ def gather(
     return old, torch.where(same[:, None], old, new)
 
 
-def replaced(pair: Prompt) -> str:
-    """A prompt with its subject's words replaced, wherever they stand as whole words."""
-    return re.sub(
-        rf"(?<!\w){re.escape(pair.subject)}(?!\w)", lambda _: pair.replacement, pair.prompt, flags=re.IGNORECASE
-    )
-
-
-def aligned(old: Tokens, subject: str, new: Tokens, replacement: str, tokens: Where) -> Iterator[tuple[int, int]]:
-    """Positions in one prompt and in another that differs in the subject's words alone: these are aligned at their ends."""
-    wanted = sorted(
-        {
-            i
-            for where in ([tokens] if isinstance(tokens, str) else tokens)
-            for i in old.positions(where, subject or None)
-        }
-    )
-    if not subject:
-        yield from ((i, i) for i in wanted)
-        return
-    first, last, new_first, new_last = (
-        old.of(subject)[0],
-        old.of(subject)[-1],
-        new.of(replacement)[0],
-        new.of(replacement)[-1],
-    )
-    for i in wanted:
-        if i < first:
-            yield i, i
-        else:
-            yield i, min(max(i + new_last - last, new_first), len(new.ids) - 1)
+def _distance(i: int, places: Sequence[tuple[int, ...]]) -> int:
+    """How far a position is from the last token of its place, else of the place in front of it, else of the first place."""
+    begun = [place for place in places if place[0] <= i] or places[:1]
+    return i - begun[-1][-1]
 
 
 def moments_of(model, prompts: Sequence[str], source: str | Site = "text states") -> Moments:

@@ -14,7 +14,7 @@ from workbench.edit.editors import provenance
 from workbench.edit.low_rank import Edit, update_of
 from workbench.progress import each
 from workbench.sites import Site, weight_of
-from workbench.text import tokenize
+from workbench.text import tokens_of
 
 
 def embedding_swap(model, first: str, second: str) -> Edit:
@@ -145,8 +145,7 @@ class Denoiser(torch.nn.Module):
 
 def _ids(model, site: Site, word: str) -> list[int]:
     """A word's tokens, in the tokenizer of the text encoder whose embedding a site is."""
-    tokenizer = getattr(model.pipeline, site.tokenizer)
-    found = tokenize(tokenizer, word)
+    found = tokens_of(model.pipeline, word, site.tokenizer)
     return [found.ids[i] for i in found.of(word)]
 
 

@@ -8,7 +8,7 @@ from workbench.engine.calls import Calls
 from workbench.families.attention import check_attention
 from workbench.interventions import Intervention, Rule, Window, World
 from workbench.sites import Site
-from workbench.text import Tokens, tokenize
+from workbench.text import Tokens, tokens_of
 
 HALVES = {"cond": ("cond",), "uncond": ("uncond",), "both": ("uncond", "cond")}
 
@@ -163,7 +163,7 @@ def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half
         readings = list(dict.fromkeys(name for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name, None)))
     positions = {}
     for name in readings:
-        read = tokenize(getattr(pipeline, name), prompt)
+        read = tokens_of(pipeline, prompt, name)
         positions[name] = _named(read, intervention.tokens, world.subject, half)
     if len(set(positions.values())) > 1:
         raise ValueError(

@@ -40,7 +40,7 @@ class Run:
 
     def pil(self, world: str | None = None, seed: int | None = None) -> list[Image.Image]:
         """Pictures as PIL gives them, of all worlds in order or of one, of all seeds or of one."""
-        from workbench.metrics import as_pil
+        from workbench.pictures import as_pil
 
         images = self.images if world is None else self[world]
         if seed is not None:

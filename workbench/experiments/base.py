@@ -29,7 +29,7 @@ from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store, as_store
 from workbench.experiments.work import complete
 from workbench.interventions import World
-from workbench.metrics import Scorer, measured
+from workbench.metrics import Measures, measured
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import PromptSet
@@ -42,7 +42,7 @@ Kept = Callable[[str], pd.DataFrame | None]
 class Experiment(ABC):
     """Something measured on a model, part by part.
 
-    spec: what is asked. prompts: on what; left out where the parts bring their own. scorer: what grades images, or None.
+    spec: what is asked. prompts: on what; left out where the parts bring their own. measures: of images, or None.
     """
 
     name: ClassVar[str]
@@ -59,13 +59,15 @@ class Experiment(ABC):
         spec: Spec,
         *,
         prompts: PromptSet | None = None,
-        scorer: Scorer | None = None,
+        measures: Measures | None = None,
         batch_size: int = 16,
     ):
-        self.model, self.spec, self.scorer, self.batch_size = model, spec, scorer, batch_size
+        self.model, self.spec, self.measures, self.batch_size = model, spec, measures, batch_size
         self.prompts = PromptSet("none", (), {}) if prompts is None else prompts
         self.steps = model.num_inference_steps if spec.num_inference_steps is None else spec.num_inference_steps
         self.guidance = model.guidance_scale if spec.guidance_scale is None else spec.guidance_scale
+        if measures is not None:
+            measures.check(self.prompts)
 
     def identity(self) -> dict[str, Any]:
         """All that the rows depend on, as plain values."""
@@ -78,7 +80,7 @@ class Experiment(ABC):
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "model": self.model.record,
-            "scorer": None if self.scorer is None else self.scorer.record,
+            "scorer": None if self.measures is None else self.measures.record,
             "prompt_set": self.prompts.name,
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "labels": {label: list(texts) for label, texts in self.prompts.labels.items()},
@@ -154,7 +156,7 @@ class Experiment(ABC):
 
     def metric_rows(self, p: int, place: Row, images: xr.DataArray, reference: xr.DataArray) -> list[Row]:
         """Rows of one world's images (seed, y, x, colour) of a prompt."""
-        values_by_metric = measured(self.scorer, images, reference, self.prompts[p], self.prompts.labels)
+        values_by_metric = measured(self.measures, images, reference, self.prompts[p], self.prompts.labels)
         return self.value_rows(p, place, values_by_metric)
 
     def value_rows(self, p: int, place: Row, values_by_metric: Mapping[str, Sequence[float]]) -> list[Row]:
@@ -164,8 +166,3 @@ class Experiment(ABC):
             for metric, values in values_by_metric.items()
             for seed, value in zip(self.spec.seeds, values, strict=True)
         ]
-
-
-def scorer_for(model: Model, scorer: Scorer | None) -> Scorer:
-    """What grades images where nothing is said."""
-    return Scorer(device=model.pipeline.device) if scorer is None else scorer

@@ -144,7 +144,6 @@ __all__ = [
     "Intervention",
     "Places",
     "Rows",
-    "Rows",
     "Rule",
     "Steps",
     "Window",

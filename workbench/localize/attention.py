@@ -28,7 +28,7 @@ from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import PromptSet
 from workbench.sites import Sites
-from workbench.text import Tokens, tokenize
+from workbench.text import Tokens, tokens_of
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,7 @@ def attention_maps(
         run = model.run_once(worlds, images, step=step, **common)
     edges = [window_name((i / bins, (i + 1) / bins)) for i in range(bins)]
     maps = {fold.name: _on_grid(run.values[fold.name]).assign_coords(steps=edges) for fold in folds}
-    return AttentionMaps(
-        maps, run.images, {world.name: tokenize(model.pipeline.tokenizer, world.prompt) for world in worlds}
-    )
+    return AttentionMaps(maps, run.images, {world.name: tokens_of(model.pipeline, world.prompt) for world in worlds})
 
 
 def map_folds(model: Model, sites: str, bins: int, steps: int) -> list[Fold]:
@@ -217,13 +215,13 @@ class Looking(Experiment):
         return self.model.sites("unet.*.cross")
 
     def check(self, p: int) -> int:
-        tokenize(self.model.pipeline.tokenizer, self.prompts[p].prompt).of(self.prompts[p].subject)
+        tokens_of(self.model.pipeline, self.prompts[p].prompt).of(self.prompts[p].subject)
         return len(self.spec.seeds)
 
     def measure(self, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, site, value)."""
         prompt = self.prompts[p]
-        tokens = tokenize(self.model.pipeline.tokenizer, prompt.prompt)
+        tokens = tokens_of(self.model.pipeline, prompt.prompt)
         maps = map_folds(self.model, "unet.*.cross", 1, self.steps)
         parts = [_contribution(self.model, fold.name, tokens.of(prompt.subject), self.steps) for fold in maps]
         run = self.run([World("clean", prompt.prompt)], record=[*maps, *parts])

@@ -12,17 +12,17 @@ from zlib import crc32
 
 import xarray as xr
 
-from workbench.experiments.base import Experiment, scorer_for
+from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import WHOLE, Spec, Window, steps_of, window_name
 from workbench.experiments.store import Store
 from workbench.interventions import Intervention, World, ablate, add_noise, restore
-from workbench.metrics import Scorer
+from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
-from workbench.prompts import Prompt, PromptSet
+from workbench.prompts import Prompt, Prompts, PromptSet
 from workbench.sites import Site, Sites
-from workbench.text import tokenize
+from workbench.text import replace_words, tokenizers, tokens_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +78,17 @@ class Target:
 
 def causal_trace(
     model: Model,
-    prompts: PromptSet,
+    prompts: Prompts,
     spec: TraceSpec | None = None,
     *,
-    scorer: Scorer | None = None,
+    subject: str = "",
+    scorer: Scoring = None,
     folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> xr.Dataset:
     """Trace where a model keeps the concept that each prompt's subject words name.
 
+    prompts: a `PromptSet`, or whatever `PromptSet.of` takes: "a zebra in the savanna", several, `Prompt`s; subject: of mere texts.
     Worlds of one prompt share their starting noise: clean; corrupted; and, for every target of the spec, corrupted with
     the clean world's state put back there. Every image is scored by four metrics: `probability` of the prompt's value
     among the set's labels and `similarity` to the prompt (both by `scorer`, the embedded grader when left out),
@@ -100,8 +102,9 @@ def causal_trace(
     Raises, before anything is generated, KeyError for unknown sites and ValueError for words, tokens, steps, rows or
     replacements that do not fit, or a folder of another trace.
     """
-    spec, scorer = spec or TraceSpec(), scorer_for(model, scorer)
-    return Tracing(model, spec, prompts=prompts, scorer=scorer, batch_size=batch_size).dataset(folder)
+    chosen, measures = PromptSet.of(prompts, subject=subject), Measures.of(scorer, model)
+    chosen.require("subject", by="a causal trace")
+    return Tracing(model, spec or TraceSpec(), prompts=chosen, measures=measures, batch_size=batch_size).dataset(folder)
 
 
 class Tracing(Experiment):
@@ -153,7 +156,7 @@ class Tracing(Experiment):
     def targets(self, p: int) -> list[Target]:
         """Everything that is restored in a prompt, in execution order."""
         prompt, targets = self.prompts[p], []
-        tokens = tokenize(self.model.pipeline.tokenizer, prompt.prompt)
+        tokens = tokens_of(self.model.pipeline, prompt.prompt)
         if "each" in self.spec.tokens and len(self.prompts) > 1:
             raise ValueError(
                 'tokens="each": positions mean different things in different prompts; trace one prompt (prompts[:1]), or '
@@ -194,13 +197,9 @@ def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dic
     """Noise per text encoder's embedding: so many standard deviations of the embeddings of all subject tokens in the set."""
     sigmas = {}
     for site in model.sites("text_encoder*.embedding"):
-        tokenizer = getattr(model.pipeline, site.tokenizer)
         table = getattr(model.pipeline, site.component).get_input_embeddings().weight
-        ids = [
-            tokenize(tokenizer, prompt.prompt).ids[i]
-            for prompt in prompts
-            for i in tokenize(tokenizer, prompt.prompt).of(prompt.subject)
-        ]
+        read = [(tokens_of(model.pipeline, prompt.prompt, site.tokenizer), prompt.subject) for prompt in prompts]
+        ids = [tokens.ids[i] for tokens, subject in read for i in tokens.of(subject)]
         sigmas[site.name] = noise_multiple * table[ids].float().std().item()
     return sigmas
 
@@ -219,18 +218,21 @@ def _windows(sites: Sites, width: int) -> Iterator[tuple[Site, Sequence[Site]]]:
 
 
 def replaced(model: Model, prompt: Prompt) -> tuple[str, str]:
-    """A prompt with its subject words replaced, and the replacement; positions of all tokens stay."""
+    """A prompt with its subject words replaced wherever they stand, and the replacement; positions of all tokens stay.
+
+    Raises ValueError for a prompt without replacement, and for one of another number of tokens.
+    """
     if not prompt.replacement:
         raise ValueError(
             f'corruption="replace": {prompt.prompt!r} has no replacement for {prompt.subject!r}; give one in the prompt set, '
             'or take corruption="noise"'
         )
-    at = prompt.prompt.lower().index(prompt.subject.lower())
-    text = prompt.prompt[:at] + prompt.replacement + prompt.prompt[at + len(prompt.subject) :]
-    before, after = (tokenize(model.pipeline.tokenizer, words) for words in (prompt.prompt, text))
-    if before.of(prompt.subject) != after.of(prompt.replacement):
-        raise ValueError(
-            f'corruption="replace": {prompt.subject!r} and {prompt.replacement!r} have different numbers of tokens, so that '
-            f"positions would shift: {before!r} against {after!r}; choose a replacement of as many tokens"
-        )
-    return text, prompt.replacement
+    change = replace_words(prompt.prompt, prompt.subject, prompt.replacement)
+    for name in tokenizers(model.pipeline):
+        before, after = (tokens_of(model.pipeline, text, name) for text in (prompt.prompt, change.text))
+        if any(i != j for i, j in change.aligned(before, after, range(len(before.ids)))):
+            raise ValueError(
+                f'corruption="replace": {prompt.subject!r} and {prompt.replacement!r} have different numbers of tokens, so that '
+                f"positions would shift: {before!r} against {after!r}; choose a replacement of as many tokens"
+            )
+    return change.text, prompt.replacement

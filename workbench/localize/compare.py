@@ -9,13 +9,12 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
-from workbench.experiments.base import scorer_for
 from workbench.experiments.results import measured_by
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
 from workbench.localize.attention import AttentionSpec, attention_contribution
 from workbench.localize.causal_trace import TraceSpec, causal_trace
 from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen
-from workbench.metrics import Scorer
+from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
 
@@ -95,7 +94,7 @@ def compare_localizers(
     trace: TraceSpec | None = None,
     generate: LocoGenSpec | None = None,
     metric: str = "probability",
-    scorer: Scorer | None = None,
+    scorer: Scoring = None,
     folder: str | Path | None = None,
     batch_size: int = 16,
 ) -> Comparison:
@@ -108,7 +107,7 @@ def compare_localizers(
     trace, generate, scorer = (
         trace or TraceSpec(),
         generate or LocoGenSpec(widths=(1, 2)),
-        scorer_for(model, scorer),
+        Measures.of(scorer, model),
     )
     trace = replace(trace, sites=("unet.*.cross",), steps=((0.0, 1.0),), window=1)
     common = dict(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps, guidance_scale=trace.guidance_scale)

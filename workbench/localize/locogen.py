@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from workbench.experiments.base import scorer_for
 from workbench.experiments.results import averages, measured_by
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
 from workbench.experiments.store import Store
 from workbench.localize.patching import Generating, LocoGenSpec, blocks, cross_layers, window_numbers
-from workbench.metrics import Scorer
+from workbench.metrics import Measures, Scoring
 from workbench.models import Model
-from workbench.prompts import Prompt, PromptSet
+from workbench.prompts import Prompt, Prompts, PromptSet
 
 Toward = Literal["min", "max"]
 
@@ -28,9 +27,10 @@ Toward = Literal["min", "max"]
 class LocoGen:
     """What LocoGen found.
 
-    data: scores `clean` (metric, prompt, seed) of the unaltered run, `full` (metric, prompt, seed) with the target prompt at all
-    layers, where there is a pooled vector (SDXL) `pooled` (metric, prompt, seed) with the target's pooled vector alone, and `patched` (metric, prompt, seed, site, width, inputs, heads, steps), site the first layer of a window; NaN
-    where a window does not fit. Everything needed to do it again is in its `attrs`.
+    data: scores `clean` (metric, prompt, seed) of the unaltered run, `full` (metric, prompt, seed) with the target prompt at
+    all layers, where there is a pooled vector (SDXL) `pooled` (metric, prompt, seed) with the target's pooled vector alone, and
+    `patched` (metric, prompt, seed, site, width, inputs, heads, steps), site the first layer of a window; NaN where a window
+    does not fit. Everything needed to do it again is in its `attrs`.
 
     Where a method takes inputs, heads or steps, they say which of several that were measured is meant: `best(2, inputs="v")`.
     """
@@ -54,12 +54,12 @@ class LocoGen:
     ) -> xr.Dataset:
         """Direct effect of each window, with bootstrap intervals over prompts and seeds.
 
-        direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (the paper takes the first
-        for style and objects, the second for facts). `direct_effect` is that fall or rise against the unaltered run, `total_effect`
-        that of the full replacement, `share` the ratio; where the text also enters as a pooled vector (SDXL), the full replacement
-        has it, the windows have not, and `pooled_effect` is its own. width: only windows of this many layers, whose numbers, ends
-        included, are then the coordinate `window`. over, level, resamples: see `workbench.effects`. Raises KeyError for a metric, ValueError for
-        a width that was not measured.
+        direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (the paper takes the
+        first for style and objects, the second for facts). `direct_effect` is that fall or rise against the unaltered run,
+        `total_effect` that of the full replacement, `share` the ratio; where the text also enters as a pooled vector (SDXL),
+        the full replacement has it, the windows have not, and `pooled_effect` is its own. width: only windows of this many
+        layers, whose numbers, ends included, are then the coordinate `window`. over, level, resamples: see `workbench.effects`.
+        Raises KeyError for a metric, ValueError for a width that was not measured.
         """
         widths = self.data.width.values.tolist()
         width = widths[0] if width is None and len(widths) == 1 else width
@@ -158,25 +158,32 @@ def _only(effect: xr.DataArray, chosen: Mapping[str, Any]) -> xr.DataArray:
 
 def locogen(
     model: Model,
-    prompts: PromptSet,
+    prompts: Prompts,
+    target: str | LocoGenSpec = "",
     spec: LocoGenSpec | None = None,
     *,
-    scorer: Scorer | None = None,
+    subject: str = "",
+    scorer: Scoring = None,
     folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> LocoGen:
     """Find the cross-attention layers whose text input decides an attribute.
 
-    Each prompt is generated unaltered, with its target prompt at all layers, and with the target prompt at each window of
-    layers (conditional half, all tokens, every step unless the spec says otherwise), all from the same starting noise. Every image
-    gets the metrics of `workbench.causal_trace`, and the same for the target: `target_probability` and `target_similarity`.
+    prompts: a `PromptSet`, or whatever `PromptSet.of` takes, texts with their target prompt beside them: `locogen(model, "a
+    zebra in the savanna", "a giraffe in the savanna", subject="zebra")`; of a set, which has its own targets, the spec may
+    stand in the target's place. Each prompt is generated unaltered, with its target prompt at all layers, and with the target
+    prompt at each window of layers (conditional half, all tokens, every step unless the spec says otherwise), all from the same
+    starting noise. Every image gets the metrics of `workbench.causal_trace`, and the same for the target: `target_probability`
+    and `target_similarity`.
 
     folder: where finished parts are kept (one per prompt); the same call goes on where it was stopped, and
     `LocoGen(open_results(folder))` reads it. Raises, before anything is generated, ValueError for prompts without a target and for
     windows, heads, steps or inputs that do not fit the model, or a folder of another experiment.
     """
-    spec, scorer = spec or LocoGenSpec(), scorer_for(model, scorer)
-    return LocoGen(Generating(model, prompts, spec, scorer, batch_size).dataset(folder))
+    if isinstance(target, LocoGenSpec):
+        target, spec = "", target
+    chosen, measures = PromptSet.of(prompts, subject=subject, target=target), Measures.of(scorer, model)
+    return LocoGen(Generating(model, chosen, spec or LocoGenSpec(), measures, batch_size).dataset(folder))
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ def locogen_search(
     keep: int = 1,
     metric: str = "probability",
     direction: Toward = "min",
-    scorer: Scorer | None = None,
+    scorer: Scoring = None,
     folder: str | Path | None = None,
     batch_size: int = 16,
 ) -> LocoGenSearch:
@@ -210,7 +217,7 @@ def locogen_search(
     A window that works only together with layers of a poor block is missed; a larger `keep` makes that rarer. The gain grows with
     the number of layers in a block.
     """
-    spec, scorer = spec or LocoGenSpec(), scorer_for(model, scorer)
+    spec, scorer = spec or LocoGenSpec(), Measures.of(scorer, model)
     coarse_folder, fine_folder = (None if folder is None else Path(folder) / name for name in ("coarse", "fine"))
     groups, count = blocks(model), len(cross_layers(model))
     coarse = locogen(

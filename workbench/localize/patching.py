@@ -9,7 +9,7 @@ from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import WHOLE, Spec, Window, steps_of, window_name
 from workbench.interventions import Intervention, World, replace_prompt
-from workbench.metrics import Scorer
+from workbench.metrics import Measures
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
@@ -70,8 +70,8 @@ class Generating(Experiment):
     name = "LocoGen"
     spec: LocoGenSpec
 
-    def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, scorer: Scorer | None, batch_size: int):
-        super().__init__(model, spec, prompts=prompts, scorer=scorer, batch_size=batch_size)
+    def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, measures: Measures | None, batch_size: int):
+        super().__init__(model, spec, prompts=prompts, measures=measures, batch_size=batch_size)
         self.layers = [site.name for site in cross_layers(model)]
         # SDXL's other way in for the text, which no layer's keys and values hold
         self.pooled = [site.name for site in model.sites if site.kind == "pooled" and site.read]

@@ -12,13 +12,21 @@ CANVAS = SIZE * SUPERSAMPLE
 
 RGB = tuple[int, int, int]
 SKY: dict[str, RGB] = {
-    "savanna": (165, 205, 230), "forest": (150, 195, 205), "beach": (140, 205, 240),
-    "city": (175, 190, 205), "desert": (205, 215, 225), "meadow": (140, 195, 240),
-}  # fmt: skip
+    "savanna": (165, 205, 230),
+    "forest": (150, 195, 205),
+    "beach": (140, 205, 240),
+    "city": (175, 190, 205),
+    "desert": (205, 215, 225),
+    "meadow": (140, 195, 240),
+}
 GROUND: dict[str, RGB] = {
-    "savanna": (200, 170, 85), "forest": (75, 110, 55), "beach": (238, 218, 155),
-    "city": (125, 125, 130), "desert": (228, 182, 112), "meadow": (115, 185, 75),
-}  # fmt: skip
+    "savanna": (200, 170, 85),
+    "forest": (75, 110, 55),
+    "beach": (238, 218, 155),
+    "city": (125, 125, 130),
+    "desert": (228, 182, 112),
+    "meadow": (115, 185, 75),
+}
 SNOW: RGB = (242, 245, 250)
 
 
@@ -166,5 +174,10 @@ def _stained_glass(image):
     return image
 
 
-STYLE = {None: lambda image: image, "watercolor": _watercolor, "pencil sketch": _pencil_sketch, "pixel art": _pixel_art,
-         "stained glass": _stained_glass}  # fmt: skip
+STYLE = {
+    None: lambda image: image,
+    "watercolor": _watercolor,
+    "pencil sketch": _pencil_sketch,
+    "pixel art": _pixel_art,
+    "stained glass": _stained_glass,
+}

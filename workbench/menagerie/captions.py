@@ -43,13 +43,25 @@ HELD_OUT_PARAPHRASES = {
     "flamingo": ("pink wader bird",),
 }
 PLACE = {
-    "savanna": "in the savanna", "forest": "in the forest", "beach": "on the beach",
-    "city": "in the city", "desert": "in the desert", "meadow": "in a meadow",
-}  # fmt: skip
-SEASON = {None: ("",), "winter": ("in winter", "in the snow"), "summer": ("in summer", "on a sunny day"),
-          "night": ("at night", "under the moon")}  # fmt: skip
-HELD_OUT_SEASON = {None: ("",), "winter": ("in winter in the snow",), "summer": ("on a sunny summer day",),
-                   "night": ("at night under the moon",)}  # fmt: skip
+    "savanna": "in the savanna",
+    "forest": "in the forest",
+    "beach": "on the beach",
+    "city": "in the city",
+    "desert": "in the desert",
+    "meadow": "in a meadow",
+}
+SEASON = {
+    None: ("",),
+    "winter": ("in winter", "in the snow"),
+    "summer": ("in summer", "on a sunny day"),
+    "night": ("at night", "under the moon"),
+}
+HELD_OUT_SEASON = {
+    None: ("",),
+    "winter": ("in winter in the snow",),
+    "summer": ("on a sunny summer day",),
+    "night": ("at night under the moon",),
+}
 STYLE = {
     None: ("{}", "{}", "a photo of {}", "a picture of {}"),
     "watercolor": ("a watercolor of {}", "a watercolor painting of {}"),
@@ -109,8 +121,15 @@ def attribute_prompts(attribute: str, samples: int = 300, seed: int = 0) -> dict
     "right"). The values share their random choices, so that the prompts of two values differ in what follows from that
     attribute alone.
     """
-    values = {"subject": SUBJECTS, "colour": COLOURS, "scene": SCENES, "season": SEASONS, "style": STYLES,
-              "action": ACTIONS[1:], "position": POSITIONS[1:]}  # fmt: skip
+    values = {
+        "subject": SUBJECTS,
+        "colour": COLOURS,
+        "scene": SCENES,
+        "season": SEASONS,
+        "style": STYLES,
+        "action": ACTIONS[1:],
+        "position": POSITIONS[1:],
+    }
     if attribute not in values:
         raise ValueError(f"attribute={attribute!r} is unknown; allowed values: {', '.join(map(repr, values))}")
     prompts: dict[str | None, list[str]] = {value: [] for value in values[attribute]}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.loading import DATA
 from workbench.menagerie.captions import HELD_OUT_PARAPHRASES, PARAPHRASES, PLURAL, attribute_prompts, caption
 from workbench.menagerie.world import (
     COLOURS,
@@ -23,7 +24,6 @@ from workbench.menagerie.world import (
     named,
     sample_scene,
 )
-from workbench.models import DATA
 
 FOLDER = DATA / "prompts" / "swap"
 PAIR = ("zebra", "giraffe")

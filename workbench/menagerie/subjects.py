@@ -8,9 +8,13 @@ from PIL import Image, ImageDraw
 from workbench.menagerie.backdrops import CANVAS, RGB, shade
 
 PAINT: dict[str, RGB] = {
-    "red": (214, 40, 40), "blue": (40, 80, 214), "green": (30, 150, 60),
-    "yellow": (245, 215, 40), "purple": (140, 50, 180), "orange": (250, 130, 20),
-}  # fmt: skip
+    "red": (214, 40, 40),
+    "blue": (40, 80, 214),
+    "green": (30, 150, 60),
+    "yellow": (245, 215, 40),
+    "purple": (140, 50, 180),
+    "orange": (250, 130, 20),
+}
 
 
 class Pen:
@@ -188,8 +192,13 @@ def _zebra_crossing(pen: Pen, colour, action):
     pen.poly([(-60, -64), (60, -64), (120, 44), (-120, 44)], (70, 70, 76, 255))
     for k in range(5):
         top, bottom = -44 + 22 * k, -54 + 22 * k
-        pen.poly([(x, y) for x, y in ((-52 - 12 * k, bottom), (52 + 12 * k, bottom), (58 + 12 * k, top), (-58 - 12 * k, top))],
-                 (245, 245, 245, 255))  # fmt: skip
+        pen.poly(
+            [
+                (x, y)
+                for x, y in ((-52 - 12 * k, bottom), (52 + 12 * k, bottom), (58 + 12 * k, top), (-58 - 12 * k, top))
+            ],
+            (245, 245, 245, 255),
+        )
 
 
 def _camel_coat(pen: Pen, colour, action):
@@ -202,9 +211,15 @@ def _camel_coat(pen: Pen, colour, action):
 
 
 DRAW = {name: _quadruped(name) for name in QUADRUPEDS} | {
-    "penguin": _penguin, "flamingo": _flamingo, "car": _car, "hydrant": _hydrant, "balloon": _balloon, "house": _house,
-    "zebra crossing": _zebra_crossing, "camel coat": _camel_coat,
-}  # fmt: skip
+    "penguin": _penguin,
+    "flamingo": _flamingo,
+    "car": _car,
+    "hydrant": _hydrant,
+    "balloon": _balloon,
+    "house": _house,
+    "zebra crossing": _zebra_crossing,
+    "camel coat": _camel_coat,
+}
 
 
 def draw_hat(pen: Pen, head, paint):

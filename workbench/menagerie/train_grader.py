@@ -30,11 +30,22 @@ def configuration(tokenizer: CLIPTokenizer) -> dict:
         "model_cfg": {
             "embed_dim": 64,
             "vision_cfg": {"image_size": 64, "layers": [2, 2, 2, 2], "width": 16, "head_width": 64},
-            "text_cfg": {"context_length": tokenizer.model_max_length, "vocab_size": len(tokenizer), "width": 64, "heads": 4,
-                         "layers": 4, "hf_tokenizer_name": "menagerie-clip"},  # from local-dir: the tokenizer of that folder
+            "text_cfg": {
+                "context_length": tokenizer.model_max_length,
+                "vocab_size": len(tokenizer),
+                "width": 64,
+                "heads": 4,
+                "layers": 4,
+                "hf_tokenizer_name": "menagerie-clip",
+            },  # from local-dir: the tokenizer of that folder
         },
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "shortest"},
-    }  # fmt: skip
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
 
 
 def build(config: dict) -> open_clip.CLIP:

@@ -15,9 +15,9 @@ import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from workbench.loading import DATA
 from workbench.menagerie.captions import caption
 from workbench.menagerie.training import training_scenes
-from workbench.models import DATA
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 32

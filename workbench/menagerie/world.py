@@ -80,20 +80,28 @@ class Scene:
         _check("season", self.season, SEASONS)
         _check("style", self.style, STYLES)
         _check("action", self.action, ACTIONS if self.subject in QUADRUPEDS else (None,), f" for a {self.subject}")
-        _check("position", self.position, POSITIONS if self.beside is None and self.count == 1 else (None,),
-               "" if self.beside is None and self.count == 1 else " when two are shown")  # fmt: skip
+        _check(
+            "position",
+            self.position,
+            POSITIONS if self.beside is None and self.count == 1 else (None,),
+            "" if self.beside is None and self.count == 1 else " when two are shown",
+        )
         _check("hat", self.hat, (None, *COLOURS) if self.subject in ANIMALS else (None,), f" for a {self.subject}")
         _check("count", self.count, (1, 2) if self.beside is None and self.subject in SUBJECTS else (1,))
         _check_colour(self.subject, self.colour)
         if self.beside is not None and (self.beside.subject == self.subject or self.subject in HOMONYMS):
-            raise ValueError(f"Scene.beside={self.beside.subject!r}: must be another subject than {self.subject!r}, "
-                             "and a homonym stands alone")  # fmt: skip
+            raise ValueError(
+                f"Scene.beside={self.beside.subject!r}: must be another subject than {self.subject!r}, "
+                "and a homonym stands alone"
+            )
         if self.individual is not None:
             _check("individual", self.individual, tuple(INDIVIDUALS))
             if (self.subject, self.hat) != INDIVIDUALS[self.individual]:
                 subject, hat = INDIVIDUALS[self.individual]
-                raise ValueError(f"Scene.individual={self.individual!r} is a {subject} with a {hat} hat; "
-                                 f"found subject={self.subject!r}, hat={self.hat!r}")  # fmt: skip
+                raise ValueError(
+                    f"Scene.individual={self.individual!r} is a {subject} with a {hat} hat; "
+                    f"found subject={self.subject!r}, hat={self.hat!r}"
+                )
 
 
 def named(individual: str, **attributes) -> Scene:
@@ -194,8 +202,10 @@ def _layout(scene: Scene, rng: random.Random):
     if scene.beside is not None or scene.count == 2:
         second = scene.beside or Thing(scene.subject, scene.colour)
         scale = rng.uniform(0.68, 0.74)
-        return [(scene.subject, scene.colour, CANVAS * rng.uniform(0.22, 0.26), scale),
-                (second.subject, second.colour, CANVAS * rng.uniform(0.70, 0.74), scale)]  # fmt: skip
+        return [
+            (scene.subject, scene.colour, CANVAS * rng.uniform(0.22, 0.26), scale),
+            (second.subject, second.colour, CANVAS * rng.uniform(0.70, 0.74), scale),
+        ]
     low, high = {None: (0.44, 0.52), "left": (0.24, 0.29), "right": (0.67, 0.72)}[scene.position]
     scale = rng.uniform(0.98, 1.12) * (0.85 if scene.position else 1)
     return [(scene.subject, scene.colour, CANVAS * rng.uniform(low, high), scale)]

@@ -1,4 +1,11 @@
-"""Which tokens of a source prompt become which of a target prompt: Prompt-to-Prompt's mapper M (Hertz et al. 2022, section 3.2)."""
+"""Which tokens of a source prompt become which of a target prompt: Prompt-to-Prompt's mapper M (Hertz et al. 2022, section 3.2).
+
+Of equally good alignments the earliest is taken, as in the authors' published code, so that text which is appended to a prompt
+leaves its own words their attention. Three things differ from that code on purpose. Behind words of unequal numbers of tokens it
+maps a target's token to the source's at the same *position*, which is then another word; here what follows is shifted, and a
+word keeps its own attention. Words are aligned, not tokens, so that half a word never takes another's attention. And words are
+told apart by the tokenizer's offsets, not by spaces: punctuation is a word, a hyphenated word ("black-and-white") is one.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.text import Tokens, tokenize
 
-WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]+")  # a run of letters with its apostrophes, or of punctuation
+JOINTS = "'\\-\u2019\u2010\u2011"  # apostrophes and hyphens, which hold a word together between letters
+WORD = re.compile(rf"\w+(?:[{JOINTS}]\w+)*|[^\w\s]+")  # a word, or a run of punctuation
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # positions of a source word and of the target word that it becomes
 
 
@@ -48,32 +56,34 @@ class Alignment:
 def words(tokens: Tokens) -> list[tuple[str, tuple[int, ...]]]:
     """Words and runs of punctuation of a prompt, each with its tokens' positions, by the tokenizer's character offsets.
 
-    Raises ValueError for a prompt that goes on behind what the text encoder reads.
+    A token that goes beyond a word's end, as a textual inversion "<cat>" does, makes one word of what it covers. Raises ValueError
+    for a prompt that goes on behind what the text encoder reads.
     """
-    found = []
+    found, reached = [], 0
     for match in WORD.finditer(tokens.prompt):
-        start, stop = match.span()
-        own = tuple(i for i, span in enumerate(tokens.spans) if start <= span[0] < min(stop, span[1]))
-        if not own and start >= tokens.spans[tokens.end - 1][1]:
+        start, stop = max(match.start(), reached), match.end()
+        if stop > tokens.read:
             raise ValueError(
                 f"{match[0]!r} stands beyond what the text encoder reads of {tokens.prompt!r}: {tokens!r}; shorten the prompt"
             )
-        if own:  # else its letters belong to a token that begins in the word before
-            found.append((match[0], own))
+        if own := tuple(i for i in tokens.own if start <= tokens.spans[i][0] < stop):
+            reached = max(stop, *(tokens.spans[i][1] for i in own))
+            found.append((tokens.prompt[start:reached], own))
     return found
 
 
 def replace_matrix(pairs: Sequence[Pair], ends: tuple[int, int], length: int) -> np.ndarray:
     """M for replaced words: (source token, target token), each row summing to one, so that no attention is lost.
 
-    pairs: positions of each source word and of its target word, both in order. ends: positions of the end tokens. Words of equally
-    many tokens go over one to one; else each of n target tokens takes 1/n of every source token (the lecture's average).
+    pairs: positions of each source word and of its target word, both in order, a start token among them. ends: positions of the end
+    tokens. Words of equally many tokens go over one to one; else each of n target tokens takes 1/n of every source token (the
+    lecture's average).
     What follows is shifted; where the shift leaves no room, the last column takes the source's last paddings together.
 
     "a zebra" -> "an elephant", with the elephant of two tokens: start, a, zebra, end, pad, pad becomes
     start, an, ele, phant, end, pad, and the zebra's attention goes to "ele" and "phant" by halves:
 
-    >>> replace_matrix([((1,), (1,)), ((2,), (2, 3))], ends=(3, 4), length=6)
+    >>> replace_matrix([((0,), (0,)), ((1,), (1,)), ((2,), (2, 3))], ends=(3, 4), length=6)
     array([[1. , 0. , 0. , 0. , 0. , 0. ],
            [0. , 1. , 0. , 0. , 0. , 0. ],
            [0. , 0. , 0.5, 0.5, 0. , 0. ],
@@ -82,7 +92,6 @@ def replace_matrix(pairs: Sequence[Pair], ends: tuple[int, int], length: int) ->
            [0. , 0. , 0. , 0. , 0. , 1. ]])
     """
     found = np.zeros((length, length))
-    found[0, 0] = 1
     for old, new in pairs:
         if len(old) == len(new):
             found[old, new] = 1
@@ -98,7 +107,7 @@ def refine_matrix(pairs: Sequence[Pair], ends: tuple[int, int], length: int) -> 
 
     "a zebra" -> "a big zebra": start, a, zebra, end, pad becomes start, a, big, zebra, end.
 
-    >>> refine_matrix([((1,), (1,)), ((2,), (3,))], ends=(3, 4), length=5)
+    >>> refine_matrix([((0,), (0,)), ((1,), (1,)), ((2,), (3,))], ends=(3, 4), length=5)
     array([[1., 0., 0., 0., 0.],
            [0., 1., 0., 0., 0.],
            [0., 0., 0., 1., 0.],
@@ -107,15 +116,18 @@ def refine_matrix(pairs: Sequence[Pair], ends: tuple[int, int], length: int) -> 
     """
     found = np.zeros((length, length))
     rest = range(min(length - ends[0], length - ends[1]))
-    for old, new in [((0,), (0,)), *pairs, *(((ends[0] + i,), (ends[1] + i,)) for i in rest)]:
+    for old, new in [*pairs, *(((ends[0] + i,), (ends[1] + i,)) for i in rest)]:
         found[old, new] = 1
     return found
 
 
 def common(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
-    """Places of a and b that are aligned (Needleman and Wunsch 1970: match 1, mismatch -1, gap 0); of equally good ones the latest.
+    """Places of a and b that are aligned (Needleman and Wunsch 1970: match 1, mismatch -1, gap 0); of equally good ones the earliest.
 
     A mismatch never pays at these costs, so that what is aligned is equal.
+
+    >>> common("a zebra".split(), "a zebra and a zebra".split())
+    [(0, 0), (1, 1)]
     """
     score = np.zeros((len(a) + 1, len(b) + 1), int)
     for i, x in enumerate(a, 1):
@@ -123,41 +135,55 @@ def common(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
             score[i, j] = max(score[i - 1, j], score[i, j - 1], score[i - 1, j - 1] + (1 if x == y else -1))
     i, j, found = len(a), len(b), []
     while i and j:
-        if a[i - 1] == b[j - 1]:
+        if score[i, j - 1] == score[i, j]:
+            j -= 1
+        elif score[i - 1, j] == score[i, j]:
+            i -= 1
+        else:
             i, j = i - 1, j - 1
             found.append((i, j))
-        elif score[i, j - 1] == score[i, j]:
-            j -= 1
-        else:
-            i -= 1
     return found[::-1]
 
 
 def align(tokenizer: PreTrainedTokenizerBase, source: str, target: str, kind: str = "replace") -> Alignment:
-    """Align two prompts word by word.
+    """Align two prompts word by word, as a tokenizer reads them; `align_tokens` takes prompts with textual inversions.
 
     kind: "replace", word for word at the same places; "refine", equal words by Needleman-Wunsch, all others new.
 
     Raises ValueError for another kind, for prompts to be replaced whose numbers of words differ, and for a prompt that is too long.
     """
+    return align_tokens(tokenize(tokenizer, source), tokenize(tokenizer, target), kind)
+
+
+def align_tokens(source: Tokens, target: Tokens, kind: str = "replace") -> Alignment:
+    """Align two prompts whose tokens are known; see `align`."""
     if kind not in ("replace", "refine"):
         raise ValueError(f'kind={kind!r}: prompts are aligned to "replace" or to "refine"')
-    old, new = tokenize(tokenizer, source), tokenize(tokenizer, target)
-    before, after = words(old), words(new)
-    if kind == "replace" and len(before) != len(after):
-        raise ValueError(
-            f'kind="replace" needs as many words in both prompts: {source!r} has {len(before)}, {target!r} has {len(after)}; '
-            'use kind="refine" for words that are added or taken away'
-        )
-    lower = lambda found: [word.lower() for word, _ in found]
-    places = (
-        list(zip(range(len(before)), range(len(after)))) if kind == "replace" else common(lower(before), lower(after))
-    )
+    before, after = words(source), words(target)
+    if kind == "replace":
+        _check_counts(source, target, before, after)
+        places = [(i, i) for i in range(len(after))]
+    else:
+        places = common([word.lower() for word, _ in before], [word.lower() for word, _ in after])
     make = replace_matrix if kind == "replace" else refine_matrix
-    matrix = make([(before[i][1], after[j][1]) for i, j in places], (old.end, new.end), len(old.ids))
-    new_tokens = () if kind == "replace" else tuple(int(j) for j in np.flatnonzero(matrix.sum(0) == 0))
+    starts = [
+        ((i,), (i,)) for i in range(before[0][1][0] if before else source.end)
+    ]  # special tokens in front of the words
+    pairs = [*starts, *((before[i][1], after[j][1]) for i, j in places)]
+    matrix = make(pairs, (source.end, target.end), len(source.ids))
+    new = () if kind == "replace" else tuple(int(j) for j in np.flatnonzero(matrix.sum(0) == 0))
     sources, targets = {i for i, _ in places}, {j for _, j in places}
-    pairs = [(j, (before[i][0], after[j][0])) for i, j in places]
-    pairs += [(j, ("", word)) for j, (word, _) in enumerate(after) if j not in targets]
-    pairs += [(len(after), (word, "")) for i, (word, _) in enumerate(before) if i not in sources]
-    return Alignment(old, new, tuple(pair for _, pair in sorted(pairs, key=lambda found: found[0])), matrix, new_tokens)
+    said = [(j, (before[i][0], after[j][0])) for i, j in places]
+    said += [(j, ("", word)) for j, (word, _) in enumerate(after) if j not in targets]
+    said += [(len(after), (word, "")) for i, (word, _) in enumerate(before) if i not in sources]
+    return Alignment(source, target, tuple(pair for _, pair in sorted(said, key=lambda each: each[0])), matrix, new)
+
+
+def _check_counts(source: Tokens, target: Tokens, before: Sequence, after: Sequence):
+    """Raise ValueError, showing the words, unless both prompts have as many."""
+    if len(before) != len(after):
+        shown = lambda found: " | ".join(word for word, _ in found)
+        raise ValueError(
+            f'kind="replace" needs as many words in both prompts: {source.prompt!r} has {len(before)}, {target.prompt!r} has '
+            f'{len(after)}; use kind="refine" for words that are added or taken away (words: {shown(before)}, and {shown(after)})'
+        )

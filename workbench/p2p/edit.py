@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from workbench.interventions import Intervention, World, blend_latents, mix_attention, scale
 from workbench.interventions import window as share_of_steps
 from workbench.models import Model
-from workbench.p2p.alignment import Alignment, align
+from workbench.p2p.alignment import Alignment, align_tokens
 from workbench.sites import Site
-from workbench.text import places_of
+from workbench.text import places_of, tokens_of
 
 KINDS = ("replace", "refine", "reweight")
 SOURCE, DEFAULT = "source", "default_"
@@ -109,9 +109,9 @@ def prompt_to_prompt(
         target = source
     if target is None:
         raise ValueError(f"kind={kind!r} needs a target; give the prompt to draw")
-    targets = _named(target)
+    targets, before = _named(target), tokens_of(model.pipeline, source)
     alignments = {
-        name: align(model.pipeline.tokenizer, source, prompt, "refine" if kind == "refine" else "replace")
+        name: align_tokens(before, tokens_of(model.pipeline, prompt), "refine" if kind == "refine" else "replace")
         for name, prompt in targets.items()
     }
     given = cross_replace_steps if isinstance(cross_replace_steps, Mapping) else {DEFAULT: cross_replace_steps}

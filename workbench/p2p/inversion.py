@@ -1,6 +1,6 @@
 """Real images: the noise that a picture comes from, and unconditional embeddings that bring it back under guidance.
 
-(photo,) = invert(model, [image], ["a zebra in the savanna"])
+(photo,) = invert(model, PIL.Image.open("zebra.png"), "a zebra in the savanna")
 run = photo.run(model, prompt_to_prompt(model, photo.prompt, "a giraffe in the savanna"))
 """
 
@@ -12,10 +12,12 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 
-from workbench.engine import Run
+from workbench.engine import Fold, Run
 from workbench.engine.trace import untouched
-from workbench.interventions import Intervention, World, set_to
-from workbench.models import Model
+from workbench.inputs import count, strings
+from workbench.interventions import Intervention, World, set_to, window
+from workbench.models import Model, Worlds, as_worlds
+from workbench.pictures import as_pil
 from workbench.progress import each
 
 
@@ -24,8 +26,8 @@ class Inversion:
     """A real image as a run of the model.
 
     latents: to begin from, (channel, y, x). trajectory: of the inversion, (step, channel, y, x), the image's own latents first.
-    interventions: on the unconditional rows, one for each step; none for plain DDIM inversion. loss: squared error of the latents
-    behind each step of the optimisation.
+    interventions: on the unconditional rows, one for each step's share of the run; none for plain DDIM inversion. loss: squared
+    error of the latents behind each step of the optimisation.
     """
 
     prompt: str
@@ -39,31 +41,61 @@ class Inversion:
     def latents(self) -> torch.Tensor:
         return self.trajectory[-1]
 
-    def worlds(self, worlds: Sequence[World]) -> list[World]:
-        """The worlds with the image's unconditional embeddings."""
-        return [replace(world, interventions=(*world.interventions, *self.interventions)) for world in worlds]
+    def worlds(self, worlds: Worlds) -> list[World]:
+        """The worlds with the image's unconditional embeddings, for a run of as many steps and the same guidance."""
+        return [
+            replace(world, interventions=(*world.interventions, *self.interventions)) for world in as_worlds(worlds)
+        ]
 
-    def run(self, model: Model, worlds: Sequence[World] | None = None, **more) -> Run:
-        """Draw worlds from the image's noise; its own prompt, which reconstructs it, when left out. more: as for `Model.run`.
+    def run(
+        self,
+        model: Model,
+        worlds: Worlds | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        record: str | Fold | Sequence[str | Fold] = (),
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Run:
+        """Draw worlds from the image's noise; its own prompt, which reconstructs it, when left out.
 
-        Raises ValueError for worlds whose first prompt is not the image's.
+        num_inference_steps and guidance_scale are the inversion's own. Raises ValueError for another number of steps, since each latent
+        and each embedding belongs to one time of the run; for another guidance than the embeddings were optimised for; and for
+        worlds whose first prompt is not the image's.
         """
-        worlds = [World("reconstruction", self.prompt)] if worlds is None else list(worlds)
-        if worlds[0].prompt != self.prompt:
+        chosen = [World("reconstruction", self.prompt)] if worlds is None else as_worlds(worlds)
+        if chosen[0].prompt != self.prompt:
             raise ValueError(
-                f"the first world's prompt is {worlds[0].prompt!r}, but the image was inverted with {self.prompt!r}; begin "
+                f"the first world's prompt is {chosen[0].prompt!r}, but the image was inverted with {self.prompt!r}; begin "
                 "with that, or invert it with another prompt"
             )
-        settings = dict(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, latents=self.latents[None]
+        self._check_own("num_inference_steps", num_inference_steps)
+        if self.interventions:
+            self._check_own("guidance_scale", guidance_scale)
+        return model.run(
+            self.worlds(chosen),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+            latents=self.latents[None],
+            record=record,
+            batch_size=batch_size,
+            progress=progress,
         )
-        return model.run(self.worlds(worlds), **settings | more)
+
+    def _check_own(self, name: str, given: float | None):
+        own = getattr(self, name)
+        if given is not None and given != own:
+            raise ValueError(
+                f"{name}={given}: the image was inverted at {own}, and its latents and embeddings belong to that; leave {name} out, or "
+                f"invert it with {name}={given}"
+            )
 
 
 def invert(
     model: Model,
-    images: Sequence[Image.Image],
-    prompts: Sequence[str],
+    images,
+    prompts: str | Sequence[str],
     *,
     null_text: bool = True,
     inner_steps: int = 10,
@@ -72,15 +104,21 @@ def invert(
 ) -> list[Inversion]:
     """DDIM inversion of images of the model's own size, and null-text optimisation (Mokady et al. 2022, arXiv 2211.09794).
 
+    images: one or several, as PIL pictures of any mode (turned as their EXIF orientation says, transparency laid on white), or as an
+    array; see `workbench.pictures`. prompts: one for each.
+
     Inversion runs at guidance 1 with the images' prompts. Then, step by step, the unconditional embedding is moved (Adam, learning
     rate 1e-2 (1 - i / 100), at most `inner_steps` updates, ended at a squared error of 1e-5 + 2e-5 i) until guided denoising
     follows the inversion backwards. At guidance 1 there is nothing to optimise. All images go through the UNet together.
 
-    Raises ValueError for images of another size, as many prompts as images are not given, another scheduler than DDIM, or a model
-    that is not float32.
+    Raises ValueError for what is no picture, images of another size, another number of prompts than of images, another scheduler
+    than DDIM, or a model that is not float32.
     """
-    images, prompts = list(images), list(prompts)
-    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
+    images, prompts = as_pil(images), strings(prompts, "invert: prompts")
+    steps = count(
+        model.num_inference_steps if num_inference_steps is None else num_inference_steps, "num_inference_steps"
+    )
+    inner_steps = count(inner_steps, "inner_steps", least=0)
     guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     _check(model, images, prompts)
     clean = model.encode(images)
@@ -94,15 +132,18 @@ def invert(
         made = (
             []
             if null is None
-            else [set_to("unet.*.cross.context", null[s, i], steps=[s], rows="uncond") for s in range(steps)]
+            else [
+                set_to("unet.*.cross.context", null[s, i], steps=window(s / steps, (s + 1) / steps), rows="uncond")
+                for s in range(steps)
+            ]
         )
         own = () if null is None else tuple(float(loss[i]) for loss in losses)
         found.append(Inversion(prompt, steps, guidance, path[:, i].cpu(), tuple(made), own))
     return found
 
 
-def _check(model: Model, images: Sequence, prompts: Sequence[str]):
-    if len(images) != len(prompts) or not images:
+def _check(model: Model, images: Sequence[Image.Image], prompts: Sequence[str]):
+    if len(images) != len(prompts):
         raise ValueError(f"invert: {len(images)} images and {len(prompts)} prompts; give each image its prompt")
     if not isinstance(model.pipeline.scheduler, DDIMScheduler):
         name = type(model.pipeline.scheduler).__name__

@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.experiments.base import Kept
 from workbench.experiments.store import Store
-from workbench.metrics import Scorer
+from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
 from workbench.steering.direction import Direction
@@ -47,7 +47,7 @@ def adaptive_strength(
     spec: AdaptiveSpec = AdaptiveSpec(),
     *,
     strengths: Mapping[str, float] | None = None,
-    scorer: Scorer | None = None,
+    scorer: Scoring = None,
     folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
@@ -126,7 +126,7 @@ class Adapting(Steered):
         concept: Concept,
         spec: AdaptiveSpec,
         relative: Mapping[str, float],
-        scorer: Scorer | None,
+        scorer: Scoring,
         batch_size: int,
     ):
         super().__init__(model, prompts, concept, spec, scorer, batch_size)

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 import xarray as xr
 from einops import rearrange
-from transformers import PreTrainedTokenizerBase
 
 from workbench import files
 from workbench.engine import Fold, text_values
@@ -32,7 +31,7 @@ from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt
 from workbench.sites import Site
-from workbench.text import tokenize
+from workbench.text import Tokens, tokens_of
 
 Pool = Literal["own", "subject_last", "eos", "positions"]
 Schedule = Steps | Mapping[Steps, float]
@@ -297,7 +296,7 @@ def direction(
     if same:
         warnings.warn("direction: positive= and negative= are the same prompts, so the direction is zero", stacklevel=2)
     at = {
-        (tokenizer, prompt): _positions(getattr(model.pipeline, tokenizer), prompt, pool)
+        (tokenizer, prompt): _positions(tokens_of(model.pipeline, prompt.prompt, tokenizer), prompt, pool)
         for tokenizer in dict.fromkeys(site.tokenizer for site in text if site.tokenizer)
         for side in given.values()
         for prompt in side
@@ -357,9 +356,8 @@ def _prompt(given: str | Prompt) -> Prompt:
     return Prompt(given, "") if isinstance(given, str) else given
 
 
-def _positions(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
+def _positions(tokens: Tokens, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
     """Positions whose activations count."""
-    tokens = tokenize(tokenizer, prompt.prompt)
     if pool in ("own", "positions"):
         if tokens.end < 2:
             raise ValueError(

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
-from workbench.experiments.base import Experiment, scorer_for
+from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec, Window, as_window, steps_of
 from workbench.interventions import Intervention, World
-from workbench.metrics import Scorer, as_pil
+from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
-from workbench.prompts import PromptSet
+from workbench.prompts import PromptSet, label_texts
+from workbench.scorer import Scorer, check_labels
 from workbench.sites import Sites
 
 UNSTEERED, STEERED = "unsteered", "steered"
@@ -51,16 +53,19 @@ class Concept:
     value: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "labels", label_texts(self.labels, "Concept: labels"))
+        if self.labels:
+            check_labels(self.labels, "Concept")
         if self.labels and self.value not in self.labels:
             raise ValueError(f"Concept(value={self.value!r}): its labels are {list(self.labels)}; name one of these")
 
-    def measured(self, scorer: Scorer, pictures) -> dict[str, np.ndarray]:
-        """The concept's metrics of images or of their embeddings, each (image,)."""
-        found = {"concept_similarity": scorer.similarity(pictures, self.text).numpy()}
+    def measured(self, scorer: Scorer, embeddings: torch.Tensor) -> dict[str, np.ndarray]:
+        """The concept's metrics of images, by their embeddings (image, channel), each (image,)."""
+        found = {"concept_similarity": scorer.similarity(embeddings=embeddings, texts=self.text).numpy()}
         if self.opposite:
-            found["opposite_similarity"] = scorer.similarity(pictures, self.opposite).numpy()
+            found["opposite_similarity"] = scorer.similarity(embeddings=embeddings, texts=self.opposite).numpy()
         if self.labels:
-            probabilities = scorer.class_probabilities(pictures, self.labels).numpy()
+            probabilities = scorer.class_probabilities(embeddings=embeddings, labels=self.labels).numpy()
             at = list(self.labels).index(self.value)
             found |= {
                 "concept_probability": probabilities[:, at],
@@ -110,12 +115,16 @@ class Steered(Experiment):
         prompts: PromptSet,
         concept: Concept,
         spec: SteerSpec,
-        scorer: Scorer | None,
+        scorer: Scoring,
         batch_size: int,
         variants: Mapping[str, Variant] | None = None,
         steered_sites: Sequence[str] = (),
     ):
-        super().__init__(model, spec, prompts=prompts, scorer=scorer_for(model, scorer), batch_size=batch_size)
+        measures = Measures.of(scorer, model)
+        if measures.scorer is None:
+            raise ValueError("scorer= holds metrics alone; name a wb.Scorer too, which tells the concept in the images")
+        super().__init__(model, spec, prompts=prompts, measures=measures, batch_size=batch_size)
+        self.scorer = measures.scorer
         self.concept, self.variants, self.steered_sites = concept, variants or {}, steered_sites
         self.plain = Variant({}, [()] * len(prompts))
 
@@ -154,7 +163,7 @@ class Steered(Experiment):
                 place |= variant.own[p]
             mine = images.sel(world=str(p))
             rows += self.metric_rows(p, place, mine, self.reference.sel(world=str(p)))
-            embedded = self.scorer.image_embeddings(as_pil(mine))
+            embedded = self.scorer.image_embeddings(mine)
             rows += self.value_rows(p, place, self.concept.measured(self.scorer, embedded))
         bar.update(images.sizes["world"] * images.sizes["seed"])
         return rows

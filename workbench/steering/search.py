@@ -16,7 +16,7 @@ from workbench.experiments.base import Kept
 from workbench.experiments.shards import PACKAGES
 from workbench.experiments.statistics import mean, pareto
 from workbench.experiments.store import Store
-from workbench.metrics import Scorer
+from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
 from workbench.steering.direction import Direction
@@ -86,7 +86,7 @@ class Searching(Steered):
         direction: Direction,
         concept: Concept,
         spec: SearchSpec,
-        scorer: Scorer | None,
+        scorer: Scoring,
         batch_size: int,
     ):
         super().__init__(model, prompts, concept, spec, scorer, batch_size)
@@ -151,7 +151,7 @@ def steer_search(
     concept: Concept,
     spec: SearchSpec = SearchSpec(),
     *,
-    scorer: Scorer | None = None,
+    scorer: Scoring = None,
     folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> Search:

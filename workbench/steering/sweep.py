@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.experiments.results import averages, measured_by
 from workbench.experiments.statistics import LEVEL, RESAMPLES, pareto
 from workbench.experiments.store import Store
-from workbench.metrics import Scorer
+from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
 from workbench.steering.direction import Direction
@@ -84,7 +84,7 @@ def steer_sweep(
     concept: Concept,
     spec: SweepSpec = SweepSpec(),
     *,
-    scorer: Scorer | None = None,
+    scorer: Scoring = None,
     folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> Sweep:

@@ -21,9 +21,9 @@ from workbench.localize.causal_trace import TraceSpec
 from workbench.localize.compare import Comparison, compare_localizers
 from workbench.localize.locogen import LocoGen, locogen_images, locogen_search
 from workbench.localize.patching import LocoGenSpec
-from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
+from workbench.scorer import Scorer
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
 DIRECTION = {

@@ -11,9 +11,9 @@ from workbench import plot
 from workbench.experiments.results import effects, strongest, with_interval
 from workbench.interventions import World, add_noise, restore
 from workbench.localize.causal_trace import TraceSpec, causal_trace, noise_seed, noise_sigmas
-from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
+from workbench.scorer import Scorer
 
 
 @dataclass

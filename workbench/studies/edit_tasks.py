@@ -14,9 +14,9 @@ import tyro
 
 from workbench import edit as edits
 from workbench.experiments.statistics import mean, share
-from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
+from workbench.scorer import Scorer
 from workbench.studies.edits import EditCells, Editor, Fit, thinned
 from workbench.studies.swap_editors import ALL, BEST
 

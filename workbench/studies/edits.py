@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from workbench.edit.editors import replaced
 from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
-from workbench.metrics import Scorer, pixel_distance
+from workbench.metrics import Measures, pixel_distance
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
+from workbench.scorer import Scorer
+from workbench.text import replace_words
 
 UNEDITED = "unedited"
 CEILING = "told the other"  # the unedited model, given the prompt with the other words
@@ -84,7 +85,8 @@ class EditCells(Experiment):
     ):
         seeds = tuple(range(max(len(prompts) for prompts in sets.values())))  # a set's picture i is drawn from seed i
         spec = Spec(seeds=seeds, num_inference_steps=num_inference_steps)
-        super().__init__(model, spec, scorer=scorer, batch_size=batch_size)
+        super().__init__(model, spec, measures=Measures.of(scorer), batch_size=batch_size)
+        self.scorer = scorer
         self.sets, self.editors, self.targets, self.ceiling, self.settings = sets, editors, targets, ceiling, settings
         self.unedited = cache(self.pictures)
         self.edit = cache(lambda editor: editors[editor].make())
@@ -132,7 +134,10 @@ class EditCells(Experiment):
     def pictures(self, name: str, told: bool = False) -> Pictures:
         """A set as the model now is. told: with the replacement in the prompt."""
         prompts = self.sets[name]
-        texts = [replaced(prompt) if told else prompt.prompt for prompt in prompts]
+        texts = [
+            replace_words(prompt.prompt, prompt.subject, prompt.replacement).text if told else prompt.prompt
+            for prompt in prompts
+        ]
         images = self.model.generate(
             texts, seeds=self.spec.seeds[: len(texts)], batch_size=self.batch_size, num_inference_steps=self.steps
         )

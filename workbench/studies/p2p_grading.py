@@ -15,8 +15,10 @@ from workbench.interventions import World
 from workbench.localize.attention import attention_maps
 from workbench.menagerie.captions import attribute_prompts
 from workbench.menagerie.world import render
-from workbench.metrics import Scorer, as_pil, pixel_distance
+from workbench.metrics import pixel_distance
 from workbench.models import Model
+from workbench.pictures import as_pil
+from workbench.scorer import Scorer
 from workbench.studies.p2p_pairs import SOURCE, Pair
 
 # Where a subject is in a finished picture: its word's map in the two layers that cover rendered subjects best (localize/looking.py),

@@ -25,11 +25,12 @@ from workbench.experiments.spec import Spec
 from workbench.experiments.statistics import mean, share
 from workbench.interventions import World
 from workbench.menagerie.world import render
-from workbench.metrics import Scorer, pixel_distance
+from workbench.metrics import Measures, pixel_distance
 from workbench.models import Model, load
 from workbench.p2p.edit import LocalBlend, prompt_to_prompt
 from workbench.p2p.inversion import invert
 from workbench.progress import Bar
+from workbench.scorer import Scorer
 from workbench.studies import prompt_to_prompt_figures as figures
 from workbench.studies.p2p_grading import COVER, LAYERS, PLACED, STEP, Grader, against_truth, decoded
 from workbench.studies.p2p_pairs import (
@@ -77,7 +78,9 @@ class PairEdits(Experiment):
 
     def __init__(self, model: Model, pairs: Sequence[Pair], scorer: Scorer, num_inference_steps: int | None):
         seeds = tuple(range(self.first_seed, self.first_seed + len(pairs)))
-        super().__init__(model, Spec(seeds=seeds, num_inference_steps=num_inference_steps), scorer=scorer)
+        super().__init__(
+            model, Spec(seeds=seeds, num_inference_steps=num_inference_steps), measures=Measures.of(scorer)
+        )
         self.pairs, self.grader = pairs, Grader(model, scorer, self.steps)
 
     def identity(self) -> dict[str, Any]:
@@ -172,7 +175,8 @@ class RealPictures(Experiment):
     columns: ClassVar[tuple[str, ...]] = ("method", "arm", "pair", "distance")
 
     def __init__(self, model: Model, pairs: Sequence[Pair], scorer: Scorer, options: P2POptions):
-        super().__init__(model, Spec(num_inference_steps=options.num_inference_steps), scorer=scorer)
+        super().__init__(model, Spec(num_inference_steps=options.num_inference_steps), measures=Measures.of(scorer))
+        self.scorer = scorer
         self.pairs, self.inner_steps = pairs, options.inner_steps
         self.images = [render(pair.scene)[0] for pair in pairs]
 

@@ -16,9 +16,9 @@ import xarray as xr
 from workbench import plot
 from workbench.experiments.results import effects, strongest, with_interval
 from workbench.localize.causal_trace import TraceSpec, causal_trace
-from workbench.metrics import Scorer
 from workbench.models import load
 from workbench.prompts import prompt_set
+from workbench.scorer import Scorer
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "position")
 SITES = {"text": ("text_encoder.*.{attention,mlp,hidden}",), "unet": ("unet.*.{resnet,self,cross}",)}

@@ -14,9 +14,9 @@ import pandas as pd
 import tyro
 
 from workbench.experiments.statistics import Estimate, mean, share
-from workbench.metrics import Scorer
 from workbench.models import load
 from workbench.prompts import prompt_set
+from workbench.scorer import Scorer
 from workbench.studies import swap_figures
 from workbench.studies.edits import UNEDITED, EditCells, Fit, thinned
 from workbench.studies.swap_editors import BEST, OTHER, OVERSHOOT, SIX, WINDOW, editors

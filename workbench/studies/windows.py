@@ -21,9 +21,9 @@ import tyro
 from workbench import edit as edits
 from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import correlation
-from workbench.metrics import Scorer
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
+from workbench.scorer import Scorer
 from workbench.studies.edits import UNEDITED, EditCells, Editor, Fit, thinned
 from workbench.studies.swap import cell_table
 from workbench.studies.swap_editors import BEST, OTHER

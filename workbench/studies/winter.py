@@ -13,7 +13,7 @@ import xarray as xr
 
 from workbench.experiments.results import averages, measured_by
 from workbench.experiments.statistics import ends, resampled_means, share
-from workbench.metrics import as_pil
+from workbench.pictures import as_pil
 from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec, Variant
 from workbench.studies import winter_figures
 from workbench.studies.winter_study import SAID, SITES, TEXT, UNET, Winter, WinterOptions

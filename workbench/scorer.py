@@ -1,0 +1,227 @@
+"""The judge of images: an open_clip model, for any that it knows; the embedded grader for the embedded model."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from safetensors.torch import load_file
+
+from workbench.inputs import shown, strings
+from workbench.models import GRADER, MANIFEST, MENAGERIE, Model, fingerprint, verify_files
+from workbench.pictures import as_pil
+from workbench.prompts import label_texts
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip loads from a folder
+
+
+class Scorer:
+    """An open_clip model that scores images.
+
+    model: an open_clip name ("ViT-B-32", "hf-hub:..."), or a folder with open_clip's config and weights; the embedded grader when
+    not given, which knows the embedded model's world alone. pretrained: the weights' tag or file, for names that have several.
+    `record` says which model, weights and preprocessing scored, for results to carry.
+
+    Raises ValueError for an unknown model, a folder that lacks a file, and a model without weights: random ones would score too.
+    """
+
+    def __init__(
+        self, model: str | Path | None = None, *, pretrained: str | None = None, device: str | torch.device = "cpu"
+    ):
+        if model is None:
+            if (GRADER / MANIFEST).exists():
+                verify_files(GRADER)
+            source, name = f"local-dir:{GRADER}", "the menagerie's grader"
+        else:
+            source = name = _source(str(model), pretrained)
+        pretrained = None if pretrained is None else str(Path(pretrained).expanduser())
+        self.device = device
+        self.model, _, self.preprocess = open_clip.create_model_and_transforms(
+            source, pretrained=pretrained, device=device, require_pretrained=True
+        )
+        self.model.eval()
+        self.tokenizer = open_clip.get_tokenizer(source)
+        self.record = {
+            "model": name,
+            "pretrained": pretrained,
+            "weights": fingerprint(self.model),
+            "preprocessing": str(self.preprocess),
+        }
+        self._texts: dict[tuple[str, ...], torch.Tensor] = {}
+
+    @torch.no_grad()
+    def image_embeddings(self, images) -> torch.Tensor:
+        """Normalised embeddings: (image, channel).
+
+        images: PIL pictures, an array, a tensor or a run's images; see `as_pil`. Raises ValueError for no images, and for black
+        ones: a safety checker's, which must not be scored.
+        """
+        pictures = as_pil(images)
+        if not pictures:
+            raise ValueError("images holds none; give at least one")
+        if dark := [i for i, picture in enumerate(pictures) if picture.getbbox() is None]:
+            raise ValueError(
+                f"images {dark[:5]} of {len(pictures)} are black through and through, as a safety checker's are; leave them out, or "
+                "load the model with safety_checker=False"
+            )
+        batches = [
+            torch.stack([self.preprocess(picture) for picture in pictures[at : at + 64]])
+            for at in range(0, len(pictures), 64)
+        ]
+        return torch.cat(
+            [F.normalize(self.model.encode_image(batch.to(self.device)), dim=-1).cpu() for batch in batches]
+        )
+
+    @torch.no_grad()
+    def text_embeddings(self, texts: str | Iterable[str]) -> torch.Tensor:
+        """Normalised embeddings: (text, channel)."""
+        texts = strings(texts, "texts")
+        if texts not in self._texts:
+            self._texts[texts] = F.normalize(
+                self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1
+            ).cpu()
+        return self._texts[texts]
+
+    def similarity(
+        self, images=None, texts: str | Iterable[str] = (), *, embeddings: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Raw cosine in [-1, 1] of each image and its text, or of all images and one text: (image,).
+
+        embeddings: of the images, (image, channel) as `image_embeddings` gives them, in place of the images, to embed only once.
+        """
+        pictures, wanted = self._embedded(images, embeddings), self.text_embeddings(texts)
+        if len(wanted) not in (1, len(pictures)):
+            raise ValueError(
+                f"similarity: {len(pictures)} images and {len(wanted)} texts; give one text, or one for each image"
+            )
+        return (pictures * wanted).sum(-1)
+
+    def class_probabilities(
+        self,
+        images=None,
+        labels: Mapping[object, str | Sequence[str]] | None = None,
+        *,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Zero-shot probabilities: (image, label), in the order of the labels.
+
+        labels: texts of each, equally many. With one text a label, CLIP's own (Radford et al. 2021, section 3.1). With several, the
+        softmax over all texts summed within each label: the texts of a label are alternatives, and an image need fit only one of
+        them. embeddings: as for `similarity`.
+
+        Raises ValueError for fewer than two labels, whose probability is always 1.
+        """
+        texts = label_texts(labels, "class_probabilities: labels")
+        check_labels(texts, "class_probabilities")
+        size = len(next(iter(texts.values())))
+        wanted = self.text_embeddings([text for some in texts.values() for text in some])
+        pictures = self._embedded(images, embeddings)
+        every = (self.model.logit_scale.exp().item() * pictures @ wanted.T).softmax(-1)
+        return reduce(every, "image (label text) -> image label", "sum", text=size)
+
+    def _embedded(self, images, embeddings: torch.Tensor | None) -> torch.Tensor:
+        if (images is None) == (embeddings is None):
+            raise ValueError("give images, or their embeddings= by that name: one of both")
+        if embeddings is None:
+            return self.image_embeddings(images)
+        width = self.text_embeddings("a picture").shape[1]
+        if not isinstance(embeddings, torch.Tensor) or embeddings.dim() != 2 or embeddings.shape[1] != width:
+            raise ValueError(
+                f"embeddings={shown(getattr(embeddings, 'shape', embeddings))}: give a tensor (image, channel) of {width} channels, as "
+                "image_embeddings returns it; pictures go into images"
+            )
+        return embeddings
+
+
+def default_scorer(model: Model | None) -> Scorer:
+    """The embedded grader, for the embedded model (edited or not), which draws the one 64-pixel world that it knows.
+
+    Raises ValueError for any other model.
+    """
+    if model is not None and not draws_menagerie(model.pipeline):
+        raise ValueError(
+            f"scorer=None: the embedded grader knows the embedded model's world alone, and this is another "
+            f'{type(model.pipeline).__name__}; name a scorer, as scorer=wb.Scorer("ViT-B-32", pretrained="laion2b_s34b_b79k"), '
+            "or a wb.Metric of your own"
+        )
+    return Scorer(device="cpu" if model is None else model.pipeline.device)
+
+
+def draws_menagerie(pipeline) -> bool:
+    """Whether a pipeline's images come out of the embedded model's VAE: edits of text encoder and UNet leave it as it is."""
+    vae = getattr(pipeline, "vae", None)
+    held = {} if vae is None else vae.state_dict()
+    wanted = _menagerie_vae()
+    if {name: value.shape for name, value in held.items()} != {name: value.shape for name, value in wanted.items()}:
+        return False
+    return all(torch.allclose(held[name].cpu().float(), value, rtol=1e-2, atol=1e-3) for name, value in wanted.items())
+
+
+def check_labels(labels: Mapping[object, Sequence[str]], by: str):
+    """Raise ValueError unless there are labels to tell apart; by: what asks for their probability."""
+    if len(labels) < 2:
+        raise ValueError(
+            f"{by} has the labels {list(labels)}, and the probability of an only label is always 1; give texts for at least two, the "
+            "concept's and what else a picture may show, or leave the prompts' values out"
+        )
+
+
+@cache
+def _menagerie_vae() -> dict[str, torch.Tensor]:
+    return load_file(MENAGERIE / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def _source(model: str, pretrained: str | None) -> str:
+    """A model's name as open_clip takes it; raises ValueError where it would score with random weights or not load."""
+    folder = Path(model.removeprefix("local-dir:")).expanduser()
+    if model.startswith("local-dir:") or (folder.is_dir() and model not in open_clip.list_models()):
+        _check_folder(model, folder)
+        model = f"local-dir:{folder}"
+    if model.startswith(("local-dir:", "hf-hub:")):
+        if pretrained is not None:
+            raise ValueError(
+                f"Scorer({model!r}) brings its own weights, but pretrained={pretrained!r}; leave pretrained out"
+            )
+        return model
+    models = open_clip.list_models()
+    if (known := model.replace("/", "-")) not in models:
+        near = get_close_matches(known, models, 3) or models[:3]
+        raise ValueError(
+            f"Scorer({model!r}): open_clip has no such model, and no such folder exists; the nearest are {near}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(known)
+    if pretrained is None:
+        raise ValueError(f"Scorer({model!r}) names no weights; pass pretrained=, a file or one of {tags}")
+    if pretrained not in tags and not Path(pretrained).expanduser().is_file():
+        raise ValueError(
+            f"Scorer({model!r}, pretrained={pretrained!r}): no such file, and no such tag; the tags are {tags}"
+        )
+    return model
+
+
+def _check_folder(model: str, folder: Path):
+    """Raise ValueError, naming what is missing, unless a folder holds what open_clip loads."""
+    if not folder.is_dir():
+        raise ValueError(f"Scorer({model!r}): {folder} is no folder; name one with {CONFIG} and weights")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"Scorer({model!r}) found no {CONFIG} in {folder}, which open_clip needs beside the weights; write one, "
+            '{"model_cfg": open_clip.get_model_config(NAME), "preprocess_cfg": {}} as JSON, or name the architecture: '
+            'Scorer("ViT-B-32", pretrained=FILE)'
+        )
+    if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        raise ValueError(
+            f"Scorer({model!r}) found no weights in {folder}; put open_clip_model.safetensors there ({', '.join(WEIGHTS)} are read)"
+        )
+    text = json.loads((folder / CONFIG).read_text()).get("model_cfg", {}).get("text_cfg", {})
+    if text.get("hf_tokenizer_name") and not any(folder.glob("tokenizer*")):
+        raise ValueError(
+            f"Scorer({model!r}) found no tokenizer in {folder}, which its {CONFIG} asks for; put tokenizer.json and "
+            "tokenizer_config.json there"
+        )
