@@ -105,7 +105,7 @@ def defaults_of(pipeline: DiffusionPipeline) -> Defaults:
     family: Family = family_of(pipeline)
     scheduler = pipeline.scheduler
     if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
-        embeds_guidance = getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
+        embeds_guidance = getattr(family.model(pipeline).config, "time_cond_proj_dim", None) is not None
         return Defaults(4, 8.5 if embeds_guidance else 1.0)
     if (
         type(scheduler).__name__ == "EulerAncestralDiscreteScheduler"
@@ -130,8 +130,8 @@ def _single_file(path: Path, dtype: torch.dtype, config: str | Path | None, more
     if loader is None or not any(key.startswith("model.diffusion_model.") for key in checkpoint):
         found = f"of the kind {kind!r}" if loader is None else f"without a UNet, of {list(checkpoint)[:3]} and more"
         raise ValueError(
-            f"wb.load({str(path)!r}): a checkpoint {found}; supported are whole Stable Diffusion 1.x, 2.x and XL checkpoints in the original "
-            "layout"
+            f"wb.load({str(path)!r}): a checkpoint {found}; supported are whole Stable Diffusion 1.x, 2.x and XL checkpoints in the "
+            "original layout"
         )
     local = {} if config is None else {"config": str(config), "local_files_only": True}
     return loader.from_single_file(str(path), dtype=dtype, **local, **more)
