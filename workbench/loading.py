@@ -105,7 +105,7 @@ def defaults_of(pipeline: DiffusionPipeline) -> Defaults:
     family: Family = family_of(pipeline)
     scheduler = pipeline.scheduler
     if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
-        embeds_guidance = getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
+        embeds_guidance = getattr(family.model(pipeline).config, "time_cond_proj_dim", None) is not None
         return Defaults(4, 8.5 if embeds_guidance else 1.0)
     if (
         type(scheduler).__name__ == "EulerAncestralDiscreteScheduler"

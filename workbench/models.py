@@ -21,8 +21,7 @@ from workbench.commits import Commit, Commits
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
 from workbench.engine.call import arguments, refuse_flagged
 from workbench.engine.trace import check_switches, sites_of, untouched
-from workbench.families import Family, family_of
-from workbench.families.unet import default_size, latent_grid
+from workbench.families import Family, check_pipeline
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
 from workbench.inputs import seeds as as_seeds
 from workbench.inputs import shown, strings
@@ -65,7 +64,7 @@ class Model:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ):
-        self.family: Family = family_of(pipeline)
+        self.family: Family = check_pipeline(pipeline)
         check_switches(pipeline)
         defaults = defaults_of(pipeline)
         self.pipeline = pipeline
@@ -172,8 +171,7 @@ class Model:
         for name, side in (("height", height), ("width", width)):
             if side is not None and (isinstance(side, bool) or not hasattr(side, "__index__")):
                 raise ValueError(f"{name}={side!r}: give whole pixels")
-        own = default_size(self.pipeline)
-        latent_grid(self.pipeline, height or own[0], width or own[1])
+        self._latent_shape(1, height, width)  # refuses a size that is not drawn
         return Settings(self._steps(num_inference_steps), float(guidance), height, width, start)
 
     def _steps(self, given: int | None) -> int:
@@ -218,24 +216,23 @@ class Model:
                 vae.to(dtype=torch.float32)
             pixels = pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
             latents = torch.cat([vae.encode(some).latent_dist.mode() for some in pixels.split(16)])
-        return latents.to(pipeline.unet.dtype) * vae.config.scaling_factor
+        return latents.to(self.family.model(pipeline).dtype) * vae.config.scaling_factor
 
     def _check_sizes(self, images: Iterable[Image.Image]):
-        height, width = default_size(self.pipeline)
+        height, width = self.family.size(self.pipeline)
         if wrong := sorted({image.size for image in images} - {(width, height)}):
             raise ValueError(
                 f"images of {wrong[0][0]} x {wrong[0][1]} pixels: the model draws {width} x {height}; resize them"
             )
 
     def _latent_shape(self, count: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        own = default_size(self.pipeline)
-        grid = latent_grid(self.pipeline, height or own[0], width or own[1])
-        return (count, self.pipeline.unet.config.in_channels, *grid)
+        own = self.family.size(self.pipeline)
+        return (count, *self.family.latents(self.pipeline, height or own[0], width or own[1]))
 
     def latents(self, seeds: Seeds, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """Starting noise, one row per seed, as the pipeline itself draws it: (row, channel, y, x), on the CPU, of the model's dtype."""
         shape = self._latent_shape(1, height, width)
-        dtype = self.pipeline.unet.dtype
+        dtype = self.family.model(self.pipeline).dtype
         each = [seeds] if hasattr(seeds, "__index__") else seeds  # the same seed may stand in several rows
         rows = [torch.Generator().manual_seed(as_seeds(seed)[0]) for seed in each]
         return torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in rows])
@@ -355,7 +352,7 @@ class Model:
 
     def _warn_of_long(self, prompts: Iterable[str]):
         for text in dict.fromkeys(prompts):
-            for name in dict.fromkeys(encoder.tokenizer for encoder in self.family.encoders):
+            for name in self.family.tokenizers:
                 tokenizer = getattr(self.pipeline, name)
                 ids = tokenizer(text, verbose=False)["input_ids"]
                 if len(ids) > tokenizer.model_max_length:

@@ -23,7 +23,6 @@ from diffusers import DiffusionPipeline
 from workbench.families import family_of
 from workbench.families.attention import check_attention
 from workbench.families.base import IMAGE, LATENTS, PIXELS, POOLED, TEXT, Site
-from workbench.families.unet import default_size
 
 __all__ = ["IMAGE", "LATENTS", "PIXELS", "POOLED", "TEXT", "Site", "Sites", "find_sites", "weight_of"]
 
@@ -184,5 +183,6 @@ def _without_braces(pattern: str) -> list[str]:
 
 def find_sites(pipeline: DiffusionPipeline, height: int | None = None, width: int | None = None) -> Sites:
     """All sites of a pipeline, in execution order; sizes at that resolution in pixels, the pipeline's own when left out."""
-    own = default_size(pipeline)
-    return Sites(family_of(pipeline).sites(pipeline, height or own[0], width or own[1]))
+    family = family_of(pipeline)
+    own = family.size(pipeline)
+    return Sites(family.sites(pipeline, height or own[0], width or own[1]))

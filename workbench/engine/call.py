@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from workbench.families.unet import default_size
+from workbench.families import family_of
 
 
 def guided(pipeline, guidance_scale: float) -> bool:
@@ -54,7 +54,8 @@ def arguments(
     latents: torch.Tensor | None = None,
 ) -> dict:
     """Keyword arguments of the pipeline's call for some rows, each with its prompt and seed."""
-    rows, columns = default_size(pipeline)
+    family = family_of(pipeline)
+    rows, columns = family.size(pipeline)
     call = dict(
         prompt=list(prompts),
         num_inference_steps=num_inference_steps,
@@ -66,7 +67,7 @@ def arguments(
     if (negative := negative_prompts(pipeline, negatives, guided(pipeline, guidance_scale))) is not None:
         call["negative_prompt"] = negative
     if latents is not None:
-        call["latents"] = latents.to(pipeline.device, pipeline.unet.dtype)
+        call["latents"] = latents.to(pipeline.device, family.model(pipeline).dtype)
     return call
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from workbench.engine.calls import Calls
+from workbench.families import family_of
 from workbench.families.attention import check_attention
 from workbench.interventions import Intervention, Rule, Window, World
 from workbench.sites import Site
@@ -160,7 +161,7 @@ def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half
     prompt = world.prompt if half == "cond" else world.negative_prompt or ""
     readings = [site.tokenizer]
     if site.part == "denoiser":  # its tokens are those of all encoders together
-        readings = list(dict.fromkeys(name for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name, None)))
+        readings = list(family_of(pipeline).tokenizers)
     positions = {}
     for name in readings:
         read = tokens_of(pipeline, prompt, name)

@@ -102,8 +102,9 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
             elif site.port == "context":
                 values[prompt, site] = states
             else:
-                module = pipeline.unet.get_submodule(site.module.partition(".")[2])
-                values[prompt, site] = module(states.to(pipeline.unet.dtype))
+                denoiser = getattr(pipeline, site.component)
+                module = denoiser.get_submodule(site.module.partition(".")[2])
+                values[prompt, site] = module(states.to(denoiser.dtype))
     return values
 
 

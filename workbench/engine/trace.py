@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import nnsight
 import torch
 
-from workbench.families import family_of
+from workbench.families import check_pipeline, family_of
 from workbench.families.attention import give_probs
-from workbench.families.unet import default_size
 from workbench.sites import Sites, find_sites
 
 
@@ -62,7 +61,7 @@ def wrapped(pipeline) -> nnsight.NNsight:
 
 def sites_of(pipeline, height: int | None = None, width: int | None = None) -> Sites:
     """All sites of a pipeline at a resolution, found once, and anew when its modules changed."""
-    own, held = default_size(pipeline), _held(pipeline)
+    own, held = family_of(pipeline).size(pipeline), _held(pipeline)
     size = (height or own[0], width or own[1])
     if size not in held.sites:
         held.sites[size] = find_sites(pipeline, *size)
@@ -72,10 +71,10 @@ def sites_of(pipeline, height: int | None = None, width: int | None = None) -> S
 def _held(pipeline) -> Wrapped:
     held = _WRAPPED.get(pipeline)
     if held is None:
-        family_of(pipeline)
+        check_pipeline(pipeline)
         held = _WRAPPED[pipeline] = Wrapped(pipeline)
     elif not held.current(pipeline):
-        family_of(pipeline)
+        check_pipeline(pipeline)
         held.nn._update(PipelineRoot(pipeline))
         held.modules = list(modules_of(pipeline))
         held.sites.clear()
@@ -84,7 +83,7 @@ def _held(pipeline) -> Wrapped:
 
 def check_switches(pipeline):
     """Raise ValueError for what diffusers can switch on and no intervention would see; each names how to switch it off."""
-    unet = pipeline.unet
+    unet = family_of(pipeline).model(pipeline)
     if (
         getattr(unet, "encoder_hid_proj", None) is not None
         or getattr(unet.config, "encoder_hid_dim_type", None) is not None

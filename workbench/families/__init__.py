@@ -1,4 +1,4 @@
-"""What the engine must know of an architecture, as one file of tables each; `family_of(pipeline)` finds it or refuses.
+"""What the engine must know of an architecture, as one file of tables each; `check_pipeline` finds it or refuses.
 
 A new family is a file like `sd.py` and a line in FAMILIES: nothing else of the package names an architecture.
 """
@@ -12,7 +12,7 @@ from workbench.families.sdxl import SDXL
 
 FAMILIES = (SD, SDXL)
 
-__all__ = ["FAMILIES", "Encoder", "Family", "Site", "check_class", "family_of"]
+__all__ = ["FAMILIES", "Encoder", "Family", "Site", "check_class", "check_pipeline", "family_of"]
 
 
 def check_class(name: str) -> Family:
@@ -28,8 +28,13 @@ def check_class(name: str) -> Family:
 
 
 def family_of(pipeline: DiffusionPipeline) -> Family:
+    """The family of a live pipeline, by its class."""
+    return check_class(type(pipeline).__name__)
+
+
+def check_pipeline(pipeline: DiffusionPipeline) -> Family:
     """The family of a live pipeline; ValueError for one that no family handles, saying what about it is not known."""
-    family = check_class(type(pipeline).__name__)
+    family = family_of(pipeline)
     missing = [
         name
         for encoder in family.encoders

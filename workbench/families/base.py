@@ -75,8 +75,9 @@ class Encoder:
 class Family:
     """An architecture: its pipelines, encoders, denoiser, sites, and how text reaches the denoiser.
 
-    sites: (pipeline, height, width in pixels) -> all sites in execution order. check: raises ValueError for a pipeline of the right
-    class that is put together as this family's are not. guidance: default of `guidance_scale`; steps: of `num_inference_steps`.
+    sites: (pipeline, height, width in pixels) -> all sites in execution order. size: (pipeline) -> height and width in pixels when not
+    told. latents: (pipeline, height, width) -> (channel, y, x). check: raises ValueError for a pipeline of the right class that is put
+    together as this family's are not. guidance: default of `guidance_scale`; steps: of `num_inference_steps`.
     """
 
     name: str
@@ -84,9 +85,20 @@ class Family:
     encoders: tuple[Encoder, ...]
     denoiser: str
     sites: Callable
+    size: Callable
+    latents: Callable
     check: Callable
     steps: int
     guidance: float
+
+    def model(self, pipeline):
+        """The denoiser of a pipeline of this family."""
+        return getattr(pipeline, self.denoiser)
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """Names of its tokenizers, in the order of the encoders."""
+        return tuple(dict.fromkeys(encoder.tokenizer for encoder in self.encoders))
 
     def encoder(self, component: str) -> Encoder:
         return next(encoder for encoder in self.encoders if encoder.component == component)

@@ -4,7 +4,7 @@ Encoder 1's last layer and final states are read by nothing. Encoder 2's act thr
 """
 
 from workbench.families.base import Encoder, Family
-from workbench.families.unet import check_unet, pipeline_sites
+from workbench.families.unet import check_unet, default_size, latent_shape, pipeline_sites
 
 SDXL = Family(
     name="sdxl",
@@ -15,6 +15,8 @@ SDXL = Family(
     ),
     denoiser="unet",
     sites=lambda pipeline, height, width: pipeline_sites(SDXL, pipeline, height, width),
+    size=default_size,
+    latents=latent_shape,
     check=check_unet,
     steps=50,
     guidance=5.0,

@@ -20,6 +20,11 @@ def latent_grid(pipeline, height: int, width: int) -> tuple[int, int]:
     return height // factor, width // factor
 
 
+def latent_shape(pipeline, height: int, width: int) -> tuple[int, int, int]:
+    """Channels, rows and columns of the latents of a picture."""
+    return pipeline.unet.config.in_channels, *latent_grid(pipeline, height, width)
+
+
 def default_size(pipeline) -> tuple[int, int]:
     """Height and width in pixels that the pipeline draws when not told."""
     size = pipeline.unet.config.sample_size
