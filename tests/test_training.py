@@ -9,13 +9,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from torchvision.transforms.functional import pil_to_tensor
+from transformers import CLIPTextModel
 
-from workbench.menagerie import assemble, train_clip, train_grader, train_tokenizer, train_unet, train_vae
+from workbench.identity import verify_files
+from workbench.loading import DATA
+from workbench.menagerie import (
+    assemble,
+    train_clip,
+    train_dit,
+    train_grader,
+    train_tokenizer,
+    train_unet,
+    train_vae,
+    train_xl,
+)
+from workbench.menagerie.denoisers import DenoiserOptions, TwoEncoders, batches
+from workbench.menagerie.sampling import Sampler
 from workbench.menagerie.train_clip import tokenize
-from workbench.menagerie.training import Options, batch_rng, fit
+from workbench.menagerie.training import Options, batch_rng, fit, kept
 from workbench.metrics import Scorer
-from workbench.models import load, verify_files
+from workbench.models import load
 
 
 def straight_line(options, steps_before_crash=None):
@@ -113,12 +134,102 @@ def test_every_script_makes_its_files_and_the_parts_make_a_pipeline(tmp_path):
     train_unet.main(train_unet.UNetOptions(**common | {"seed": 5, "continued": True}))
     trained = json.loads((out / "menagerie-sd" / "unet" / "training.json").read_text())
     assert trained["steps"] == 2 and trained["seed"] == 5 and trained["before"].startswith("3 steps of 4 in ")
+    train_clip.main(train_clip.CLIPOptions(**common, encoder=2))
+    train_xl.main(train_xl.XLOptions(**common))
+    train_dit.main(train_dit.DiTOptions(**common))
+    train_dit.main(train_dit.DiTOptions(**common | {"steps": 3, "resume": True}))
+    train_xl.main(train_xl.XLOptions(**common | {"seed": 5, "continued": True}))
+    trained = json.loads((out / "menagerie-xl" / "unet" / "training.json").read_text())
+    assert trained["seed"] == 5 and trained["before"].startswith("2 steps of 4 in ")
     train_grader.main(train_grader.GraderOptions(**common))
     assemble.main(assemble.AssembleOptions(out=out, runs=runs, captions=2, guidances=(1.0, 2.0)))
     assert set(path.suffix for path in out.rglob("*") if path.is_file()) == {".json", ".safetensors", ".txt", ".md", ""}
-    verify_files(out / "menagerie-clip")
+    texts = [path for path in out.rglob("*") if path.suffix in (".json", ".md")]
+    assert not [path for path in texts if str(tmp_path) in path.read_text()], "a file names a path of this machine"
+    for name in ("menagerie-clip", "menagerie-sd", "menagerie-xl", "menagerie-dit"):
+        verify_files(out / name)
+    for name, kind in (("menagerie-xl", StableDiffusionXLPipeline), ("menagerie-dit", StableDiffusion3Pipeline)):
+        sampler = Sampler.of(out / name)
+        assert isinstance(sampler.pipeline, kind)
+        assert sampler(["a zebra"], [0], num_inference_steps=1)[0].size == (64, 64)
+    text_states_are_the_pipelines(out)
     assert isinstance(load(out / "menagerie-sd").pipeline, StableDiffusionPipeline)
     assert Scorer(f"local-dir:{out / 'menagerie-clip'}").text_embeddings(["a zebra"]).shape == (1, 64)
+
+
+def text_states_are_the_pipelines(out):
+    captions = ["", "a zebra", "a red hydrant next to a yellow house in the forest at night"]
+    text = TwoEncoders(out)(captions)
+    states, pooled = text["states"], torch.cat([text["pooled_1"], text["pooled_2"]], dim=-1)
+    xl, _, xl_pooled, _ = assemble.stable_diffusion_xl(out).encode_prompt(captions)
+    assert torch.equal(states, xl) and torch.equal(text["pooled_2"], xl_pooled)
+    pipeline = assemble.stable_diffusion_3(out)
+    zeros = train_dit.ZERO_TOKENS
+    dit, _, dit_pooled, _ = pipeline.encode_prompt(captions, captions, captions, max_sequence_length=zeros)
+    assert torch.equal(torch.nn.functional.pad(states, (0, 0, 0, zeros)), dit) and torch.equal(pooled, dit_pooled)
+
+
+@pytest.mark.parametrize("name", ["menagerie-xl", "menagerie-dit"])
+def test_plain_diffusers_loads_the_embedded_models_in_single_precision(name):
+    verify_files(DATA / name)
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == "menagerie-dit" else {}
+    pipeline = DiffusionPipeline.from_pretrained(DATA / name, **absent)
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    assert {value.dtype for part in parts for value in part.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["menagerie-xl", "menagerie-dit"])
+def test_half_precision_on_disk_is_within_1_of_255(name):
+    """The first model's parts are kept in single precision too: the same pictures with those."""
+    sampler, whole = Sampler.of(DATA / name), Sampler.of(DATA / name)
+    folder = DATA / "menagerie-sd"
+    whole.pipeline.vae.load_state_dict(AutoencoderKL.from_pretrained(folder / "vae").state_dict())
+    text_encoder = assemble.with_identity_projection(CLIPTextModel.from_pretrained(folder / "text_encoder"))
+    inner = getattr(whole.pipeline.text_encoder, "text_model", whole.pipeline.text_encoder)
+    inner.load_state_dict(text_encoder.text_model.state_dict())
+    prompts = ["a zebra on the beach in the snow", "a watercolor of a red car", "professor quill in the city at night"]
+    half, single = (
+        torch.stack([pil_to_tensor(image) for image in made(prompts, range(3))]) for made in (sampler, whole)
+    )
+    assert (half.int() - single.int()).abs().max() <= 1
+
+
+def test_pictures_are_the_same_in_any_batch_and_those_of_the_plain_pipeline():
+    sampler = Sampler.of(DATA / "menagerie-dit")
+    both = sampler(["a lion", "a red house at night"], [3, 4], num_inference_steps=2)
+    alone = sampler.pipeline(
+        "a red house at night",
+        generator=torch.Generator().manual_seed(4),
+        **sampler.defaults | {"num_inference_steps": 2},
+    ).images[0]
+    apart = pil_to_tensor(both[1]).int() - pil_to_tensor(alone).int()
+    assert apart.abs().max() <= 1
+
+
+def test_all_embedded_weights_take_at_most_90_megabytes():
+    assert sum(path.stat().st_size for path in DATA.glob("menagerie-*/**/*") if path.is_file()) <= 90e6
+
+
+def test_a_result_is_kept_until_what_it_depends_on_changes(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": torch.ones(1)}
+
+    for seed in (0, 0, 1):
+        assert kept(tmp_path / "a" / "x.pt", {"seed": seed}, make)["x"] == 1
+    assert len(made) == 2 and [path.name for path in tmp_path.rglob("*.*")] == ["x.pt"]
+
+
+def test_dropped_captions_are_one_of_the_rows_before_the_pictures():
+    options = DenoiserOptions(steps=1, device="cpu", batch_size=64, captions=2, unconditional=0.5)
+    clean, text = torch.arange(5.0)[:, None, None, None].expand(5, 4, 2, 2), {"states": torch.arange(12)[:, None] - 2}
+    batch = batches(options, clean, text)(3)
+    rows, picture = batch.text["states"][:, 0], batch.clean[:, 0, 0, 0]
+    assert {-2, -1} <= set(rows.tolist()) and 0.3 < (rows < 0).float().mean() < 0.7
+    assert torch.equal((rows[rows >= 0] // 2), picture[rows >= 0])
+    assert torch.equal((batch.level * 64).long().sort().values, torch.arange(64))
 
 
 def test_scripts_explain_themselves():
@@ -127,6 +238,8 @@ def test_scripts_explain_themselves():
         "train_vae",
         "train_clip",
         "train_unet",
+        "train_xl",
+        "train_dit",
         "train_grader",
         "assemble",
         "evaluate",

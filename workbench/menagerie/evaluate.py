@@ -1,4 +1,4 @@
-"""Measure the embedded model: `python -m workbench.menagerie.evaluate`.
+"""Measure an embedded model: `python -m workbench.menagerie.evaluate --model menagerie-xl --out figures/menagerie-xl`.
 
 Prints and saves the quality table (`menagerie_quality.csv`), the guidance curve, a contact sheet of generated beside
 rendered pictures and VAE reconstructions, all under `--out`. Shares come with 95 % Wilson intervals, means with 95 %
@@ -21,12 +21,13 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from workbench.experiments import statistics
+from workbench.loading import DATA
 from workbench.menagerie.captions import PLACE, attribute_prompts, caption
+from workbench.menagerie.sampling import Sampler
 from workbench.menagerie.train_tokenizer import RARE
 from workbench.menagerie.training import to_model_range
 from workbench.menagerie.world import SUBJECTS, Scene, has_held_out, render, sample_scene
 from workbench.metrics import Scorer
-from workbench.models import Model, load
 
 ATTRIBUTES = ("subject", "colour", "season", "style", "scene")
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
@@ -34,15 +35,28 @@ GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 GAIN = "gain in similarity, guidance 1 to default"
 
 # What the menagerie has to reach to be a fair subject of experiments.
-AT_LEAST = {"rendered: subject": 0.97, "rendered: colour": 0.97, "rendered: season": 0.95, "rendered: style": 0.95,
-            "rendered: scene": 0.90, "generated: subject": 0.90, "generated: colour": 0.90, "generated: season": 0.90,
-            "generated: style": 0.85, "generated: subject, several tokens minus one": -0.05,
-            "generated: right animal, zebra": 0.95, "generated: right animal, giraffe": 0.95, GAIN: 0.0}  # fmt: skip
+AT_LEAST = {
+    "rendered: subject": 0.97,
+    "rendered: colour": 0.97,
+    "rendered: season": 0.95,
+    "rendered: style": 0.95,
+    "rendered: scene": 0.90,
+    "generated: subject": 0.90,
+    "generated: colour": 0.90,
+    "generated: season": 0.90,
+    "generated: style": 0.85,
+    "generated: subject, several tokens minus one": -0.05,
+    "generated: right animal, zebra": 0.95,
+    "generated: right animal, giraffe": 0.95,
+    GAIN: 0.0,
+}
 AT_MOST = {"VAE mean absolute error": 0.02, "seconds, one image": 2.5, "seconds per image, batch of 16": 0.5}
 
 
 @dataclass
 class EvaluateOptions:
+    model: str = "menagerie-sd"
+    """A folder of `data`."""
     out: Path = Path("runs/figures")
     seeds: int = 20
     """Generated images per subject."""
@@ -57,7 +71,7 @@ class EvaluateOptions:
 
 def main(options: EvaluateOptions):
     options.out.mkdir(parents=True, exist_ok=True)
-    model, grader = load(), Scorer()
+    model, grader = Sampler.of(DATA / options.model), Scorer()
     quality = Quality()
     scenes = single_scenes(options.rendered, random.Random(options.seed))
     grade(quality, grader, "rendered", scenes, [render(scene)[0] for scene in scenes])
@@ -66,7 +80,7 @@ def main(options: EvaluateOptions):
     rng = random.Random(options.seed + 1)
     scenes = [scene for subject in SUBJECTS for scene in single_scenes(options.seeds, rng, subject)]
     captions = [full_caption(scene, rng) for scene in scenes]
-    images = model.generate(captions, seeds=range(len(captions)))
+    images = model(captions, range(len(captions)))
     hits = grade(quality, grader, "generated", scenes, images)
     rare = np.array([scene.subject in RARE for scene in scenes])
     quality.share("generated: subject, words of several tokens", hits[rare])
@@ -74,7 +88,7 @@ def main(options: EvaluateOptions):
     quality.difference("generated: subject, several tokens minus one", hits[rare], hits[~rare])
     contact_sheet(scenes, captions, images, options.out / "menagerie_contact_sheet.png")
     captions = [full_caption(scene, rng, holdout=True) for scene in scenes]
-    grade(quality, grader, "generated, held-out wordings", scenes, model.generate(captions, seeds=range(len(captions))))
+    grade(quality, grader, "generated, held-out wordings", scenes, model(captions, range(len(captions))))
 
     for animal in ("zebra", "giraffe"):
         prompts = [
@@ -82,7 +96,7 @@ def main(options: EvaluateOptions):
             for text in ("a {}", "a photo of a {}", "a {} in the savanna", "a {} at night", "a {} in the city")
         ]
         count = options.swap_seeds
-        images = model.generate([prompts[i % len(prompts)] for i in range(count)], seeds=range(1000, 1000 + count))
+        images = model([prompts[i % len(prompts)] for i in range(count)], range(1000, 1000 + count))
         quality.share(f"generated: right animal, {animal}", classify(grader, "subject", images) == animal)
     guidance_curve(quality, model, grader, options)
     speed(quality, model)
@@ -113,8 +127,18 @@ class Quality:
             if least is None and most is None
             else (least is None or value >= least) and (most is None or value <= most)
         )
-        self.rows.append(dict(measure=what, value=round(float(value), 4), low=round(float(low), 4), high=round(float(high), 4),
-                              n=count, at_least=least, at_most=most, met=met))  # fmt: skip
+        self.rows.append(
+            dict(
+                measure=what,
+                value=round(float(value), 4),
+                low=round(float(low), 4),
+                high=round(float(high), 4),
+                n=count,
+                at_least=least,
+                at_most=most,
+                met=met,
+            )
+        )
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
@@ -162,7 +186,7 @@ def grade(
 
 
 @torch.no_grad()
-def reconstruct(quality: Quality, model: Model, scenes: Sequence[Scene], path: Path):
+def reconstruct(quality: Quality, model: Sampler, scenes: Sequence[Scene], path: Path):
     vae, pictures = model.pipeline.vae, torch.stack([pil_to_tensor(render(scene)[0]) for scene in scenes])
     rebuilt = torch.cat(
         [vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in to_model_range(pictures).split(50)]
@@ -200,36 +224,40 @@ def wrap(text: str, width: int = 28) -> str:
     return "\n".join(lines)
 
 
-def guidance_curve(quality: Quality, model: Model, grader: Scorer, options: EvaluateOptions):
+def guidance_curve(quality: Quality, model: Sampler, grader: Scorer, options: EvaluateOptions):
     rng = random.Random(options.seed + 2)
     scenes = single_scenes(options.guidance_captions, rng)
     captions = [full_caption(scene, rng) for scene in scenes]
-    guidances = sorted({*GUIDANCES, model.guidance_scale})
+    default = model.defaults["guidance_scale"]
+    guidances = sorted({*GUIDANCES, default})
     found = {}
     for guidance in guidances:
-        images = model.generate(captions, seeds=range(len(captions)), guidance_scale=guidance)
+        images = model(captions, range(len(captions)), guidance_scale=guidance)
         found[guidance] = grader.similarity(images, captions).numpy()
         quality.mean(f"similarity to the caption, guidance {guidance:g}", found[guidance])
     rows = [row for row in quality.rows if row["measure"].startswith("similarity")]
-    quality.mean(GAIN, found[model.guidance_scale] - found[1.0])  # the same captions and noise: paired
+    quality.mean(GAIN, found[default] - found[1.0])  # the same captions and noise: paired
     value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     ax.errorbar(guidances, value, (value - low, high - value), marker="o", capsize=3)
-    ax.axvline(model.guidance_scale, ls=":", color="grey", label=f"default guidance, {model.guidance_scale:g}")
-    ax.set(xlabel="guidance scale", ylabel="similarity to the caption (cosine)",
-           title=f"Guidance and the grader's agreement: {len(captions)} held-out captions, 95 % intervals")  # fmt: skip
+    ax.axvline(default, ls=":", color="grey", label=f"default guidance, {default:g}")
+    ax.set(
+        xlabel="guidance scale",
+        ylabel="similarity to the caption (cosine)",
+        title=f"Guidance and the grader's agreement: {len(captions)} held-out captions, 95 % intervals",
+    )
     ax.legend()
     figure.savefig(options.out / "menagerie_guidance.png", dpi=120)
     plt.close(figure)
 
 
-def speed(quality: Quality, model: Model, repeats: int = 5):
+def speed(quality: Quality, model: Sampler, repeats: int = 5):
     for rows, name in ((1, "seconds, one image"), (16, "seconds per image, batch of 16")):
-        model.generate("a zebra", seeds=range(rows))  # warm up
+        model(["a zebra"] * rows, range(rows))  # warm up
         times = []
         for _ in range(repeats):
             began = time.perf_counter()
-            model.generate("a zebra", seeds=range(rows))
+            model(["a zebra"] * rows, range(rows))
             times.append((time.perf_counter() - began) / rows)
         quality.mean(name, np.array(times))
 

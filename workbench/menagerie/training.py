@@ -1,5 +1,7 @@
 """One training loop for every part of the menagerie: warm-up and decay, EMA, progress bar, checkpoints, resume."""
 
+import copy
+import json
 import os
 import random
 import time
@@ -13,8 +15,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from workbench.loading import DATA
 from workbench.menagerie.world import Scene, render, sample_scene
-from workbench.models import DATA
 
 
 @dataclass
@@ -52,8 +54,15 @@ class Options:
             torch.set_num_threads(self.threads)
 
 
-def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch.Tensor]], options: Options,
-        *, autocast: bool = False, weight_decay: float = 0.01) -> tuple[torch.nn.Module, dict]:  # fmt: skip
+def fit(
+    name: str,
+    model: torch.nn.Module,
+    loss: Callable[[int], dict[str, torch.Tensor]],
+    options: Options,
+    *,
+    autocast: bool = False,
+    weight_decay: float = 0.01,
+) -> tuple[torch.nn.Module, dict]:
     """Minimise `loss(step)["loss"]` over `model`'s parameters; return the EMA model and what the training was.
 
     The loss must depend on `step` alone (draw its batch with `batch_rng`), so that a run that was killed and resumed is
@@ -63,8 +72,9 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
     path = options.runs / f"{name}.pt"
     model.to(options.device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    on_gpu = options.device.startswith("cuda")
     optimiser = torch.optim.AdamW(
-        model.parameters(), options.learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98)
+        model.parameters(), options.learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98), fused=on_gpu
     )
     parts = {"model": model, "average": average, "optimiser": optimiser}
     step, elapsed = 0, 0.0
@@ -82,6 +92,12 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
+    def refuse_infinite(loss: torch.Tensor):
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{name}: loss is {loss.item()} at step {step}; lower --learning-rate (now {options.learning_rate})"
+            )
+
     def progress() -> float:
         return step / options.steps if options.steps is not None else elapsed / (60 * options.minutes or 1e-9)
 
@@ -94,11 +110,12 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
             for group in optimiser.param_groups:
                 group["lr"] = rate
             torch.manual_seed(1_000_003 * options.seed + step)
-            with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=autocast):
+            with torch.autocast(
+                torch.device(options.device).type, torch.bfloat16, enabled=autocast, cache_enabled=not on_gpu
+            ):
                 losses = loss(step)
-            if not torch.isfinite(losses["loss"]):
-                raise FloatingPointError(f"{name}: loss is {losses['loss'].item()} at step {step}; "
-                                         f"lower --learning-rate (now {options.learning_rate})")  # fmt: skip
+            if step % 20 == 0 or not on_gpu:  # asking makes a GPU wait
+                refuse_infinite(losses["loss"])
             optimiser.zero_grad()
             losses["loss"].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -107,10 +124,11 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
             step += 1
             elapsed += time.perf_counter() - began
             bar.update()
-            if step % 20 == 0:
+            if step % (100 if on_gpu else 20) == 0:
                 shown = {key: f"{value.item():.4f}" for key, value in losses.items()}
                 bar.set_postfix(shown, minutes=f"{elapsed / 60:.1f}", refresh=False)
             if elapsed - saved > 60 * options.checkpoint_minutes:
+                refuse_infinite(losses["loss"])
                 save()
                 saved = elapsed
     except KeyboardInterrupt:
@@ -118,14 +136,50 @@ def fit(name: str, model: torch.nn.Module, loss: Callable[[int], dict[str, torch
         raise SystemExit(f"\n{name}: stopped at step {step}, kept in {path}; go on with --resume") from None
     bar.close()
     save()
-    hardware = (
-        torch.cuda.get_device_name()
-        if options.device.startswith("cuda")
-        else f"{options.device}, {torch.get_num_threads()} threads"
-    )
+    hardware = torch.cuda.get_device_name() if on_gpu else f"{options.device}, {torch.get_num_threads()} threads"
     record = {key: getattr(options, key) for key in ("batch_size", "learning_rate", "ema", "scenes", "seed")}
     record = {"steps": step, "minutes": round(elapsed / 60, 1), "hardware": hardware} | record
     return average.module.eval(), record
+
+
+class Replayed:
+    """A module whose forward and backward pass are recorded once on a GPU and replayed: small models wait for Python else.
+
+    All its calls take tensors of the same shapes. On other devices it is the module itself.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: str):
+        self.module, self.waits = module, device.startswith("cuda")
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.waits:
+            samples = tuple(x.detach().clone() for x in inputs)
+            self.module = torch.cuda.make_graphed_callables(self.module, samples, allow_unused_input=True)
+            self.waits = False
+        return self.module(*inputs)
+
+
+def kept(path: Path, key: dict, make: Callable[[], dict[str, torch.Tensor]]) -> dict:
+    """What `make` returns, computed once and kept in a file for as long as its key is the same."""
+    if path.exists() and (data := torch.load(path, weights_only=True))["key"] == key:
+        return data
+    data = {"key": key} | make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(data, temporary)
+    os.replace(temporary, path)
+    return data
+
+
+def save_half(part: torch.nn.Module, folder: Path):
+    """Write a part of a pipeline in half precision, its configuration saying float32: what it is to be loaded as."""
+    if hasattr(part, "register_to_config"):
+        part.register_to_config(_name_or_path="")  # where it was loaded from is this machine's own
+    copy.deepcopy(part).half().save_pretrained(folder)
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    if "dtype" in config:  # transformers loads as what this says, diffusers as float32
+        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def batch_rng(options: Options, step: int) -> np.random.Generator:
