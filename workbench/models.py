@@ -15,7 +15,6 @@ import nnsight
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tqdm.auto import tqdm
 
 from workbench.commits import Commit, Commits
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
@@ -28,6 +27,7 @@ from workbench.inputs import shown, strings
 from workbench.interventions import Intervention, World
 from workbench.loading import DATA, DEFAULTS, GRADER, MENAGERIE, defaults_of, find_pipeline
 from workbench.locks import lock_of
+from workbench.progress import Bar
 from workbench.sites import Sites
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class Model:
         settings = self._settings(num_inference_steps, guidance_scale, height, width)
         self.calls(settings.num_inference_steps)  # refuses a scheduler that is not known
         images: list[Image.Image] = []
-        bar = tqdm(total=rows, desc="images", disable=rows <= batch_size)
+        bar = Bar(rows, "images", shown=rows > batch_size)
         with self.lock, untouched(self.pipeline), bar:
             for at in range(0, rows, batch_size):
                 some = [values[at : at + batch_size] for values in columns]

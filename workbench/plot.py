@@ -9,6 +9,7 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
+from workbench.engine import Run
 from workbench.experiments.results import UNITS
 from workbench.experiments.statistics import pareto
 from workbench.steering.direction import Direction
@@ -122,8 +123,9 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     return ax
 
 
-def image_grid(images: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Images (ROW, COLUMN, y, x, colour) in [0, 1], such as a run's (world, seed, ...); transpose them to lay them otherwise."""
+def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Images (ROW, COLUMN, y, x, colour) in [0, 1], or a run's (world, seed, ...); transpose them to lay them otherwise."""
+    images = getattr(images, "images", images)
     rows, columns, height, width = images.shape[:4]
     names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
     longest = max(len(line) for name in names[1] for line in name.split("\n"))

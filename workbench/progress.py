@@ -14,17 +14,17 @@ QUIET = 10.0  # work that is done sooner says nothing in a log
 
 
 class Bar:
-    """Counts what is done of `total` things; use it in a `with` block.
+    """Counts what is done of `total` things; use it in a `with` block. shown: False for silence.
 
     TQDM_DISABLE=1 in the environment silences it, as it does tqdm's own bars.
     """
 
-    def __init__(self, total: int, name: str, unit: str = "image"):
+    def __init__(self, total: int, name: str, unit: str = "image", *, shown: bool = True):
         self.total, self.name, self.unit = total, name, unit
         self.done = self.skipped = 0
         self.began = time.monotonic()
         self.spoke = self.began - EVERY + QUIET
-        self.silent = os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+        self.silent = not shown or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
         self.moving = None if self.silent or not _moves() else _moving_bar(total, name, unit)
 
     def update(self, count: int = 1):

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
 from workbench.engine.batch import Batch, Fold, Settings
 from workbench.engine.call import guided
@@ -22,6 +21,7 @@ from workbench.engine.text import encode
 from workbench.engine.trace import check_switches
 from workbench.interventions import World
 from workbench.locks import lock_of
+from workbench.progress import Bar
 from workbench.sites import IMAGE, Site
 
 
@@ -67,7 +67,7 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents) 
     layout = list(batches(worlds, seeds, batch_size))
     others = other_values(model.pipeline, prepared)
     kept, fired = {}, Counter()
-    with tqdm(total=len(layout) * len(prepared.calls), desc="denoising", disable=not progress) as bar:
+    with Bar(len(layout) * len(prepared.calls), "denoising", "call", shown=progress) as bar:
         for group, some in layout:
             batch = Batch(model, group, some, prepared, recorded, folds, sites, others)
             begin = None if beginnings is None else torch.stack([beginnings[seed] for seed in some])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from html import escape
 from typing import Literal
 
 from workbench.interventions.rules import RULES, Array, Rule
@@ -152,6 +153,13 @@ class World:
             if not isinstance(value, str) and not (value is None and argument in ("subject", "negative_prompt")):
                 raise ValueError(f"World({argument}={value!r}): give a string, as in World('edited', 'a zebra', [...])")
         object.__setattr__(self, "interventions", tuple(_interventions(self.interventions)))
+
+    def _repr_html_(self):
+        about = {"subject": self.subject, "negative prompt": self.negative_prompt}
+        lines = [f"{name}: {text!r}" for name, text in about.items() if text is not None]
+        lines += [repr(intervention) for intervention in self.interventions]
+        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+        return f"<p><b>{escape(self.name)}</b>: {escape(self.prompt)}</p><ul>{items}</ul>"
 
     def to_json(self) -> str:
         """The world as JSON; ValueError for interventions that are functions."""

@@ -244,7 +244,7 @@ def locogen_images(
 
     Returns float in [0, 1], (world, seed, y, x, colour), worlds named "unaltered", "all layers" and by their layers.
     """
-    one = PromptSet("images", (replace(prompt, value="", target_value=""),), {"": ("",)})
+    one = PromptSet("images", (replace(prompt, value="", target_value=""),))
     experiment = Generating(model, one, spec or LocoGenSpec(), None, batch_size)
     experiment.check(0)
     pooled = ["pooled vector"] if experiment.pooled else []

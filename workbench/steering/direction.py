@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from html import escape
 from pathlib import Path
 from typing import Literal
 
@@ -187,6 +188,9 @@ class Direction:
             "display.max_rows", 12, "display.max_columns", None, "display.width", 160, "display.precision", 3
         ):
             return f"direction{zero} at {len(self.sites)} sites{f', from {counts} prompts' if counts else ''}\n{self.table()}"
+
+    def _repr_html_(self):
+        return f"<p>{escape(repr(self).splitlines()[0])}</p>{self.table().to_html(float_format='%.3g')}"
 
     def steer(
         self,
