@@ -58,7 +58,7 @@ def as_window(name: str, given: Any) -> Window:
     start, stop = map(float, pair)
     if not 0 <= start < stop <= 1:
         raise ValueError(
-            f"{name}={given!r}: fractions of the run go from 0.0 to 1.0, the first below the second; give such as (0.0, 0.5)"
+            f"{name}={given!r}: shares of the run go from 0.0 to 1.0, the first below the second; give such as (0.0, 0.5)"
         )
     return start, stop
 
