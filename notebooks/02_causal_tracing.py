@@ -15,7 +15,7 @@
 # Which state of the model carries a concept? Corrupt the words that name it, so that the picture loses it; then give back one state
 # of the clean run at a time and see which brings it back (Meng et al. 2022; for diffusion models Basu et al. 2023).
 #
-# This notebook is a small trace, to be run in minutes. `python -m workbench.localize.survey` is the large one: six attributes, twelve
+# This notebook is a small trace, to be run in minutes. `python -m workbench.studies.survey` is the large one: six attributes, twelve
 # prompts each.
 
 # %%

@@ -50,7 +50,7 @@ season.best(2), season.chance(2)
 
 # %% [markdown]
 # ## Six attributes
-# `python -m workbench.localize.agreement` measured twelve prompts x two seeds for each attribute. For facts ("the mayor of tallport" is a
+# `python -m workbench.studies.agreement` measured twelve prompts x two seeds for each attribute. For facts ("the mayor of tallport" is a
 # penguin) the effect is the rise of the target's probability, for all others the fall of the prompt's own.
 
 # %%
@@ -104,7 +104,7 @@ for ax, site in zip(axes, ("unet.down.1.1.cross", "unet.up.2.2.cross", "unet.up.
     wb.plot.overlay(maps.images.squeeze().values, word, ax=ax, title=site)
 
 # %% [markdown]
-# Sharp is not right. On rendered pictures the true mask is known; `python -m workbench.localize.looking` noises 96 of them and shows
+# Sharp is not right. On rendered pictures the true mask is known; `python -m workbench.studies.looking` noises 96 of them and shows
 # each to the UNet once. The map covers its subject best in the late layers of high resolution.
 
 # %%

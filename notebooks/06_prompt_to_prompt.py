@@ -122,7 +122,7 @@ _ = wb.plot.image_grid(strip, title="a rendered cow, reconstructed, then edited"
 
 # %% [markdown]
 # ## What it keeps, measured
-# `python -m workbench.benchmarks.prompt_to_prompt` grades many pairs: is the target there, and how much changes outside both subjects?
+# `python -m workbench.studies.prompt_to_prompt` grades many pairs: is the target there, and how much changes outside both subjects?
 
 # %%
 table = pd.read_csv(wb.models.DATA.parent / "figures" / "prompt_to_prompt.csv")

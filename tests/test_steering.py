@@ -18,7 +18,8 @@ from workbench.experiments.statistics import pareto
 from workbench.prompts import FOLDER, Prompt, PromptSet, prompt_set
 from workbench.steering.experiment import Steered, Variant
 from workbench.studies.winter import at_equal_fidelity, method_table
-from workbench.studies.winter_study import Winter, WinterOptions, keyword_class
+from workbench.studies.winter_setting import WinterOptions, keyword_class
+from workbench.studies.winter_study import Winter
 
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach"
 WINTER, SUMMER = (

@@ -7,7 +7,7 @@ import tyro
 
 from workbench.cli.change import P2P, EditConcept, SteerConcept
 from workbench.cli.find import ListSites, Locate, Trace
-from workbench.studies import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter, winter_study
+from workbench.studies import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter, winter_setting
 
 
 @tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
@@ -19,7 +19,7 @@ class Benchmark:
         Annotated[swap.SwapOptions, tyro.conf.subcommand("swap")]
         | Annotated[windows.WindowsOptions, tyro.conf.subcommand("windows")]
         | Annotated[edit_tasks.TasksOptions, tyro.conf.subcommand("tasks")]
-        | Annotated[winter_study.WinterOptions, tyro.conf.subcommand("winter")]
+        | Annotated[winter_setting.WinterOptions, tyro.conf.subcommand("winter")]
         | Annotated[edit_speed.EditSpeedOptions, tyro.conf.subcommand("edit-speed")]
         | Annotated[prompt_to_prompt.P2POptions, tyro.conf.subcommand("p2p")]
     )
@@ -29,7 +29,7 @@ class Benchmark:
             swap.SwapOptions: swap.main,
             windows.WindowsOptions: windows.main,
             edit_tasks.TasksOptions: edit_tasks.main,
-            winter_study.WinterOptions: winter.main,
+            winter_setting.WinterOptions: winter.main,
             edit_speed.EditSpeedOptions: edit_speed.main,
             prompt_to_prompt.P2POptions: prompt_to_prompt.main,
         }

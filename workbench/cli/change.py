@@ -206,12 +206,10 @@ class EditConcept(Common):
         edit.save(beside(self.out, ".safetensors"))
         edit.to_lora(beside(self.out, "_lora"))
         prompts = self.prompts or (self.old, self.new)
-        draw = lambda: model.generate(
-            [p for p in prompts for _ in range(self.seeds)], seeds=[*range(self.seeds)] * len(prompts)
-        )
-        before = draw()
+        texts, seeds = [p for p in prompts for _ in range(self.seeds)], [*range(self.seeds)] * len(prompts)
+        before = model.generate(texts, seeds=seeds)
         with model.applied(edit):
-            after = draw()
+            after = model.generate(texts, seeds=seeds)
         rows = {
             f"{prompt}\n{when}": np.stack(some[i * self.seeds : (i + 1) * self.seeds]) / 255
             for i, prompt in enumerate(prompts)

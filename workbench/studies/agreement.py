@@ -90,25 +90,35 @@ def main(options: AgreementOptions):
         )
 
     options.out.mkdir(parents=True, exist_ok=True)
-    measured = lambda name, width=None: found[name].locogen.effects(direction=DIRECTION.get(name, "min"), width=width)
-    effects = {name: measured(name) for name in found}
-    join = lambda tables: pd.concat([table.assign(attribute=name) for name, table in tables.items()]).round(4)
-    join(
-        {name: strongest(effect).assign(total_effect=float(effect.total_effect)) for name, effect in effects.items()}
-    ).to_csv(options.out / "locogen.csv", index=False)
-    join({name: each.table() for name, each in found.items()}).to_csv(options.out / "localizers.csv", index=False)
-    join({name: each.agreement() for name, each in found.items()}).to_csv(options.out / "agreement.csv", index=False)
+    effects = {name: attribute_effects(each.locogen, name) for name, each in found.items()}
+    tables = {
+        "locogen": {
+            name: strongest(effect).assign(total_effect=float(effect.total_effect)) for name, effect in effects.items()
+        },
+        "localizers": {name: each.table() for name, each in found.items()},
+        "agreement": {name: each.agreement() for name, each in found.items()},
+    }
+    for stem, by_name in tables.items():
+        joined = pd.concat([table.assign(attribute=name) for name, table in by_name.items()]).round(4)
+        joined.to_csv(options.out / f"{stem}.csv", index=False)
     pd.DataFrame(searches).to_csv(options.out / "locogen_search.csv", index=False)
     print(pd.DataFrame(searches).to_string(index=False))
     count = f"{options.prompts} prompts x {options.seeds} seeds"
-    windows_figure({width: {name: measured(name, width) for name in found} for width in (WIDTH, 1)}, count).savefig(
-        options.out / "locogen.png", dpi=110
-    )
+    by_width = {
+        width: {name: attribute_effects(each.locogen, name, width) for name, each in found.items()}
+        for width in (WIDTH, 1)
+    }
+    windows_figure(by_width, count).savefig(options.out / "locogen.png", dpi=110)
     agreement_figure(found, count).savefig(options.out / "localizers.png", dpi=70)
     images_figure(model, options).savefig(options.out / "locogen_images.png", dpi=130)
     best = pd.DataFrame([verdict(name, each.locogen) for name, each in found.items()])
     best.to_csv(options.out / "locogen_best.csv", index=False)
     print(best.to_string(index=False))
+
+
+def attribute_effects(found: LocoGen, name: str, width: int | None = None) -> xr.Dataset:
+    """Direct effects in an attribute's own direction."""
+    return found.effects(direction=DIRECTION.get(name, "min"), width=width)
 
 
 def verdict(name: str, found: LocoGen) -> dict:

@@ -15,6 +15,8 @@ from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.scorer import Scorer
 
+SMALL = 0.1  # a total effect below it leaves little to be found
+
 
 @dataclass
 class DemoOptions:
@@ -55,6 +57,11 @@ def main(options: DemoOptions):
             f"token {best.token}: {with_interval(best, 'indirect_effect')}"
         )
 
+    if abs(float(by_token.total_effect)) < SMALL:
+        print(
+            f"The noise changes almost nothing (total effect {with_interval(by_token, 'total_effect')}): where nothing is lost, "
+            "nothing can come back. Take a larger --noise-multiple, or a --prompt whose --subject the model draws."
+        )
     figure = plt.figure(figsize=(15, 10.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 0.9))
     left, middle, right = top.subplots(1, 3, width_ratios=(1.3, 0.8, 0.8))
@@ -76,16 +83,11 @@ def pictures(model: Model, prompts: PromptSet, options: DemoOptions) -> xr.DataA
     """Clean, corrupted and twice restored images (world, seed, y, x, colour)."""
     ((embedding, sigma),) = noise_sigmas(model, prompts, options.noise_multiple).items()
     noise = add_noise(embedding, sigma, noise_seed(prompts[0], draw=0), tokens="subject")
-    world = lambda name, *sites: World(
-        name, options.prompt, [noise, *(restore(s, "clean", tokens="subject") for s in sites)], options.subject
-    )
     last = [site.name for site in model.sites("text_encoder.*.hidden")][-1]
-    worlds = [
-        World("clean", options.prompt),
-        world("corrupted"),
-        world("layer 0\nrestored", "text_encoder.0.hidden"),
-        world("last layer\nrestored", last),
-    ]
+    worlds = [World("clean", options.prompt), World("corrupted", options.prompt, [noise], options.subject)]
+    for name, site in (("layer 0\nrestored", "text_encoder.0.hidden"), ("last layer\nrestored", last)):
+        back = restore(site, "clean", tokens="subject")
+        worlds.append(World(name, options.prompt, [noise, back], options.subject))
     run = model.run(
         worlds,
         seeds=range(options.seeds),

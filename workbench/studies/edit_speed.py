@@ -7,6 +7,7 @@ commit with its saved copy, in milliseconds, and the share of the solve. Medians
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -38,7 +39,7 @@ class EditSpeedOptions:
 def timed(channels: int, width: int, covariance: bool, options: EditSpeedOptions) -> dict[str, float]:
     """Milliseconds of one edit's parts."""
     generator = torch.Generator().manual_seed(0)
-    normal = lambda *shape: torch.randn(shape, generator=generator)
+    normal = partial(torch.randn, generator=generator)
     weights = [normal(width, channels) / channels**0.5 for _ in range(2 * options.layers)]
     keys, guides = normal(options.pairs, channels), normal(options.pairs, channels)
     moments = Moments.of(normal(options.corpus, channels)) if covariance else None

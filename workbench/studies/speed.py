@@ -179,14 +179,12 @@ def by_loop(model: Model, pipeline: DiffusionPipeline, steps: int, options: Spee
 
     images: dict[tuple[str, int], np.ndarray] = {}
     for seed in range(options.trace_seeds):
-        with hooked({site.name: lambda out, name=site.name: keep(name, out) for site in sites}):
+        with hooked({site.name: partial(keep, site.name) for site in sites}):
             images["clean", seed] = call(seed)
         with hooked({"text_encoder.embedding": corrupt}):
             images["corrupted", seed] = call(seed)
         for site in sites:
-            with hooked(
-                {"text_encoder.embedding": corrupt, site.name: lambda out, name=site.name: put_back(name, out)}
-            ):
+            with hooked({"text_encoder.embedding": corrupt, site.name: partial(put_back, site.name)}):
                 images[site.name, seed] = call(seed)
     return np.stack(
         [

@@ -16,7 +16,8 @@ from workbench.experiments.statistics import ends, resampled_means, share
 from workbench.pictures import as_pil
 from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec, Variant
 from workbench.studies import winter_figures
-from workbench.studies.winter_study import SAID, SITES, TEXT, UNET, Winter, WinterOptions
+from workbench.studies.winter_setting import SAID, SITES, TEXT, UNET, WinterOptions
+from workbench.studies.winter_study import Winter
 
 METRICS = ("concept", "concept_similarity", "similarity", "probability", "pixel_distance")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the budget, where families are compared
