@@ -124,7 +124,7 @@ def test_looking_once_works_in_every_family(model):
 
 def test_contribution_is_that_of_the_formula(model):
     """By hand from recorded values and probabilities; the contributions of all tokens are the layer's output without its bias."""
-    prompts = PromptSet("x", (wb.Prompt(ELEPHANT, "elephant"),), {"": ("",)})
+    prompts = PromptSet("x", (wb.Prompt(ELEPHANT, "elephant"),))
     found = attention_contribution(model, prompts, AttentionSpec(**QUICK)).clean.sel(prompt=0)
     site = model.sites("unet.mid*.cross")[0]
     run = model.run([World("clean", ELEPHANT)], record=[f"{site.name}.v", f"{site.name}.probs"], **QUICK)

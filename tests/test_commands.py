@@ -171,7 +171,7 @@ def test_the_winter_benchmark_reports_every_method(tmp_path):
         seeds=(17,),
         num_inference_steps=1,
         prompts=2,
-        strengths=(0.25,),
+        strengths=(0.02,),
         trials=6,
         batch_size=32,
     )

@@ -20,6 +20,7 @@ from workbench.experiments.shards import Shards
 from workbench.experiments.spec import Spec, as_window, steps_of, window_name
 from workbench.experiments.store import Folder
 from workbench.experiments.work import complete
+from workbench.metrics import Measures
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
 from workbench.steering.adaptive import Adapting
@@ -139,7 +140,7 @@ def test_everything_is_checked_before_anything_is_computed(tiny_model, tmp_path,
 
 
 def test_an_identity_holds_all_that_numbers_depend_on(tiny_model, scorer):
-    experiment = Counting(tiny_model, Spec(**QUICK), prompts=PROMPTS, scorer=scorer)
+    experiment = Counting(tiny_model, Spec(**QUICK), prompts=PROMPTS, measures=Measures.of(scorer))
     asked = json.loads(json.dumps(experiment.identity()))
     assert asked["model"] == json.loads(json.dumps(tiny_model.record)) and asked["scorer"] == scorer.record
     assert asked["seeds"] == [0] and asked["num_inference_steps"] == 1 and asked["guidance_scale"] == 3.0

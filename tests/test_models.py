@@ -153,7 +153,10 @@ def test_the_wheel_carries_the_menagerie(tmp_path):
     )
     with zipfile.ZipFile(next(tmp_path.glob("diffusion_workbench-*.whl"))) as wheel:
         wheel.extractall(tmp_path / "site")
-    code = "import workbench as wb; m = wb.load(); print(wb.__file__, len(m.generate('a zebra', num_inference_steps=1)), wb.Scorer().device)"
+    code = (
+        "import workbench as wb; model = wb.load(); "
+        "print(wb.__file__, len(model.generate('a zebra', num_inference_steps=1)), wb.Scorer().device)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

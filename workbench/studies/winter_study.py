@@ -65,6 +65,11 @@ class Winter(WinterSetting):
     def chosen(self, table: pd.DataFrame) -> pd.Series:
         """The rule: most similar to the concept, within the budget. The table's first row is the unsteered images'."""
         kept = table[1:][table[1:].similarity >= table.similarity.iloc[0] - self.budget]
+        if kept.empty:
+            raise ValueError(
+                f"every strength of {sorted(table.strength.dropna().unique())} costs more similarity than telling does "
+                f"({self.budget:.3f}); give --strengths smaller ones"
+            )
         return kept.loc[kept.concept_similarity.idxmax()]
 
     @cached_property
