@@ -97,12 +97,12 @@ def inverted(model: Model, fit: Fit) -> Edit:
 
 
 EDITORS: dict[str, Callable[[Model, Fit], Edit]] = {
-    "swap": lambda model, fit: edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST).scaled(
-        OVERSHOOT
+    "swap": lambda model, fit: (
+        OVERSHOOT * edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST)
     ),
-    "swap, six layers": lambda model, fit: edits.from_concepts(
-        model, fit.train, preserve=fit.kept, editor="swap", **BEST | dict(sites=SIX)
-    ).scaled(OVERSHOOT),
+    "swap, six layers": lambda model, fit: (
+        OVERSHOOT * edits.from_concepts(model, fit.train, preserve=fit.kept, editor="swap", **BEST | dict(sites=SIX))
+    ),
     "swap, null space": lambda model, fit: edits.from_concepts(
         model, fit.train, preserve=fit.kept, editor="swap", preservation="nullspace", retain=0.03, **BEST
     ),
@@ -139,10 +139,9 @@ def _variant(**settings) -> Callable[[Model, Fit], Edit]:
 
 
 TUNED: dict[str, Callable[[Model, Fit], Edit]] = {
-    "chosen": lambda model, fit: _variant()(model, fit).scaled(OVERSHOOT),
+    "chosen": lambda model, fit: OVERSHOOT * _variant()(model, fit),
     **{
-        f"scaled {factor:g}": lambda model, fit, factor=factor: _variant()(model, fit).scaled(factor)
-        for factor in (1.0, 1.4)
+        f"scaled {factor:g}": lambda model, fit, factor=factor: factor * _variant()(model, fit) for factor in (1.0, 1.4)
     },
     **{f"lam {lam:g}": _variant(lam=lam) for lam in (0.1, 1.0, 100.0)},
     **{f"preserve_weight {weight:g}": _variant(preserve_weight=weight) for weight in (0.0, 0.1, 4.0)},

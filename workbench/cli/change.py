@@ -187,7 +187,7 @@ class EditConcept(Common):
     """For the pictures; old and new when left out."""
     seeds: int = 4
     out: Path = Path("figures/edit")
-    """OUT.safetensors, OUT.png and OUT_lora/."""
+    """OUT.safetensors, OUT.png and OUT_lora.safetensors."""
 
     def run(self):
         model, settings = self.load(), {}
@@ -203,7 +203,7 @@ class EditConcept(Common):
         edit = getattr(edits, self.editor)(model, *concepts, **settings)
         print(edit)
         edit.save(self.out.with_suffix(".safetensors"))
-        edit.to_lora(self.out.with_name(f"{self.out.name}_lora"))
+        edit.to_lora(self.out.with_name(f"{self.out.name}_lora.safetensors"))
         prompts = self.prompts or (self.old, self.new)
         draw = lambda: model.generate(
             [p for p in prompts for _ in range(self.seeds)], seed=[*range(self.seeds)] * len(prompts)
@@ -222,7 +222,7 @@ class EditConcept(Common):
             coords={"world": list(rows), "seed": range(self.seeds)},
         )
         save_grid(images, f"{self.editor}: {self.old} -> {self.new}", self.out)
-        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
+        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora.safetensors")
 
 
 def save_grid(images: xr.DataArray, title: str, out: Path):
