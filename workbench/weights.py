@@ -7,6 +7,7 @@ layer holds no numbers of its own: an edit there would be about another function
 import hashlib
 
 import torch
+from diffusers.models.attention_processor import Attention
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 # Projections for which one matrix stands in fused attention.
@@ -33,7 +34,7 @@ def editable_weight(pipeline, path: str, name: str) -> torch.nn.Parameter:
             "gives, such as cross.k, cross.v, text_encoder.0.out, .fc1, .fc2 and text_encoder.embedding"
         )
     last = path.rpartition(".")[2]
-    if last in FUSED and getattr(attention, "fused_projections", False):
+    if last in FUSED and fused(attention):
         raise ValueError(
             f"{name}: the attention's projections are fused, so the weight of {last} is not used; call {UNFUSE} first"
         )
@@ -49,6 +50,16 @@ def editable_weight(pipeline, path: str, name: str) -> torch.nn.Parameter:
     return weight
 
 
+def fused(attention: torch.nn.Module) -> bool:
+    """Whether an attention computes with one matrix in place of its projections.
+
+    diffusers' `Attention` tells by its processor alone: the mark that fusing leaves stays when it is taken back.
+    """
+    if isinstance(attention, Attention):
+        return type(attention.processor).__name__.startswith("Fused")
+    return getattr(attention, "fused_projections", False)
+
+
 def check_savable(pipeline):
     """Raise ValueError where a saved folder of the pipeline could not be loaded, or would lose what it draws."""
     for name, part in pipeline.components.items():
@@ -60,7 +71,7 @@ def check_savable(pipeline):
                     f"save_pretrained: {name}.{path} carries the adapters {_adapters(module)}, which a saved folder cannot hold; "
                     f"call {FUSE_ADAPTER} and save then; or save the model without the adapter, and the adapter's own file"
                 )
-            if getattr(module, "fused_projections", False):
+            if fused(module):
                 raise ValueError(
                     f"save_pretrained: the projections of {name}.{path} are fused, and a saved folder holds them unfused; "
                     f"call {UNFUSE} first"
