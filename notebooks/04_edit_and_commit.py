@@ -100,9 +100,9 @@ edit.save(f"{folder}/swap.safetensors")
 wb.Edit.load(f"{folder}/swap.safetensors", model)
 
 # %%
-edit.to_lora(folder)
+lora = edit.to_lora(f"{folder}/swap_lora.safetensors")
 plain = diffusers.DiffusionPipeline.from_pretrained(wb.models.MENAGERIE)
-plain.load_lora_weights(folder)
+plain.load_lora_weights(lora)
 images = plain(
     [prompt] * 4,
     latents=model.latents(SEEDS),

@@ -229,7 +229,7 @@ def test_the_edit_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
     cli.main()
     assert "uce: 32 weights" in capsys.readouterr().out
     assert wb.Edit.load(tmp_path / "edit.safetensors", wb.load()).provenance["editor"] == "uce"
-    assert (tmp_path / "edit.png").exists() and (tmp_path / "edit_lora" / "pytorch_lora_weights.safetensors").exists()
+    assert (tmp_path / "edit.png").exists() and (tmp_path / "edit_lora.safetensors").exists()
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "--sites", "unet.nowhere", "--out", str(tmp_path / "other")])
     with pytest.raises(SystemExit, match=r"no site matches 'unet\.nowhere'"):
         cli.main()

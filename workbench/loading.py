@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 from safetensors import SafetensorError
 
+from workbench.commits import commits_of
 from workbench.families import Family, check_class, family_of
 from workbench.identity import MANIFEST, verify_files
 from workbench.inputs import shown
@@ -21,6 +22,7 @@ DATA = next(
 MENAGERIE = DATA / "menagerie-sd"
 GRADER = DATA / "menagerie-clip"
 DEFAULTS = "defaults.json"
+EDITS = "edits.json"  # the log of what was committed before a model was saved
 SINGLE_FILE = (".safetensors", ".ckpt", ".pt", ".bin")
 SINGLE_FILES = {"v1": StableDiffusionPipeline, "v2": StableDiffusionPipeline, "xl_base": StableDiffusionXLPipeline}
 
@@ -82,6 +84,8 @@ def find_pipeline(
     pipeline = DiffusionPipeline.from_pretrained(named, revision=revision, variant=variant, dtype=dtype, **more)
     family.check(pipeline)
     pipeline = pipeline.to(device)
+    if (path / EDITS).exists():
+        commits_of(pipeline).restore((path / EDITS).read_text(), str(path / EDITS))
     held = path / DEFAULTS
     return pipeline, Defaults(**json.loads(held.read_text())) if held.exists() else defaults_of(pipeline)
 

@@ -5,8 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import cached_property
+from copy import deepcopy
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +15,20 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from workbench.commits import Commit, Commits
+from workbench.commits import Commit, commits_of
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
 from workbench.engine.call import arguments, refuse_flagged
 from workbench.engine.trace import check_switches, sites_of, untouched
 from workbench.families import Family, check_pipeline
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
 from workbench.inputs import seeds as as_seeds
-from workbench.inputs import shown, strings
+from workbench.inputs import shown, strings, user_path
 from workbench.interventions import Intervention, World
-from workbench.loading import DATA, DEFAULTS, GRADER, MENAGERIE, defaults_of, find_pipeline
+from workbench.loading import DATA, DEFAULTS, EDITS, GRADER, MENAGERIE, defaults_of, find_pipeline
 from workbench.locks import lock_of
 from workbench.progress import Bar
-from workbench.sites import Sites
+from workbench.sites import Sites, weight_of
+from workbench.weights import check_savable, weight_hash
 
 if TYPE_CHECKING:
     from workbench.edit.low_rank import Edit
@@ -46,7 +46,6 @@ __all__ = [
     "verify_files",
 ]
 
-EDITS = "edits.json"
 Worlds = str | World | Iterable[str | World] | Mapping[str, "str | World | Iterable[Intervention]"]
 Seeds = int | Iterable[int]
 
@@ -298,56 +297,68 @@ class Model:
                 bar.update(len(some[0]))
         return images
 
-    @cached_property
-    def _commits(self) -> Commits:
-        return Commits(self)
-
     @property
     def edits(self) -> tuple[Commit, ...]:
-        """The log of what is committed: what, where, when, and the hash of each weight before."""
-        return tuple(self._commits.log)
+        """The log of what is committed to the pipeline: what, where, when, and the hash of each weight before and after."""
+        return commits_of(self.pipeline).log
 
     def hashes(self, site: str) -> list[str]:
         """SHA-256 of a site's weight as it is, then as it was before each commit: an edit may be based on any of them."""
-        return self._commits.hashes(site)
+        now = weight_hash(weight_of(self.pipeline, self.sites[site]))
+        return [now, *commits_of(self.pipeline).earlier(site)]
 
     def commit(self, edit: "Edit", *, base: bool = True):
         """Add an edit to the weights; `undo` takes it back.
 
-        Weights as they were are kept until then (a copy for each commit, on their device). base: refuse an edit that was
-        made for other weights. Raises ValueError, with nothing changed, for an edit that does not fit.
+        Weights as they were are kept until then (a copy for each commit, on their device), with the pipeline: Models that wrap the
+        same pipeline share its edits. base: refuse an edit that was made for other weights. Warns of an edit that is committed
+        already, and of one that the weights' dtype is too coarse for. Raises ValueError, with nothing changed, for an edit that
+        does not fit, and for layers with adapters that are not fused.
         """
-        with self.lock:
-            self._commits.commit(edit, base)
+        commits_of(self.pipeline).commit(self, edit, base)
 
-    def undo(self):
-        """Take the latest commit back, bit-exact, from the saved copy; raises ValueError when there is none."""
-        with self.lock:
-            self._commits.undo()
+    def undo(self, *, check: bool = True):
+        """Take the latest commit back, bit-exact, from the saved copy.
+
+        check: refuse where the weights are not what the commit left, changed by hand or by a LoRA that was fused; False puts the
+        copy back all the same. Raises ValueError, with nothing changed, for that, and when there is nothing to undo.
+        """
+        commits_of(self.pipeline).undo(check)
 
     @contextmanager
     def applied(self, edit: "Edit", *, base: bool = True) -> Iterator["Model"]:
-        """The model with an edit committed for as long as the block lasts, whatever happens in it."""
+        """The model with an edit committed for as long as the block lasts, whatever happens in it.
+
+        What the block commits on top goes too. Other threads that run or change this pipeline wait for the whole block.
+        """
+        with commits_of(self.pipeline).applied(self, edit, base):
+            yield self
+
+    def __deepcopy__(self, memo: dict) -> "Model":
+        """A second model with its own weights and the same edits, committed and to be undone by themselves."""
         with self.lock:
-            depth = len(self.edits)
-            self.commit(edit, base=base)
-            try:
-                yield self
-            finally:
-                while len(self.edits) > depth:  # what the block committed on top goes too
-                    self.undo()
+            copy = Model(deepcopy(self.pipeline, memo), self.num_inference_steps, self.guidance_scale)
+            commits_of(self.pipeline).copied_to(copy.pipeline)
+        return copy
 
     def save_pretrained(self, folder: str | Path):
-        """Write the model as it now is as a diffusers folder, with its defaults, the log of its edits and SHA-256 sums."""
-        folder = Path(folder).expanduser()
+        """Write the model as it now is as a diffusers folder, with its defaults, the log of its edits and SHA-256 sums.
+
+        `load` brings all of it back. Raises ValueError for a folder that holds files, and for a pipeline whose adapters are not
+        fused, which a folder cannot hold.
+        """
+        folder = user_path(folder, "save_pretrained(folder=)")
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(
                 f"save_pretrained(folder={str(folder)!r}): the folder holds files; name an empty or a new one"
             )
-        self.pipeline.save_pretrained(folder)
+        with self.lock:
+            check_savable(self.pipeline)
+            self.pipeline.save_pretrained(folder)
+            log = commits_of(self.pipeline).to_json()
         defaults = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
         (folder / DEFAULTS).write_text(json.dumps(defaults) + "\n")
-        (folder / EDITS).write_text(json.dumps([asdict(entry) for entry in self.edits], indent=1) + "\n")
+        (folder / EDITS).write_text(log)
         write_manifest(folder)
 
     def _warn_of_long(self, prompts: Iterable[str]):
@@ -411,10 +422,10 @@ def load(
     """Load a model to study.
 
     source: None for the embedded menagerie, or another embedded model's name; a folder, a checkpoint's single file or a hub id that
-    diffusers loads; or a live pipeline, which is taken as it is (device and dtype stay its own). dtype: torch's, or "float16". variant:
-    of the files, such as "fp16". safety_checker: False leaves it out (black pictures are refused otherwise). config: for a single
-    file, a local folder with its parts' configurations, where there is no hub. verify: check a folder's files against its
-    SHA256SUMS, where it has one.
+    diffusers loads, with the log of its edits where `save_pretrained` wrote one; or a live pipeline, which is taken as it is (device
+    and dtype stay its own). dtype: torch's, or "float16". variant: of the files, such as "fp16". safety_checker: False leaves it out
+    (black pictures are refused otherwise). config: for a single file, a local folder with its parts' configurations, where there is
+    no hub. verify: check a folder's files against its SHA256SUMS, where it has one.
 
     Raises FileNotFoundError for a missing and ValueError for an altered file, with both hashes, and for a pipeline or checkpoint that
     no family knows, saying what was found and what is supported.

@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline
 from workbench.families import family_of
 from workbench.families.attention import check_attention
 from workbench.families.base import IMAGE, LATENTS, PIXELS, POOLED, TEXT, Site
+from workbench.weights import editable_weight
 
 __all__ = ["IMAGE", "LATENTS", "PIXELS", "POOLED", "TEXT", "Site", "Sites", "find_sites", "weight_of"]
 
@@ -140,28 +141,11 @@ def _by(sizes: tuple | None) -> str | None:
 def weight_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Parameter:
     """The weight of the linear layer (out, in) or embedding (token, channel) whose output a site is.
 
-    Raises ValueError for a site that another kind of module gives, or several, and for a layer with an adapter that is not fused.
+    Raises ValueError for a site that another kind of module gives, and for a weight that is not what the layer computes with; see
+    `workbench.weights.editable_weight`.
     """
     check_attention(pipeline, site)
-    component, _, path = site.module.partition(".")
-    try:
-        module = getattr(pipeline, component).get_submodule(path)
-    except AttributeError:  # the latents between steps have no module
-        module = None
-    base = getattr(module, "base_layer", None)
-    if base is not None:
-        if not (module.merged or module.disable_adapters):
-            raise ValueError(
-                f"{site.name} carries an adapter (LoRA) that is not fused, which its weight does not hold; call "
-                "pipeline.fuse_lora() and pipeline.unload_lora_weights() first, or pipeline.disable_lora()"
-            )
-        module = base
-    if site.port != "output" or not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-        raise ValueError(
-            f"{site.name} has no weight of its own, {type(module).__name__} gives it; name sites that a linear layer or an embedding "
-            "gives, such as cross.k, cross.v, text_encoder.0.out, .fc1, .fc2 and text_encoder.embedding"
-        )
-    return module.weight
+    return editable_weight(pipeline, site.module if site.port == "output" else "", site.name)
 
 
 def _without_braces(pattern: str) -> list[str]:

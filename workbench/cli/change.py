@@ -188,7 +188,7 @@ class EditConcept(Common):
     """For the pictures; old and new when left out."""
     seeds: int = 4
     out: Path = Path("runs/edit")
-    """OUT.safetensors, OUT.png and OUT_lora/."""
+    """OUT.safetensors, OUT.png and OUT_lora.safetensors."""
 
     def run(self):
         model, settings = self.load(), {}
@@ -204,7 +204,7 @@ class EditConcept(Common):
         edit = getattr(edits, self.editor)(model, *concepts, **settings)
         print(edit)
         edit.save(beside(self.out, ".safetensors"))
-        edit.to_lora(beside(self.out, "_lora"))
+        edit.to_lora(beside(self.out, "_lora.safetensors"))
         prompts = self.prompts or (self.old, self.new)
         texts, seeds = [p for p in prompts for _ in range(self.seeds)], [*range(self.seeds)] * len(prompts)
         before = model.generate(texts, seeds=seeds)
@@ -221,7 +221,7 @@ class EditConcept(Common):
             coords={"world": list(rows), "seed": range(self.seeds)},
         )
         save_grid(images, f"{self.editor}: {self.old} -> {self.new}", self.out)
-        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora/")
+        print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora.safetensors")
 
 
 def save_grid(images: xr.DataArray, title: str, out: Path):

@@ -3,8 +3,7 @@
 from workbench.edit.closed_form import Moments, Solution, solve
 from workbench.edit.editors import diff_quickfix, from_concepts, locoedit, moments_of, rome, swap, time_edit, uce
 from workbench.edit.embeddings import embedding_swap, textual_inversion
-from workbench.edit.export import to_lora
-from workbench.edit.low_rank import Edit, Update
+from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.edit.neurons import neurons
 
 __all__ = [
@@ -23,6 +22,6 @@ __all__ = [
     "swap",
     "textual_inversion",
     "time_edit",
-    "to_lora",
     "uce",
+    "update_of",
 ]

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
+
+from workbench import files, schema
 
 Preservation = Literal["ridge", "covariance", "nullspace"]
 TOO_SINGULAR = 1e14  # condition number beyond which float64 has no digit left to trust
@@ -27,10 +28,24 @@ class Moments:
     """Running second moments of the inputs of a layer, over a corpus of prompts.
 
     total: sum of k k^T, (in, in), float64. count: of how many k. `a + b` merges two corpora.
+
+    Raises ValueError for what is no sum of k k^T: not square, not finite, not symmetric, or with a negative diagonal.
     """
 
     total: torch.Tensor
     count: int
+
+    def __post_init__(self):
+        total = schema.array(self.total, "Moments: total", axes=("in", "in"), dtype=torch.float64)
+        diagonal = total.diagonal()
+        if total.shape[0] != total.shape[1] or (diagonal < 0).any():
+            raise ValueError(
+                f"Moments: total= of shape {tuple(total.shape)} is no sum of k k^T; Moments.of(keys) makes one"
+            )
+        if not torch.allclose(total, total.T, rtol=0, atol=1e-9 * diagonal.max().item()):
+            raise ValueError("Moments: total= is not symmetric, so no sum of k k^T; Moments.of(keys) makes one")
+        object.__setattr__(self, "total", total)
+        object.__setattr__(self, "count", schema.whole(self.count, "Moments: count", least=1))
 
     @classmethod
     def of(cls, keys: torch.Tensor) -> "Moments":
@@ -58,31 +73,18 @@ class Moments:
         return Moments(self.total + other.total, self.count + other.count)
 
     def save(self, path: str | Path):
-        """Write a safetensors file, float64: it comes back exactly."""
-        safetensors.torch.save_file({"total": self.total.contiguous(), "count": torch.tensor([self.count])}, str(path))
+        """Write a safetensors file, float64: it comes back exactly, and the same moments give the same bytes."""
+        files.write(path, "moments", {"total": self.total}, {"count": self.count})
 
     @classmethod
     def load(cls, path: str | Path) -> "Moments":
-        """Read what `save` wrote; raises ValueError for anything else."""
+        """Read what `save` wrote; raises FileNotFoundError, and ValueError for anything else."""
+        matrices, about = files.read(path, "moments")
         try:
-            held = safetensors.torch.load_file(str(path))
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{path} is no file of moments ({error}); give path= of a file that Moments.save wrote"
-            ) from None
-        total, count = held.get("total"), held.get("count")
-        if (
-            set(held) != {"total", "count"}
-            or total.ndim != 2
-            or total.shape[0] != total.shape[1]
-            or count.numel() != 1
-            or count.item() < 1
-        ):
-            shapes = {name: tuple(value.shape) for name, value in held.items()}
-            raise ValueError(
-                f"{path} holds {shapes}, moments are total (in, in) and count (1,); give path= of a file that Moments.save wrote"
-            )
-        return cls(_finite("total", total), int(count.item()))
+            schema.fields(matrices, "a file of moments", ("total",))
+            return cls(matrices["total"], schema.fields(about, "a file of moments", ("count",))["count"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; save the moments again") from None
 
     def __repr__(self):
         return f"Moments of {self.count} keys of {len(self.total)} channels, root mean square {math.sqrt(self.second.trace().item()):.3g}"

@@ -17,9 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from einops import rearrange
 
+from workbench import schema
 from workbench.edit.closed_form import Moments, Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
+from workbench.edit.words import warn_of_untrained
 from workbench.engine import encode, text_values
+from workbench.inputs import shown, strings
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, weight_of
 from workbench.text import replace_words, tokens_of
@@ -62,10 +65,11 @@ def from_concepts(
     prompt lacks, keys equal to their guides, or a singular system.
     """
     pairs = as_pairs(concepts, templates)
+    warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=", 3)
     kept = [
         one if isinstance(one, Prompt) else Prompt(template.format(one), one)
-        for one in preserve
-        for template in (templates if not isinstance(one, Prompt) else ("",))
+        for one in ([preserve] if isinstance(preserve, (str, Prompt)) else preserve)
+        for template in (strings(templates, "templates") if not isinstance(one, Prompt) else ("",))
     ]
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
     found, diagnostics, solutions = [], {}, {}
@@ -154,19 +158,26 @@ def swap(model, first: str, second: str, *, sites=ALL_LAYERS, lam: float = 0.01,
     return from_concepts(model, {first: second, second: first}, sites=sites, lam=lam, **{"editor": "swap"} | settings)
 
 
-def as_pairs(concepts: Concepts, templates: Sequence[str]) -> list[Prompt]:
-    """Prompts with their subject and the words that replace it."""
-    if isinstance(templates, str) or not templates or not all("{}" in template for template in templates):
-        raise ValueError(f"templates={templates!r}: give a list of texts that each hold {{}}, where the concept goes")
+def as_pairs(concepts: Concepts, templates: str | Sequence[str]) -> list[Prompt]:
+    """Prompts with their subject and the words that replace it; raises ValueError for words without a guide, or that are their own."""
+    templates = strings(templates, "templates")
+    if not all("{}" in template for template in templates):
+        raise ValueError(f"templates={templates!r}: give texts that each hold {{}}, where the concept goes")
     if isinstance(concepts, Mapping):
-        pairs = [Prompt(template.format(old), old, old, new) for old, new in concepts.items() for template in templates]
+        given = {schema.text(old, "concepts"): schema.text(new, f"concepts[{old!r}]") for old, new in concepts.items()}
+        pairs = [Prompt(template.format(old), old, old, new) for old, new in given.items() for template in templates]
     else:
-        pairs = list(concepts)
-    if not pairs or not all(isinstance(pair, Prompt) and pair.subject and pair.replacement for pair in pairs):
+        pairs = [] if isinstance(concepts, str) else list(concepts)
+    if not pairs or not all(
+        isinstance(pair, Prompt) and pair.subject.strip() and pair.replacement.strip() for pair in pairs
+    ):
         raise ValueError(
-            f"concepts={concepts!r}: give a mapping of old words to new, as {{'a zebra': 'a giraffe'}}, or prompts that "
+            f"concepts={shown(concepts)}: give a mapping of old words to new, as {{'a zebra': 'a giraffe'}}, or prompts that "
             "have a subject and a replacement"
         )
+    plain = lambda words: words.casefold().split()
+    if same := [pair.subject for pair in pairs if plain(pair.subject) == plain(pair.replacement)]:
+        raise ValueError(f"concepts=: {same[0]!r} is to act as itself, which changes nothing; name another guide")
     return pairs
 
 
@@ -259,17 +270,12 @@ def moments_of(model, prompts: Sequence[str], source: str | Site = "text states"
 
 
 def diagnose(update: Update, weight: torch.Tensor, solution: Solution) -> dict:
-    """What an edit's provenance says of one site; see `Edit`."""
-    kept = solution.preserved
-    drift = None
-    if len(kept):
-        drift = (
-            ((kept @ update.a.double().T @ update.b.double().T).norm(dim=1) / (kept @ weight.T).norm(dim=1))
-            .mean()
-            .item()
-        )
+    """What an edit's provenance says of one site; see `Edit`. None where there is nothing to compare with."""
+    kept, size, drift = solution.preserved, weight.norm().item(), None
+    if len(kept) and (given := (kept @ weight.T).norm(dim=1)).all():
+        drift = ((kept @ update.a.double().T @ update.b.double().T).norm(dim=1) / given).mean().item()
     return {
-        "relative_norm": update.norm() / weight.norm().item(),
+        "relative_norm": update.norm() / size if size else None,
         "condition": solution.condition,
         "shrinkage": solution.shrinkage.mean().item(),
         "drift": drift,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from workbench.edit.editors import provenance
 from workbench.edit.low_rank import Edit, update_of
+from workbench.edit.words import warn_of_untrained
 from workbench.progress import each
 from workbench.sites import Site, weight_of
 from workbench.text import tokens_of
@@ -22,6 +23,7 @@ def embedding_swap(model, first: str, second: str) -> Edit:
 
     Raises ValueError for words of different numbers of tokens, or that are the same.
     """
+    warn_of_untrained(model, (first, second), "embedding_swap")
     updates = []
     for site in model.sites("text_encoder*.embedding"):
         a, b = (_ids(model, site, word) for word in (first, second))

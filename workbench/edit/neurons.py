@@ -17,6 +17,7 @@ from workbench.edit.editors import (
     provenance,
 )
 from workbench.edit.low_rank import Edit, update_of
+from workbench.edit.words import warn_of_untrained
 from workbench.sites import weight_of
 
 
@@ -40,6 +41,7 @@ def neurons(
     Raises ValueError when a site has fewer channels than `count`, or fewer than two keys stand against one another.
     """
     pairs = as_pairs(concepts, templates)
+    warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=")
     found, diagnostics = [], {}
     for source, members in by_input(editable(model, sites)).items():
         old, new = gather(model, source, pairs, tokens)

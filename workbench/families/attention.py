@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 
 from workbench.families.base import Site
+from workbench.weights import fused
 
 # those whose arithmetic the explicit path repeats; any other (sliced, LoRA of old, IP-Adapter, PAG) is refused
 PLAIN = ("AttnProcessor", "AttnProcessor2_0")
@@ -56,7 +57,7 @@ def check_attention(pipeline, site: Site):
     attention = attention_of(pipeline, site) if site.heads is not None and site.part == "denoiser" else None
     if attention is None:
         return
-    if site.per_head and getattr(attention, "fused_projections", False):
+    if site.per_head and fused(attention):
         raise ValueError(
             f"{site.name}: the projections are fused (fuse_qkv_projections), so that q, k and v have no module of their own; call "
             "pipeline.unfuse_qkv_projections()"

@@ -26,7 +26,7 @@ def solved(model: Model, fit: Fit, *, preserve: bool = True, scale: float = 1.0,
     """The closed form from all training prompts, at the chosen settings but for these."""
     kept = fit.kept if preserve else ()
     edit = edits.from_concepts(model, fit.train, preserve=kept, **BEST | settings)
-    return edit if scale == 1.0 else edit.scaled(scale)
+    return edit if scale == 1.0 else edit * scale
 
 
 def from_a_fifth(model: Model, fit: Fit) -> Edit:

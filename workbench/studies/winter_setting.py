@@ -14,9 +14,9 @@ from workbench.experiments.store import Folder
 from workbench.interventions import replace_prompt
 from workbench.menagerie.captions import HELD_OUT_SEASON, SEASON
 from workbench.menagerie.world import SUBJECTS
-from workbench.scorer import Scorer
 from workbench.models import load
 from workbench.prompts import FOLDER, Prompt, PromptSet, labels_of, prompt_pairs, prompt_set
+from workbench.scorer import Scorer
 from workbench.steering.direction import Direction, direction
 from workbench.steering.experiment import Concept, Interventions, Steered, SteerSpec, Variant
 from workbench.steering.sweep import SweepSpec
