@@ -2,15 +2,18 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import conftest
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 import workbench as wb
 from workbench.identity import fingerprint
+from workbench.loading import DATA, embedded
 from workbench.menagerie.world import Scene, render
 from workbench.metrics import METRICS, Measures, measured
 from workbench.models import GRADER
@@ -122,6 +125,12 @@ def test_the_embedded_grader_is_the_default_of_the_embedded_model_alone(tiny):
         with pytest.raises(ValueError, match="scorer=None: the embedded grader knows the embedded model's world alone"):
             Measures.of(None, model)
         assert Measures.of(wb.Scorer(), model).scorer.record["model"] == "the menagerie's grader"  # when it is named
+
+
+@pytest.mark.parametrize("name", embedded())
+def test_every_embedded_model_draws_the_graders_world(name):
+    vae = AutoencoderKL.from_pretrained(DATA / name / "vae")
+    assert draws_menagerie(SimpleNamespace(vae=vae)) and not draws_menagerie(SimpleNamespace())
 
 
 def test_an_edited_or_coarse_embedded_model_is_still_its_own():

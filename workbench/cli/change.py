@@ -17,6 +17,7 @@ from workbench.interventions import World
 from workbench.metrics import pixel_distance
 from workbench.p2p import edit as p2p
 from workbench.p2p.inversion import invert
+from workbench.pictures import as_rgb
 from workbench.prompts import Prompt, labels_of, prompt_pairs, prompt_set
 from workbench.scorer import Scorer
 from workbench.steering.direction import direction
@@ -155,7 +156,7 @@ class P2P(Common):
         if self.image is None:
             images = model.run(edit, seeds=range(self.seeds)).images
         else:
-            picture = Image.open(self.image).convert("RGB")
+            picture = as_rgb(Image.open(self.image))
             (photo,) = invert(model, [picture], [self.source])
             drawn = photo.run(model, edit).images
             images = xr.concat(
