@@ -40,10 +40,16 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
     fix = f"give path= of a file that {kind.title()}.save wrote"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {fix}")
-    try:
-        return _read(path, kind)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; {fix}") from None
+    while True:  # safetensors opens a file twice: once more where another writer replaced it in between
+        opened = _stamp(path)
+        try:
+            content = _read(path, kind)
+        except (safetensors.SafetensorError, ValueError) as error:
+            if _stamp(path) == opened:
+                raise ValueError(f"{path}: {error}; {fix}") from None
+            continue
+        if _stamp(path) == opened:
+            return content
 
 
 def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -71,6 +77,12 @@ def write_bytes(path: Path, data: bytes) -> Path:
         part.unlink(missing_ok=True)
         raise
     return path
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced."""
+    held = path.stat()
+    return held.st_ino, held.st_mtime_ns, held.st_size
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
