@@ -83,7 +83,7 @@ wb.plot.profile(unet, title="UNet, one module restored")
 
 # %% [markdown]
 # ## What was found, and what would show it wrong
-# In the large trace (`figures/causal_trace.csv`, 12 prompts x 2 seeds), for **object**, **style** and **action** the attention or the mlp
+# In the large trace (`figures/causal_trace/`, 12 prompts x 2 seeds), for **object**, **style** and **action** the attention or the mlp
 # of layer 0, at the last subject token alone, brings nearly all of the total effect back, and no attention or mlp from layer 1 on brings
 # much. Published for SD 1.4 is the same state, the attention of layer 0. For **colour** and **season** the last subject token is not where
 # it is kept; **position** has no effect to trace, for this model does not obey the word.

@@ -55,7 +55,7 @@ season.best(2), season.chance(2)
 
 # %%
 figures = wb.models.DATA.parent / "figures"
-best = pd.read_csv(figures / "locogen_best.csv")
+best = pd.read_csv(figures / "localizers" / "locogen_best.csv")
 best.drop(columns="layers")
 
 # %% [markdown]
@@ -108,7 +108,7 @@ for ax, site in zip(axes, ("unet.down.1.1.cross", "unet.up.2.2.cross", "unet.up.
 # each to the UNet once. The map covers its subject best in the late layers of high resolution.
 
 # %%
-iou = pd.read_csv(figures / "attention_iou.csv")
+iou = pd.read_csv(figures / "attention" / "attention_iou.csv")
 iou[iou.step == 12].sort_values("iou", ascending=False)[["site", "iou", "low", "high", "ceiling"]].head(6).round(2)
 
 # %% [markdown]
@@ -117,7 +117,7 @@ iou[iou.step == 12].sort_values("iou", ascending=False)[["site", "iou", "low", "
 # Spearman correlations over the sixteen layers, from the large run; a localizer with itself: between halves of the prompts.
 
 # %%
-agreement = pd.read_csv(figures / "agreement.csv")
+agreement = pd.read_csv(figures / "localizers" / "agreement.csv")
 agreement["pair"] = agreement.a + " / " + agreement.b
 agreement.pivot(index="pair", columns="attribute", values="spearman").round(2)
 
@@ -125,7 +125,7 @@ agreement.pivot(index="pair", columns="attribute", values="spearman").round(2)
 # Which layer each of them puts first (numbers as papers count):
 
 # %%
-ranked = pd.read_csv(figures / "localizers.csv")
+ranked = pd.read_csv(figures / "localizers" / "localizers.csv")
 ranked[ranked["rank"] == 1].pivot(index="localizer", columns="attribute", values="paper")
 
 # %% [markdown]

@@ -93,7 +93,7 @@ figures = wb.models.DATA.parent / "figures"
 
 def show(name, size):
     plt.figure(figsize=size, layout="constrained")
-    plt.imshow(plt.imread(figures / name))
+    plt.imshow(plt.imread(figures / "winter" / name))
     plt.axis("off")
 
 
@@ -141,7 +141,7 @@ _ = wb.plot.image_grid(model.run(worlds, seeds=range(4), progress=False).images,
 # probability of the right subject, which the grader knows, and similarity to the original prompt:
 
 # %%
-report = pd.read_csv(figures / "steering.csv")
+report = pd.read_csv(figures / "winter" / "steering.csv")
 shown = report[report.metric.isin(["concept", "similarity", "probability"])]
 shown = shown.assign(text=[f"{r.value:.2f} ({r.low:.2f} to {r.high:.2f})" for r in shown.itertuples()])
 shown.pivot(index="variant", columns="metric", values="text").reindex(report.variant.unique())

@@ -125,6 +125,6 @@ _ = wb.plot.image_grid(strip, title="a rendered cow, reconstructed, then edited"
 # `python -m workbench.studies.prompt_to_prompt` grades many pairs: is the target there, and how much changes outside both subjects?
 
 # %%
-table = pd.read_csv(wb.models.DATA.parent / "figures" / "prompt_to_prompt.csv")
+table = pd.read_csv(wb.models.DATA.parent / "figures" / "prompt_to_prompt" / "prompt_to_prompt.csv")
 swap = table[(table.study == "swap") & table.measure.isin(["target", "background", "position kept"])]
 swap.pivot(index="arm", columns="measure", values="value").sort_values("background").round(3)
