@@ -3,25 +3,43 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export MPLBACKEND = Agg
 
-.PHONY: demo test figures kills
+.PHONY: demo test notebook docs dist figures kills
 demo: .venv/installed
 	$(BIN)/python -m workbench.studies.demo
 
 # Two processes of one thread each: with two threads each they would wait for one another.
 test: .venv/installed
-	$(BIN)/ruff check workbench tests notebooks
-	$(BIN)/ruff format --check workbench tests notebooks
+	$(BIN)/ruff check workbench tests notebooks docs
+	$(BIN)/ruff format --check workbench tests notebooks docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15
 
+# Pictures inline, and the hub within reach: what tests must not have.
+notebook: .venv/notebook
+	env -u MPLBACKEND -u HF_HUB_OFFLINE $(BIN)/jupyter lab notebooks
+
+docs: .venv/installed
+	$(BIN)/python docs/reference.py
+
+dist: .venv/installed
+	$(BIN)/python -m hatchling build --target wheel
+
 # Every committed figure and table, anew: a day of one core, and every study goes on where it was stopped.
-STUDIES := survey agreement looking swap windows edit_tasks winter prompt_to_prompt
 figures: .venv/installed
-	$(BIN)/python -m workbench.studies.demo --out figures/zebra_trace.png
-	for study in $(STUDIES); do $(BIN)/python -m workbench.studies.$$study --out figures || exit 1; done
-	$(BIN)/python -m workbench.studies.swap --tune --out figures
-	$(BIN)/python -m workbench.menagerie.evaluate --out figures
-	for study in speed memory edit_speed; do $(BIN)/python -m workbench.studies.$$study --out figures/$$study.csv || exit 1; done
-	$(BIN)/python -m workbench.studies.speed --studies LocoGen --out figures/speed_locogen.csv
+	$(BIN)/python -m workbench.studies.demo --out figures/demo/zebra_trace.png
+	$(BIN)/python -m workbench.studies.survey --out figures/causal_trace
+	$(BIN)/python -m workbench.studies.agreement --out figures/localizers
+	$(BIN)/python -m workbench.studies.looking --out figures/attention
+	$(BIN)/python -m workbench.studies.winter --out figures/winter
+	$(BIN)/python -m workbench.studies.swap --tune --out figures/swap
+	$(BIN)/python -m workbench.studies.swap --out figures/swap
+	$(BIN)/python -m workbench.studies.windows --localizers figures/localizers/localizers.csv --out figures/windows
+	$(BIN)/python -m workbench.studies.edit_tasks --out figures/edit_tasks
+	$(BIN)/python -m workbench.studies.edit_speed --out figures/edit_speed/edit_speed.csv
+	$(BIN)/python -m workbench.studies.prompt_to_prompt --out figures/prompt_to_prompt
+	$(BIN)/python -m workbench.studies.speed --studies "plain diffusers" "text-encoder trace" --out figures/speed/speed.csv
+	$(BIN)/python -m workbench.studies.speed --studies LocoGen --out figures/speed/speed_locogen.csv
+	$(BIN)/python -m workbench.studies.memory --out figures/memory/memory.csv
+	$(BIN)/python -m workbench.menagerie.evaluate --out figures/menagerie
 
 # Studies killed at a hundred random moments lose nothing: a quarter of an hour.
 kills: .venv/installed
@@ -32,4 +50,8 @@ kills: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/notebook: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[notebook]'
 	touch $@
