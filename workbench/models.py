@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nnsight
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -18,6 +17,7 @@ from PIL import Image
 from workbench.commits import Commit, commits_of
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
 from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.nn import NNsight
 from workbench.engine.trace import check_switches, sites_of, untouched
 from workbench.families import Family, check_pipeline
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
@@ -103,7 +103,7 @@ class Model:
         return f"<p>{escape(self._summary())}</p>{self.sites._repr_html_()}"
 
     @property
-    def nn(self) -> nnsight.NNsight:
+    def nn(self) -> NNsight:
         """The pipeline as NNsight sees it, with the modules that it has now."""
         return wrapped(self.pipeline)
 

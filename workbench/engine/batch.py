@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import nnsight
 import torch
 from diffusers import AutoPipelineForImage2Image
 from einops import rearrange, repeat
@@ -12,6 +11,7 @@ from PIL import Image
 
 from workbench.blend import add_maps
 from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
 from workbench.engine.text import first
 from workbench.engine.trace import untouched, wrapped
@@ -128,7 +128,7 @@ class Batch:
                     with tracer.invoke():
                         self.visit(tracer, nn, group)
                 with tracer.invoke():
-                    output = nnsight.save(tracer.result)
+                    output = save(tracer.result)
         expected: Counter = Counter()
         for action in (action for actions in self.actions.values() for action in actions):
             expected[action.world, action.number] += len(action.calls)
