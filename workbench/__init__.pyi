@@ -2,6 +2,8 @@
 
 from . import edit as edit
 from . import plot as plot
+from .checks import ModelCheck as ModelCheck
+from .checks import check as check
 from .edit.low_rank import Edit as Edit
 from .engine import Fold as Fold
 from .engine import Run as Run

@@ -1,18 +1,18 @@
 """`wb.check(model)`: what the workbench takes for granted, proved on a model of your own in a handful of denoiser calls.
 
-found = wb.check(model)
-found            # how many claims hold, and those that do not
-found.table      # every claim: site, claim, expected, seen, passed
-"""
+    found = wb.check(model)
+    found            # how many claims hold, and those that do not
+    found.table      # every claim: site, claim, expected, seen, passed
 
-from tqdm.auto import tqdm
+`plain` asks the pipeline alone, through `hooks`; `laws` asks the engine; `report` is what comes out.
+"""
 
 from workbench.checks import laws, plain
 from workbench.checks.report import ModelCheck
 from workbench.checks.trial import Trial, changed, fewest_steps, state
-from workbench.families.unet import default_size
 from workbench.inputs import count, seeds, strings
 from workbench.models import Model
+from workbench.progress import Bar
 
 __all__ = ["ModelCheck", "check"]
 
@@ -59,7 +59,7 @@ def check(
         fewest_steps(scheduler) if num_inference_steps is None else count(num_inference_steps, "num_inference_steps")
     )
     model._settings(steps, guidance_scale, height, width)  # raises for settings that no run takes
-    own = default_size(model.pipeline)
+    own = model.family.size(model.pipeline)
     trial = Trial(
         model,
         prompt=strings(prompt, "prompt")[0],
@@ -83,8 +83,10 @@ def check(
         with model.lock:
             plain.draw(trial)
             before = state(model.pipeline)  # now: transformers leaves hooks of its own in a text encoder's first run
-            for part in tqdm(parts, desc="checking", disable=not progress):
-                part()
+            with Bar(len(parts), "checking", "part", shown=progress) as bar:
+                for part in parts:
+                    part()
+                    bar.update()
             left = changed(before, state(model.pipeline))
     finally:
         counter.remove()

@@ -42,7 +42,7 @@ class Trial:
         self.model, self.pipeline = model, model.pipeline
         self.prompt, self.target, self.seed, self.batch_size = prompt, target, seed, batch_size
         self.settings = dict(num_inference_steps=steps, guidance_scale=guidance_scale, height=size[0], width=size[1])
-        self.denoiser: torch.nn.Module = getattr(model.pipeline, model.family.denoiser)
+        self.denoiser: torch.nn.Module = model.family.model(model.pipeline)
         self.dtype: torch.dtype = next(self.denoiser.parameters()).dtype
         self.tolerance, self.rounding = TOLERANCE[self.dtype], ROUNDING[self.dtype]
         self.sites = model.sites_at(*size)
