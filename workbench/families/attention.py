@@ -66,7 +66,7 @@ def check_attention(pipeline, site: Site):
     if site.axes[1] == "head" and processor not in PLAIN:
         raise ValueError(
             f"{site.name}: the layer computes attention by {processor}, whose probabilities are not those of plain attention; "
-            "call pipeline.unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor2_0())"
+            "call pipeline.unet.set_default_attn_processor()"
         )
 
 
