@@ -116,12 +116,12 @@ def test_what_a_pipeline_cannot_be_asked_is_named(pipeline, monkeypatch):
     found = check(pipeline, prompt="a lion", target="a lion")
     assert found.passed
     unasked = found.unasked.set_index(["site", "claim"]).seen
-    assert "computes attention by Strange, whose probabilities" in unasked["unet.mid.cross.probs", "shape"]
+    assert "the layer computes attention by Strange, " in unasked["unet.mid.cross.probs", "shape"]
     assert unasked["", "latents"] == "PNDMScheduler remembers earlier steps"
     assert unasked["", "replaced"].endswith("0 apart; give prompts whose pictures differ")
-    assert "not asked: unet.mid.cross.probs shape: unet.mid.cross.probs: the layer computes" in repr(found)
+    assert "not asked: unet.mid.cross.probs shape: " in repr(found)
     monkeypatch.setattr("workbench.checks.plain._free_memory", lambda module: 0)
-    pipeline.unet.set_attn_processor(AttnProcessor2_0())  # as the refusal says
+    pipeline.unet.set_attn_processor(AttnProcessor2_0())
     assert "give smaller height= and width=" in seen_at(check(pipeline), "shape", "unet.mid.cross.probs")
 
 

@@ -26,7 +26,7 @@ def draw(trial: Trial):
 
 def watch(trial: Trial):
     """The pipeline with hooks at every site and attention in the open."""
-    halves = 2 if guided(trial.pipeline, trial.settings["guidance_scale"]) else 1
+    halves = 2 if guided(trial.pipeline, trial.guidance_scale) else 1
     sites = [site for site in trial.sites if _askable(trial, site)]
     # of a site that is of no attention the shape will say so
     probs = [site for site in sites if site.axes[1] == "head" and _has_attention(trial, site)]
@@ -77,7 +77,7 @@ def _has_attention(trial: Trial, site: Site) -> bool:
 
 def _schedule(trial: Trial):
     """Calls of the denoiser, and rows of its batch."""
-    watch, steps = trial.watch, trial.settings["num_inference_steps"]
+    watch, steps = trial.watch, trial.steps
     trial.scheduled = trial.claims.tried(
         "calls", "each call belongs to a step", lambda: calls_of(trial.pipeline.scheduler, steps)
     )
@@ -149,13 +149,14 @@ def _attention(trial: Trial, site: Site):
 def unread(trial: Trial, every_site: bool):
     """Sites that are marked as not read, made zero by plain hooks: together, or one by one."""
     sites = [site for site in trial.good if not site.read]
-    if not sites or trial.picture is None:
+    picture = trial.picture
+    if not sites or picture is None:
         return
     expected = "zeros there, by a plain hook, change nothing"
 
     def away(some: Sequence[Site]) -> float:
         with zeroed(trial.pipeline, some):
-            return apart(trial.plain(), trial.picture)
+            return apart(trial.plain(), picture)
 
     together = None if every_site else trial.claims.tried("not read", expected, lambda: away(sites))
     for site in sites:

@@ -1,6 +1,7 @@
 """A model under check: how it is run, and what was seen of it so far."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,10 @@ class Trial:
     ):
         self.model, self.pipeline = model, model.pipeline
         self.prompt, self.target, self.seed, self.batch_size = prompt, target, seed, batch_size
-        self.settings = dict(num_inference_steps=steps, guidance_scale=guidance_scale, height=size[0], width=size[1])
+        self.steps, self.guidance_scale, self.size = steps, guidance_scale, size
+        self.settings: dict[str, Any] = dict(
+            num_inference_steps=steps, guidance_scale=guidance_scale, height=size[0], width=size[1]
+        )
         self.denoiser: torch.nn.Module = model.family.model(model.pipeline)
         self.dtype: torch.dtype = next(self.denoiser.parameters()).dtype
         self.tolerance, self.rounding = TOLERANCE[self.dtype], ROUNDING[self.dtype]
@@ -59,11 +63,10 @@ class Trial:
         self.calls += 1
 
     def about(self) -> str:
-        settings = self.settings
         return (
             f"{type(self.pipeline).__name__}, {type(self.pipeline.scheduler).__name__}, "
-            f"{str(self.dtype).removeprefix('torch.')}, {settings['height']} x {settings['width']} pixels, "
-            f"num_inference_steps={settings['num_inference_steps']}, guidance_scale={settings['guidance_scale']:g}"
+            f"{str(self.dtype).removeprefix('torch.')}, {' x '.join(map(str, self.size))} pixels, "
+            f"num_inference_steps={self.steps}, guidance_scale={self.guidance_scale:g}"
         )
 
     def plain(self, **more) -> np.ndarray:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -86,8 +86,9 @@ def read(commands: Mapping[str, Command], arguments: list[str], prog: str):
         Annotated[kind(name, command), tyro.conf.subcommand(name, description=command.help)]
         for name, command in commands.items()
     ]
+    either: Any = Union[tuple(kinds)]  # noqa: UP007  made from a table
     return tyro.cli(
-        Union[tuple(kinds)],  # noqa: UP007  made from a table
+        either,
         prog=prog,
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),

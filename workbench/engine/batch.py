@@ -305,8 +305,8 @@ def _mask(action: Action, half: str, value: torch.Tensor) -> torch.Tensor | None
     if action.channels is not None:
         mask &= along("channel", action.channels, value.shape[-1])
     if action.heads is not None and "head" in axes:
-        mask &= along("head", action.heads, site.heads)
-    elif action.heads is not None:
+        mask &= along("head", action.heads, value.shape[1 + axes.index("head")])
+    elif action.heads is not None and site.heads is not None:
         width = value.shape[-1] // site.heads
         channels = tuple(head * width + i for head in action.heads for i in range(width))
         mask &= along("channel", channels, value.shape[-1])
