@@ -38,6 +38,8 @@ class Question(Common):
     folder: Path | None = None
     """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
+    out: Path = Path("runs/question")
+    """OUT.png and OUT.csv."""
 
     def common(self) -> dict:
         return dict(
@@ -97,12 +99,14 @@ class Locate(Question):
                 num_inference_steps=spec.num_inference_steps,
                 guidance_scale=spec.guidance_scale,
             )
-            found = compare_localizers(model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common())
-            print(found.agreement().round(3).to_string(index=False))
+            compared = compare_localizers(
+                model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common()
+            )
+            print(compared.agreement().round(3).to_string(index=False))
             figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-            plot.ranks(found, ax=axes[0], title=f"{self.prompts}: rank of each layer")
-            plot.agreement(found, ax=axes[1], title="agreement; on the diagonal, of halves of the prompts")
-            self.save(found.table().sort_values("rank", kind="stable"), figure)
+            plot.ranks(compared, ax=axes[0], title=f"{self.prompts}: rank of each layer")
+            plot.agreement(compared, ax=axes[1], title="agreement; on the diagonal, of halves of the prompts")
+            self.save(compared.table().sort_values("rank", kind="stable"), figure)
             return
         found = locogen(model, prompts, spec, **self.common())
         several = {name: getattr(found.data, name).values.tolist() for name in ("inputs", "heads", "steps")}
