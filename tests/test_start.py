@@ -6,11 +6,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 import workbench as wb
 from workbench.cli import BENCHMARKS, COMMANDS, named
+from workbench.metrics import METRICS
+from workbench.p2p.edit import KINDS
 
 SECONDS = 1.5  # of CPU
 HEAVY = ("torch", "nnsight", "diffusers", "transformers", "matplotlib", "pandas", "xarray")
@@ -36,6 +39,13 @@ def test_importing_imports_nothing_heavy():
         ("tarce", 2, "Available subcommands: trace, locate"),
         ("benchmark --help", 0, "Steering towards winter"),
         ("benchmark swop", 2, "Available subcommands: swap, windows"),
+        ("trace --help", 0, "each site is restored by itself"),
+        ("locate --widht 2", 2, "--widht"),
+        ("steer --help", 0, "Prompts with the concept and without"),
+        ("p2p --kind redraw", 2, "redraw"),
+        ("edit --help", 0, "Words whose meaning is changed"),
+        ("check --every-stie", 2, "--every-stie"),
+        ("sites --help", 0, "globs (default:"),
     ],
 )
 def test_help_and_mistyped_names_are_answered_at_once(arguments, status, text):
@@ -75,6 +85,8 @@ def test_nothing_offers_the_save_of_nnsight(menagerie):
 
 
 def test_the_command_table_says_what_the_commands_say():
+    assert get_args(get_type_hints(named(COMMANDS["trace"].options))["metric"]) == METRICS
+    assert get_args(get_type_hints(named(COMMANDS["p2p"].options))["kind"]) == KINDS
     for name, command in COMMANDS.items():
         if command.options:
             assert inspect.getdoc(named(command.options)) == command.help, name

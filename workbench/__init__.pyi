@@ -32,7 +32,6 @@ from .localize.attention import AttentionSpec as AttentionSpec
 from .localize.attention import attention_contribution as attention_contribution
 from .localize.attention import attention_maps as attention_maps
 from .localize.attention import mask_iou as mask_iou
-from .localize.causal_trace import TraceSpec as TraceSpec
 from .localize.causal_trace import causal_trace as causal_trace
 from .localize.compare import Comparison as Comparison
 from .localize.compare import compare_localizers as compare_localizers
@@ -41,7 +40,8 @@ from .localize.locogen import LocoGen as LocoGen
 from .localize.locogen import locogen as locogen
 from .localize.locogen import locogen_images as locogen_images
 from .localize.locogen import locogen_search as locogen_search
-from .localize.patching import LocoGenSpec as LocoGenSpec
+from .localize.specs import LocoGenSpec as LocoGenSpec
+from .localize.specs import TraceSpec as TraceSpec
 from .metrics import Metric as Metric
 from .models import Model as Model
 from .models import load as load

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.checks import check
+import workbench as wb
 from workbench.cli.common import Common
-from workbench.models import load
 
 
 @dataclass
@@ -31,8 +30,8 @@ class CheckModel(Common):
     """A CSV file for the table of all claims."""
 
     def run(self):
-        found = check(
-            load(self.model, device=self.device, dtype=self.dtype),
+        found = wb.check(
+            wb.load(self.model, device=self.device, dtype=self.dtype),
             every_site=self.every_site,
             height=self.height,
             width=self.width,

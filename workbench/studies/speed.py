@@ -22,7 +22,8 @@ from diffusers import DiffusionPipeline
 
 from workbench.interventions import Context, World, add_noise, restore
 from workbench.localize.locogen import locogen_images
-from workbench.localize.patching import LocoGenSpec, cross_layers
+from workbench.localize.patching import cross_layers
+from workbench.localize.specs import LocoGenSpec
 from workbench.models import MENAGERIE, Model, load
 from workbench.prompts import Prompt
 from workbench.sites import Site
