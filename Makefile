@@ -3,12 +3,16 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export MPLBACKEND = Agg
 
-.PHONY: demo test notebook docs dist figures kills
+.PHONY: demo test types notebook docs dist figures kills
 demo: .venv/installed
 	$(BIN)/python -m workbench.studies.demo
 
+# What the package's annotations say, against what it does: a quarter of a minute.
+types: .venv/installed
+	$(BIN)/python -m mypy
+
 # Two processes of one thread each: with two threads each they would wait for one another.
-test: .venv/installed
+test: .venv/installed types
 	$(BIN)/ruff check workbench tests notebooks docs
 	$(BIN)/ruff format --check workbench tests notebooks docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15

@@ -497,3 +497,27 @@ print(hashlib.sha256(run.images.values.tobytes() + run.values["unet.mid.cross.pr
         for _ in range(2)
     ]
     assert found[0] == found[1] and len(found[0].strip()) == 64
+
+
+def test_what_a_function_writes_in_place_stays_with_it(model):
+    """Its result alone is taken, at the entries that are named; neither these nor another world's value are its own to change."""
+    site = "text_encoder.1.mlp"
+
+    def emptied(value, source=None):
+        for each in (value, source):
+            if each is not None:
+                each.zero_()
+        return value
+
+    worlds = [
+        World("clean", ZEBRA),
+        World("zeros", ZEBRA, [scale(site, 0.0, tokens="zebra")]),
+        World("in place", ZEBRA, [apply(site, emptied, tokens="zebra")]),
+        World("both", ZEBRA, [apply(site, emptied, "clean", tokens="zebra")]),
+        World("as given", ZEBRA, [apply(["unet.*.resnet", "unet.*.cross.probs", "latents"], lambda value: value)]),
+    ]
+    found = run(model, *worlds)
+    plain = run(model, World("clean", ZEBRA), *[World(world.name, ZEBRA) for world in worlds[1:]])
+    assert far(found, "clean", "zeros") and same(found, "zeros", "in place") and same(found, "zeros", "both")
+    for name in ("clean", "as given"):
+        assert np.allclose(found.images.sel(world=name), plain.images.sel(world=name), atol=1e-4)

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 from workbench import plot
-from workbench.cli.find import overview
+from workbench.cli.pictures import overview
 from workbench.steering.direction import Component, Direction
 
 LAYERS, KINDS = [f"text_encoder.{i}" for i in range(3)], ["attention", "mlp"]

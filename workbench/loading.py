@@ -77,17 +77,17 @@ def find_pipeline(
     if verify and (path / MANIFEST).exists():
         verify_files(path)
     named = str(path) if path.exists() else str(source)
-    config = DiffusionPipeline.load_config(named, revision=revision)
-    family = check_class(config["_class_name"])
-    if "safety_checker" not in config:  # SDXL pipelines take no such argument
+    index = DiffusionPipeline.load_config(named, revision=revision)
+    family = check_class(index["_class_name"])
+    if "safety_checker" not in index:  # SDXL pipelines take no such argument
         more = {}
     pipeline = DiffusionPipeline.from_pretrained(named, revision=revision, variant=variant, dtype=dtype, **more)
     family.check(pipeline)
     pipeline = pipeline.to(device)
     if (path / EDITS).exists():
         commits_of(pipeline).restore((path / EDITS).read_text(), str(path / EDITS))
-    held = path / DEFAULTS
-    return pipeline, Defaults(**json.loads(held.read_text())) if held.exists() else defaults_of(pipeline)
+    defaults = path / DEFAULTS
+    return pipeline, Defaults(**json.loads(defaults.read_text())) if defaults.exists() else defaults_of(pipeline)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

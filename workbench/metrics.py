@@ -60,8 +60,8 @@ class Metric:
     def __call__(self, images) -> np.ndarray:
         """One value for each image: (image,). Raises ValueError for what the function must not return."""
         array = as_array(images)
-        values = self.function(array)
-        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        given = self.function(array)
+        values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
         if values.shape != (len(array),) or not np.issubdtype(values.dtype, np.number) or np.isinf(values).any():
             raise ValueError(
                 f"metric {self.name!r} returned {shown(values)} of shape {values.shape} for {len(array)} images; return one finite "

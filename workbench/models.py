@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import nnsight
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -18,6 +17,7 @@ from PIL import Image
 from workbench.commits import Commit, commits_of
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
 from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.nn import NNsight
 from workbench.engine.trace import check_switches, sites_of, untouched
 from workbench.families import Family, check_pipeline
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
@@ -103,7 +103,7 @@ class Model:
         return f"<p>{escape(self._summary())}</p>{self.sites._repr_html_()}"
 
     @property
-    def nn(self) -> nnsight.NNsight:
+    def nn(self) -> NNsight:
         """The pipeline as NNsight sees it, with the modules that it has now."""
         return wrapped(self.pipeline)
 
@@ -260,11 +260,15 @@ class Model:
         (64, 64)
         """
         prompts = list(strings(prompt, "prompt"))
-        several = len(prompts) > 1 and not isinstance(seeds, int) and hasattr(seeds, "__iter__")
-        numbers = [as_seeds(seed)[0] for seed in seeds] if several else list(as_seeds(seeds))
+        if len(prompts) > 1 and isinstance(seeds, Iterable):  # one seed may stand in several rows
+            numbers = [as_seeds(seed)[0] for seed in seeds]
+        else:
+            numbers = list(as_seeds(seeds))
         negatives = [None] if negative_prompt is None else list(strings(negative_prompt, "negative_prompt"))
         rows = max(map(len, (prompts, numbers, negatives)))
-        columns = [values * rows if len(values) == 1 else values for values in (prompts, negatives, numbers)]
+        columns: list[list[Any]] = [
+            values * rows if len(values) == 1 else values for values in (prompts, negatives, numbers)
+        ]
         if any(len(values) != rows for values in columns):
             raise ValueError(
                 f"generate: {len(prompts)} prompts, {len(negatives)} negative prompts and {len(numbers)} seeds; give one of each, or "

@@ -56,9 +56,9 @@ def number(
         isinstance(plain, bool)
         or not isinstance(plain, Real)
         or not isfinite(plain)
-        or (least is not None and plain < least)
-        or (above is not None and plain <= above)
-        or (most is not None and plain > most)
+        or (least is not None and float(plain) < least)
+        or (above is not None and float(plain) <= above)
+        or (most is not None and float(plain) > most)
     ):
         raise ValueError(
             f"{argument}={shown(value)}: give a finite number{', ' if bounds else ''}{' and '.join(bounds)}"
@@ -85,7 +85,7 @@ def wholes(
     given = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not isinstance(given, (Real, Iterable)):
         raise ValueError(f"{argument}={shown(value)}: give a whole number, or a list of them")
-    numbers = [given] if isinstance(given, Real) else list(given)
+    numbers: list[Any] = [given] if isinstance(given, Real) else list(given)
     if not numbers:
         raise ValueError(f"{argument}={shown(value)} holds none: give at least one whole number, or leave it out")
     return tuple(whole(each, argument, least=least, most=most) for each in numbers)
@@ -127,7 +127,8 @@ def without_braces(pattern: str) -> list[str]:
     """The globs that one with braces stands for: "a.{b,c}" is "a.b" and "a.c"; at most `MOST_PATTERNS` of them."""
     if len(pattern) > LONGEST_NAME:
         raise ValueError(f"a glob of {len(pattern)} characters, {shown(pattern)}: at most {LONGEST_NAME} are read")
-    done, open_ones = [], [pattern]
+    done: list[str] = []
+    open_ones = [pattern]
     while open_ones:
         if len(done) + len(open_ones) > MOST_PATTERNS:
             raise ValueError(
@@ -199,7 +200,7 @@ def sha256(value: str, argument: str) -> str:
     return value
 
 
-def parsed(content: str, what: str) -> object:
+def parsed(content: str, what: str) -> Any:
     """The value of a JSON text; what: the name of what is read, for errors.
 
     Raises ValueError for a text that is no JSON, is longer or deeper than the limits, has a key twice, or holds NaN or infinity.
@@ -217,7 +218,7 @@ def parsed(content: str, what: str) -> object:
     return within_depth(found, what)
 
 
-def plain(value, argument: str) -> object:
+def plain(value, argument: str) -> Any:
     """What a value is as JSON holds it: tuples as lists, numpy's numbers as plain ones; within the limits of `parsed`."""
     try:
         content = json.dumps(value, allow_nan=False, default=_plain_number)
@@ -261,7 +262,7 @@ def fields(value: Mapping, what: str, needed: Iterable[str], optional: Iterable[
     return dict(value)
 
 
-def within_depth(value, what: str) -> object:
+def within_depth(value, what: str) -> Any:
     """The value, where its lists and mappings are at most `DEEPEST_JSON` levels deep."""
     level, depth = [value], 0
     while holders := [each for each in level if isinstance(each, (dict, list))]:

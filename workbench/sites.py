@@ -133,8 +133,10 @@ class Sites(Sequence[Site]):
 
 
 def _by(sizes: tuple | None) -> str | None:
-    if sizes is None or (sizes and isinstance(sizes[0], str)):
-        return sizes and " ".join(sizes)
+    if sizes is None:
+        return None
+    if sizes and isinstance(sizes[0], str):
+        return " ".join(sizes)
     return " x ".join(map(str, sizes))
 
 

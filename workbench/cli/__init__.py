@@ -1,57 +1,116 @@
-"""The command line: `workbench trace`, `locate`, `steer`, `p2p`, `edit`, `benchmark swap`, `sites "unet.*.cross"`; see `--help`."""
+"""The command line: `workbench trace`, `locate`, `steer`, `check`, `benchmark swap`, `sites "unet.*.cross"`; see `--help`.
 
+A command's module is imported when the command is named: help and the answer to a mistyped name come without torch.
+"""
+
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, Union
 
 import tyro
 
-from workbench.cli.change import P2P, EditConcept, SteerConcept
-from workbench.cli.find import ListSites, Locate, Trace
-from workbench.studies import edit_speed, edit_tasks, prompt_to_prompt, swap, windows, winter, winter_setting
+
+@dataclass(frozen=True)
+class Command:
+    """A command by name only.
+
+    options: "module:class" of its dataclass, whose docstring is the help here. main: "module:function" that takes one; left out,
+    the dataclass's own `run`.
+    """
+
+    options: str
+    help: str
+    main: str | None = None
 
 
-@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
-@dataclass
-class Benchmark:
-    """Run a benchmark on the embedded model."""
-
-    which: (
-        Annotated[swap.SwapOptions, tyro.conf.subcommand("swap")]
-        | Annotated[windows.WindowsOptions, tyro.conf.subcommand("windows")]
-        | Annotated[edit_tasks.TasksOptions, tyro.conf.subcommand("tasks")]
-        | Annotated[winter_setting.WinterOptions, tyro.conf.subcommand("winter")]
-        | Annotated[edit_speed.EditSpeedOptions, tyro.conf.subcommand("edit-speed")]
-        | Annotated[prompt_to_prompt.P2POptions, tyro.conf.subcommand("p2p")]
+BENCHMARK = "benchmark"
+COMMANDS = {
+    "trace": Command(
+        "workbench.cli.find:Trace",
+        "Trace where a model keeps a concept; write OUT.png, OUT.csv and print the strongest sites.",
+    ),
+    "locate": Command(
+        "workbench.cli.find:Locate",
+        "Find the cross-attention layers whose text decides an attribute (LocoGen); write OUT.png, OUT.csv and print the best window.",
+    ),
+    "steer": Command(
+        "workbench.cli.change:SteerConcept",
+        "Steer prompts towards a concept; write the direction, and images and measures of each strength.",
+    ),
+    "p2p": Command(
+        "workbench.cli.change:P2P",
+        "Prompt-to-Prompt: draw prompts with the attention of a source, or of a real picture; print what was aligned, write OUT.png.",
+    ),
+    "edit": Command(
+        "workbench.cli.change:EditConcept",
+        "Make words act as others by changing weights; write the edit, its LoRA where it can be one, and pictures before and after.",
+    ),
+    BENCHMARK: Command("", "Run a benchmark on the embedded model."),
+    "sites": Command("workbench.cli.find:ListSites", "Print a model's sites in execution order."),
+    "check": Command(
+        "workbench.cli.check:CheckModel",
+        "Prove on a model of your own what the workbench takes for granted; print what does not hold, exit with 1 if anything does not.",
+    ),
+}
+BENCHMARKS = {
+    name: Command(f"workbench.studies.{options}", help, f"workbench.studies.{main}")
+    for name, options, main, help in (
+        ("swap", "swap:SwapOptions", "swap:main", "Zebra and giraffe swapped by every editor, graded and drawn."),
+        ("windows", "windows:WindowsOptions", "windows:main", "The swap at every window of neighbouring layers."),
+        ("tasks", "edit_tasks:TasksOptions", "edit_tasks:main", "Erasing a subject, a style, changing a fact."),
+        ("winter", "winter_setting:WinterOptions", "winter:main", "Steering towards winter by every method."),
+        ("edit-speed", "edit_speed:EditSpeedOptions", "edit_speed:main", "How long edits take."),
+        ("p2p", "prompt_to_prompt:P2POptions", "prompt_to_prompt:main", "Prompt-to-Prompt against plain prompts."),
     )
+}
 
-    def run(self):
-        mains = {
-            swap.SwapOptions: swap.main,
-            windows.WindowsOptions: windows.main,
-            edit_tasks.TasksOptions: edit_tasks.main,
-            winter_setting.WinterOptions: winter.main,
-            edit_speed.EditSpeedOptions: edit_speed.main,
-            prompt_to_prompt.P2POptions: prompt_to_prompt.main,
-        }
-        mains[type(self.which)](self.which)
+
+def named(path: str):
+    """What "module:name" names, imported."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def read(commands: Mapping[str, Command], arguments: list[str], prog: str):
+    """The options of the command that the arguments name. All others are known to the parser by name and help alone."""
+    completing = any(argument.startswith("--tyro-") for argument in arguments)
+
+    def kind(name: str, command: Command) -> type:
+        if command.options and (completing or name == arguments[0]):
+            return named(command.options)
+        return dataclass(type(name, (), {"__doc__": command.help}))
+
+    kinds = [
+        Annotated[kind(name, command), tyro.conf.subcommand(name, description=command.help)]
+        for name, command in commands.items()
+    ]
+    either: Any = Union[tuple(kinds)]  # noqa: UP007  made from a table
+    return tyro.cli(
+        either,
+        prog=prog,
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
 
 
 def main():
-    command = None
     try:
-        commands = {
-            "trace": Trace,
-            "locate": Locate,
-            "steer": SteerConcept,
-            "p2p": P2P,
-            "edit": EditConcept,
-            "benchmark": Benchmark,
-            "sites": ListSites,
-        }
-        command = tyro.extras.subcommand_cli_from_dict(commands, prog="workbench")
-        command.run()
+        arguments = sys.argv[1:] or ["--help"]
+        commands, prog = COMMANDS, "workbench"
+        if arguments[0] == BENCHMARK:
+            arguments, commands, prog = arguments[1:] or ["--help"], BENCHMARKS, f"workbench {BENCHMARK}"
+        options = read(commands, arguments, prog)
+        command = commands[arguments[0]]
+        if command.main is None:
+            options.run()
+        else:
+            named(command.main)(options)
     except KeyboardInterrupt as interrupt:
         notes = getattr(interrupt, "__notes__", [])  # of an experiment, that say what is kept
         raise SystemExit("\nstopped" + "".join(f": {note}" for note in notes[:1])) from None
-    except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as error:
+    except BrokenPipeError:  # whoever read what we print has gone, as `head` does
+        raise SystemExit(1) from None
+    except (ValueError, KeyError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         raise SystemExit(f"workbench: {error.args[0] if isinstance(error, KeyError) else error}") from None

@@ -1,27 +1,14 @@
-"""Commands that change what a model does: `workbench steer`, `p2p`, `edit`."""
+"""Commands that change what a model does: `workbench steer`, `p2p`, `edit`.
+
+What they need is imported when they run, so that their help and mistyped options are answered at once.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-import xarray as xr
-from PIL import Image
-
-from workbench import edit as edits
-from workbench import plot
+import workbench as wb
 from workbench.cli.common import Common, beside
-from workbench.experiments.statistics import mean
-from workbench.interventions import World
-from workbench.metrics import pixel_distance
-from workbench.p2p import edit as p2p
-from workbench.p2p.inversion import invert
-from workbench.pictures import as_rgb
-from workbench.prompts import Prompt, labels_of, prompt_pairs, prompt_set
-from workbench.scorer import Scorer
-from workbench.steering.direction import direction
-from workbench.steering.experiment import Concept
 
 
 @dataclass
@@ -53,10 +40,18 @@ class SteerConcept(Common):
     """OUT.safetensors, OUT.png and OUT.csv."""
 
     def run(self):
+        import pandas as pd
+        import xarray as xr
+
+        from workbench.cli.pictures import save_grid
+        from workbench.experiments.statistics import mean
+        from workbench.metrics import pixel_distance
+        from workbench.prompts import labels_of
+
         model, text = self.load(), self.text or Path(self.pairs).stem
-        concept = Concept(text, labels=labels_of(text), value=text)
-        scorer = Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
-        found = direction(model, *prompt_pairs(self.pairs), self.sites, pool=self.pool)
+        concept = wb.Concept(text, labels=labels_of(text), value=text)
+        scorer = wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
+        found = wb.direction(model, *wb.prompt_pairs(self.pairs), self.sites, pool=self.pool)
         print(found)
         found.save(beside(self.out, ".safetensors"))
         columns, rows = {"unsteered": ()}, []
@@ -64,7 +59,7 @@ class SteerConcept(Common):
         strips = {}
         for prompt in self.prompts:
             images = model.run(
-                [World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)
+                [wb.World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)
             ).images
             for name in columns:
                 mine = images.sel(world=name)
@@ -109,7 +104,7 @@ class P2P(Common):
     source: str = "a zebra in the savanna"
     target: tuple[str, ...] = ()
     """One prompt or several; none to reweight the source."""
-    kind: Literal[p2p.KINDS] = "replace"
+    kind: Literal["replace", "refine", "reweight"] = "replace"
     cross: float = 0.8
     """Share of the steps that take the source's cross-attention."""
     word_steps: tuple[str, ...] = ()
@@ -136,17 +131,23 @@ class P2P(Common):
     """OUT.png."""
 
     def run(self):
+        import numpy as np
+        import xarray as xr
+        from PIL import Image
+
+        from workbench.cli.pictures import save_grid
+        from workbench.p2p.edit import DEFAULT
+        from workbench.pictures import as_rgb
+
         model, blend = self.load(), None
         if self.blend:
-            blend = p2p.LocalBlend(
-                self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution
-            )
-        edit = p2p.prompt_to_prompt(
+            blend = wb.LocalBlend(self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution)
+        edit = wb.prompt_to_prompt(
             model,
             self.source,
             self.target[0] if len(self.target) == 1 else self.target or None,
             self.kind,
-            cross_replace_steps={p2p.DEFAULT: self.cross} | _numbers("word-steps", self.word_steps),
+            cross_replace_steps={DEFAULT: self.cross} | _numbers("word-steps", self.word_steps),
             blend=blend,
             self_replace_steps=self.self_attention,
             self_resolution=self.self_resolution,
@@ -157,7 +158,7 @@ class P2P(Common):
             images = model.run(edit, seeds=range(self.seeds)).images
         else:
             picture = as_rgb(Image.open(self.image))
-            (photo,) = invert(model, [picture], [self.source])
+            (photo,) = wb.invert(model, [picture], [self.source])
             drawn = photo.run(model, edit).images
             images = xr.concat(
                 [drawn[:1].copy(data=np.asarray(picture)[None, None] / 255).assign_coords(world=["image"]), drawn],
@@ -192,17 +193,23 @@ class EditConcept(Common):
     """OUT.safetensors, OUT.png and OUT_lora.safetensors."""
 
     def run(self):
-        model, settings = self.load(), {}
+        import numpy as np
+        import xarray as xr
+
+        from workbench.cli.pictures import save_grid
+
+        model = self.load()
+        settings: dict[str, Any] = {}
         if self.sites or self.editor == "locoedit":
             settings["sites"] = self.sites or ("unet.*.cross",)
         settings |= ({"tokens": self.tokens} if self.tokens else {}) | ({} if self.lam is None else {"lam": self.lam})
         if self.preserve:
             settings |= dict(
-                preserve=[Prompt("", ""), *(Prompt(p.prompt, "") for p in prompt_set(self.preserve))],
+                preserve=[wb.Prompt("", ""), *(wb.Prompt(p.prompt, "") for p in wb.prompt_set(self.preserve))],
                 preserve_tokens="all",
             )
         concepts = (self.old, self.new) if self.editor == "swap" else ({self.old: self.new},)
-        edit = getattr(edits, self.editor)(model, *concepts, **settings)
+        edit = getattr(wb.edit, self.editor)(model, *concepts, **settings)
         print(edit)
         edit.save(beside(self.out, ".safetensors"))
         edit.to_lora(beside(self.out, "_lora.safetensors"))
@@ -223,10 +230,6 @@ class EditConcept(Common):
         )
         save_grid(images, f"{self.editor}: {self.old} -> {self.new}", self.out)
         print(f"wrote {self.out}.safetensors, {self.out}.png and {self.out}_lora.safetensors")
-
-
-def save_grid(images: xr.DataArray, title: str, out: Path):
-    plot.image_grid(images, title=title).figure.savefig(beside(out, ".png"), dpi=120, bbox_inches="tight")
 
 
 def _numbers(option: str, given: tuple[str, ...]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.models import Model, load
+import workbench as wb
 
 
 def beside(out: Path, end: str) -> Path:
@@ -18,5 +18,5 @@ class Common:
     """Folder or hub id; the embedded menagerie when left out."""
     device: str = "cpu"
 
-    def load(self) -> Model:
-        return load(self.model, device=self.device)
+    def load(self) -> "wb.Model":
+        return wb.load(self.model, device=self.device)

@@ -1,25 +1,21 @@
-"""Commands that find where a model keeps something: `workbench trace`, `locate`, `sites`."""
+"""Commands that find where a model keeps something: `workbench trace`, `locate`, `sites`.
+
+What they need is imported when they run, so that their help and mistyped options are answered at once.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
 import tyro
-import xarray as xr
 
-from workbench import plot
+import workbench as wb
 from workbench.cli.common import Common, beside
-from workbench.experiments.results import effects, strongest, with_interval
-from workbench.localize.causal_trace import TraceSpec, causal_trace
-from workbench.localize.compare import compare_localizers
-from workbench.localize.locogen import locogen
-from workbench.localize.patching import LocoGenSpec
-from workbench.metrics import METRICS
-from workbench.prompts import prompt_set
-from workbench.scorer import Scorer
+from workbench.localize.specs import LocoGenSpec, TraceSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -30,7 +26,7 @@ class Question(Common):
     """A prompt set (object, style, colour, season, action, position, fact) or a CSV file."""
     first: int | None = None
     """Only so many of its prompts."""
-    metric: Literal[METRICS] = "probability"
+    metric: Literal["probability", "similarity", "pixel_distance", "ssim"] = "probability"
     scorer: str | None = None
     """An open_clip model; the embedded grader when left out."""
     pretrained: str | None = None
@@ -38,15 +34,17 @@ class Question(Common):
     folder: Path | None = None
     """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
+    out: Path = Path("runs/question")
+    """OUT.png and OUT.csv."""
 
     def common(self) -> dict:
         return dict(
             folder=self.folder,
             batch_size=self.batch_size,
-            scorer=Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
+            scorer=wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
         )
 
-    def save(self, table: pd.DataFrame, figure: plt.Figure):
+    def save(self, table: "pd.DataFrame", figure: "Figure"):
         """Print the head of a table, and write it and its figure beside each other."""
         table.to_csv(beside(self.out, ".csv"), index=False)
         print(table.head(10).round(3).to_string(index=False))
@@ -62,15 +60,17 @@ class Trace(Question):
     out: Path = Path("runs/trace")
 
     def run(self):
-        data = causal_trace(self.load(), prompt_set(self.prompts)[: self.first], self.spec, **self.common())
-        found = effects(data, self.metric)
+        from workbench.cli.pictures import overview
+
+        data = wb.causal_trace(self.load(), wb.prompt_set(self.prompts)[: self.first], self.spec, **self.common())
+        found = wb.effects(data, self.metric)
         clean = float(data.clean.sel(metric=self.metric).mean())
         print(
-            f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {with_interval(found, 'total_effect')}; "
+            f"\n{found.attrs['unit']}: clean {clean:.3f}, total effect {wb.with_interval(found, 'total_effect')}; "
             f"{data.sizes['prompt']} prompts x {data.sizes['draw']} draws x {data.sizes['seed']} seeds"
         )
         self.save(
-            strongest(found),
+            wb.strongest(found),
             overview(found, f"{self.prompts}, {self.spec.corruption}: what restoring one state brings back"),
         )
 
@@ -89,7 +89,9 @@ class Locate(Question):
     out: Path = Path("runs/locate")
 
     def run(self):
-        model, prompts, spec = self.load(), prompt_set(self.prompts)[: self.first], self.spec
+        import matplotlib.pyplot as plt
+
+        model, prompts, spec = self.load(), wb.prompt_set(self.prompts)[: self.first], self.spec
         if self.compare:
             trace = TraceSpec(
                 noise_multiple=self.noise_multiple,
@@ -97,14 +99,16 @@ class Locate(Question):
                 num_inference_steps=spec.num_inference_steps,
                 guidance_scale=spec.guidance_scale,
             )
-            found = compare_localizers(model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common())
-            print(found.agreement().round(3).to_string(index=False))
+            compared = wb.compare_localizers(
+                model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common()
+            )
+            print(compared.agreement().round(3).to_string(index=False))
             figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-            plot.ranks(found, ax=axes[0], title=f"{self.prompts}: rank of each layer")
-            plot.agreement(found, ax=axes[1], title="agreement; on the diagonal, of halves of the prompts")
-            self.save(found.table().sort_values("rank", kind="stable"), figure)
+            wb.plot.ranks(compared, ax=axes[0], title=f"{self.prompts}: rank of each layer")
+            wb.plot.agreement(compared, ax=axes[1], title="agreement; on the diagonal, of halves of the prompts")
+            self.save(compared.table().sort_values("rank", kind="stable"), figure)
             return
-        found = locogen(model, prompts, spec, **self.common())
+        found = wb.locogen(model, prompts, spec, **self.common())
         several = {name: getattr(found.data, name).values.tolist() for name in ("inputs", "heads", "steps")}
         where = {name: values[0] for name, values in several.items()}
         panels = [found.effects(self.metric, self.direction, width=width) for width in spec.widths]
@@ -113,7 +117,7 @@ class Locate(Question):
         )
         said = ", ".join(f"{name} {where[name]}" for name, values in several.items() if len(values) > 1)
         for ax, width, panel in zip(axes.flat, spec.widths, panels):
-            plot.profile(
+            wb.plot.profile(
                 panel.sel(**where),
                 ax=ax,
                 title=f"{self.prompts}: target prompt at {width} layer(s){', ' + said if said else ''}",
@@ -121,11 +125,11 @@ class Locate(Question):
             best = found.best(width, self.metric, self.direction, **where)
             effect = panel.sel(site=best[0], **where)
             print(
-                f"width {width}: full replacement {with_interval(panel, 'total_effect')}, best {' + '.join(best)}: "
-                f"{with_interval(effect, 'direct_effect')} ({panel.attrs['unit']}), "
+                f"width {width}: full replacement {wb.with_interval(panel, 'total_effect')}, best {' + '.join(best)}: "
+                f"{wb.with_interval(effect, 'direct_effect')} ({panel.attrs['unit']}), "
                 f"p = {found.chance(width, self.metric, self.direction, **where):.4f} against shuffled windows"
             )
-        self.save(strongest(found.effects(self.metric, self.direction)), figure)
+        self.save(wb.strongest(found.effects(self.metric, self.direction)), figure)
 
 
 @dataclass
@@ -136,27 +140,3 @@ class ListSites(Common):
 
     def run(self):
         print(self.load().sites(*self.globs))
-
-
-def overview(found: xr.Dataset, title: str) -> plt.Figure:
-    """The picture that fits a trace: layer x token and module x steps as heat-maps, else layer x component or a profile."""
-    kinds = list(dict.fromkeys(found.kind.values))
-    if found.sizes["token"] > 1 or found.sizes["steps"] > 1:
-        x = "token" if found.sizes["token"] > 1 else "steps"
-        panels = [found.sel(site=found.kind == kind) for kind in kinds]
-        rows = max(panel.sizes["site"] for panel in panels)
-        figure, axes = plt.subplots(
-            1,
-            len(kinds),
-            figsize=(len(kinds) * (2 + 0.4 * found.sizes[x]), 2 + 0.28 * rows),
-            layout="constrained",
-            squeeze=False,
-        )
-        limit = float(np.nanmax(np.abs(found.indirect_effect)))
-        for ax, kind, panel in zip(axes.flat, kinds, panels):
-            plot.heatmap(panel, x, "layer", ax=ax, title=kind, limit=limit)
-        figure.suptitle(title)
-        return figure
-    if all(name.startswith("text_encoder") for name in found.site.values):
-        return plot.heatmap(found, "kind", "layer", title=title).figure
-    return plot.profile(found, title=title).figure

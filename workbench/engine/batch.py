@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import nnsight
 import torch
 from diffusers import AutoPipelineForImage2Image
 from einops import rearrange, repeat
@@ -12,6 +11,7 @@ from PIL import Image
 
 from workbench.blend import add_maps
 from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
 from workbench.engine.text import first
 from workbench.engine.trace import untouched, wrapped
@@ -128,7 +128,7 @@ class Batch:
                     with tracer.invoke():
                         self.visit(tracer, nn, group)
                 with tracer.invoke():
-                    output = nnsight.save(tracer.result)
+                    output = save(tracer.result)
         expected: Counter = Counter()
         for action in (action for actions in self.actions.values() for action in actions):
             expected[action.world, action.number] += len(action.calls)
@@ -305,8 +305,8 @@ def _mask(action: Action, half: str, value: torch.Tensor) -> torch.Tensor | None
     if action.channels is not None:
         mask &= along("channel", action.channels, value.shape[-1])
     if action.heads is not None and "head" in axes:
-        mask &= along("head", action.heads, site.heads)
-    elif action.heads is not None:
+        mask &= along("head", action.heads, value.shape[1 + axes.index("head")])
+    elif action.heads is not None and site.heads is not None:
         width = value.shape[-1] // site.heads
         channels = tuple(head * width + i for head in action.heads for i in range(width))
         mask &= along("channel", channels, value.shape[-1])

@@ -58,14 +58,16 @@ def resolve_steps(steps: tuple[int, ...] | Window | None, count: int) -> tuple[i
     return steps
 
 
-def plan(model, worlds: Sequence[World], calls: Calls, guided: bool, size: tuple[int, int] | None = None) -> Plan:
+def plan(
+    model, worlds: Sequence[World], calls: Calls, guided: bool, size: tuple[int | None, int | None] = (None, None)
+) -> Plan:
     """Every intervention at every site, checked; raises KeyError and ValueError before anything runs."""
     names = [world.name for world in worlds]
     if repeated := [name for name, times in Counter(names).items() if times > 1]:
         raise ValueError(f"worlds named {repeated} more than once; give each its own name")
     if not worlds:
         raise ValueError("worlds=[]: give at least one world, such as wb.World('plain', 'a zebra')")
-    sites = model.sites_at(*(size or (None, None)))
+    sites = model.sites_at(*size)
     negative = any(world.negative_prompt is not None for world in worlds)
     actions = []
     for world in worlds:
@@ -101,7 +103,7 @@ def _action(
         )
     check_attention(pipeline, site)
     intervention.rule.check(site, pipeline)
-    for name, one, count in (("heads", "attention", site.heads), ("channels", "site", None)):
+    for name, one in (("heads", "attention"), ("channels", "site")):
         chosen = getattr(intervention, name)
         if chosen is None:
             continue
@@ -109,7 +111,7 @@ def _action(
             raise ValueError(f"heads={chosen}, but heads are apart only at q, k, v and probs sites")
         if name == "channels" and "channel" not in site.axes:
             raise ValueError(f"channels={chosen}, but the site's axes are {site.axes}; leave channels out")
-        count = count if name == "heads" else site.axis("channel")
+        count = (site.heads or 0) if name == "heads" else site.axis("channel")
         if outside := [number for number in chosen if not 0 <= number < count]:
             raise ValueError(f"{name}={outside}, the {one} has {name} 0 to {count - 1}")
     if site.part in ("text", "decoder") and intervention.steps is not None:
@@ -117,6 +119,7 @@ def _action(
         raise ValueError(f"steps={intervention.steps}, but the {module} runs once, outside the steps; leave steps out")
     rows = _rows(intervention, site, guided)
     tokens = {half: _tokens(pipeline, world, intervention, site, half) for half in HALVES[rows]}
+    act_at: tuple[int, ...]
     if site.part == "text":
         # SDXL may put zeros in the place of an empty negative prompt: its encoders are then called once
         zeros = pipeline.config.get("force_zeros_for_empty_prompt", False) and not negative
@@ -159,9 +162,9 @@ def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half
     if "token" not in site.axes:
         raise ValueError(f"tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out")
     prompt = world.prompt if half == "cond" else world.negative_prompt or ""
-    readings = [site.tokenizer]
-    if site.part == "denoiser":  # its tokens are those of all encoders together
-        readings = list(family_of(pipeline).tokenizers)
+    # the denoiser's tokens are those of all encoders together
+    own = site.tokenizer if site.part == "text" else None
+    readings = family_of(pipeline).tokenizers if own is None else (own,)
     positions = {}
     for name in readings:
         read = tokens_of(pipeline, prompt, name)

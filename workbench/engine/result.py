@@ -62,7 +62,8 @@ class Run:
         return f"Run of worlds {shown}; seeds {seeds}: pictures of {sizes['y']} x {sizes['x']}{kept}"
 
     def _repr_html_(self):
-        rows, left = [], SHOWN
+        left = SHOWN
+        rows: list[str] = []
         for world in self.worlds:
             if left <= 0:
                 rows.append(f"<tr><td colspan='2'>and {len(self.worlds) - len(rows)} more worlds</td></tr>")

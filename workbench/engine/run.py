@@ -66,7 +66,8 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents) 
     beginnings = None if latents is None else dict(zip(seeds, latents))
     layout = list(batches(worlds, seeds, batch_size))
     others = other_values(model.pipeline, prepared)
-    kept, fired = {}, Counter()
+    kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+    fired: Counter[tuple[str, int]] = Counter()
     with Bar(len(layout) * len(prepared.calls), "denoising", "call", shown=progress) as bar:
         for group, some in layout:
             batch = Batch(model, group, some, prepared, recorded, folds, sites, others)
@@ -117,11 +118,11 @@ def _labelled(
     calls: Calls,
     fired: dict[tuple[str, int], int],
 ) -> Run:
-    labels = {"world": [world.name for world in worlds], "seed": seeds}
+    names = [world.name for world in worlds]
 
     def collect(key: str, axes: tuple[str, ...]) -> xr.DataArray:
         stacked = torch.stack([torch.stack([kept[world.name, seed].pop(key) for seed in seeds]) for world in worlds])
-        return xr.DataArray(stacked.numpy(), dims=("world", "seed", *axes), coords=labels)
+        return xr.DataArray(stacked.numpy(), dims=("world", "seed", *axes), coords={"world": names, "seed": seeds})
 
     values = {}
     for site in recorded:
@@ -137,7 +138,7 @@ def _labelled(
     values |= {fold.name: collect(fold.name, fold.axes) for fold in folds}
     images = collect("image", ("colour", "y", "x")).transpose("world", "seed", "y", "x", "colour")
     if not_finite(images.values):
-        broken = [name for name in labels["world"] if not_finite(images.sel(world=name).values)]
+        broken = [name for name in names if not_finite(images.sel(world=name).values)]
         raise FloatingPointError(
             f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32"
         )

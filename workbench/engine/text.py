@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import nnsight
 import torch
 
+from workbench.engine.nn import save
 from workbench.engine.trace import untouched, wrapped
 from workbench.families import Site
 from workbench.locks import lock_of
@@ -33,9 +33,7 @@ def text_values(
             with tracer.invoke():
                 for site in [site for site in model.sites if site in sites]:  # in execution order
                     module = nn.get(site.module)
-                    values[site] = nnsight.save(
-                        module.input if inputs or site.port == "input" else first(module.output)
-                    )
+                    values[site] = save(module.input if inputs or site.port == "input" else first(module.output))
                 tracer.stop()
     return {site: value.detach().cpu() for site, value in values.items()}
 

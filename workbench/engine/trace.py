@@ -5,9 +5,9 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import nnsight
 import torch
 
+from workbench.engine.nn import NNsight
 from workbench.families import check_pipeline, family_of
 from workbench.families.attention import give_probs
 from workbench.sites import Sites, find_sites
@@ -34,7 +34,7 @@ class Wrapped:
     """NNsight over a pipeline, and the modules that it was made from."""
 
     def __init__(self, pipeline):
-        self.nn = nnsight.NNsight(PipelineRoot(pipeline))
+        self.nn = NNsight(PipelineRoot(pipeline))
         self.modules = list(modules_of(pipeline))
         self.sites: dict[tuple[int, int], Sites] = {}
 
@@ -54,7 +54,7 @@ def modules_of(pipeline) -> Iterator[torch.nn.Module]:
             yield from part.modules()
 
 
-def wrapped(pipeline) -> nnsight.NNsight:
+def wrapped(pipeline) -> NNsight:
     """The pipeline as NNsight sees it; made once for a pipeline, and anew when its modules changed behind our back."""
     return _held(pipeline).nn
 

@@ -170,10 +170,10 @@ def averages(
         whole = values.pop("comparable")
         values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
     found = dict(means)
-    for name, values in drawn.items():
-        values = values.transpose("resample", ...)
-        for end, each in zip(("low", "high"), ends(values.values, level)):
-            found[f"{name}_{end}"] = values[0].copy(data=each)
+    for name, resampled in drawn.items():
+        resampled = resampled.transpose("resample", ...)
+        for end, each in zip(("low", "high"), ends(resampled.values, level)):
+            found[f"{name}_{end}"] = resampled[0].copy(data=each)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]
     found["prompts"] = contrasts[single].notnull().any(inner).sum("prompt")

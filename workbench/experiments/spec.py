@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench import interventions
+if TYPE_CHECKING:
+    from workbench import interventions
 
 Window = tuple[float, float]
 WHOLE: Window = (0.0, 1.0)
@@ -63,9 +64,11 @@ def as_window(name: str, given: Any) -> Window:
     return start, stop
 
 
-def steps_of(shares: Window) -> interventions.Window | None:
+def steps_of(shares: Window) -> "interventions.Window | None":
     """What an intervention takes as its steps; None, every step, for the whole run."""
-    return None if shares == WHOLE else interventions.window(*shares)
+    from workbench.interventions import window  # here: specs are read without torch
+
+    return None if shares == WHOLE else window(*shares)
 
 
 def window_name(window: Window) -> str:

@@ -73,8 +73,8 @@ def check_attention(pipeline, site: Site):
 @contextmanager
 def explicit_attention(pipeline, sites: Sequence[Site]):
     """Give the attentions of these probabilities an explicit softmax, for as long as the block lasts."""
-    wanted = [attention_of(pipeline, site) for site in sites if site.axes[1] == "head"]
-    before = [(attention, attention.processor) for attention in dict.fromkeys(wanted)]
+    found = (attention_of(pipeline, site) for site in sites if site.axes[1] == "head")
+    before = [(attention, attention.processor) for attention in dict.fromkeys(found) if attention is not None]
     try:
         for attention, _ in before:
             attention.processor = ExplicitAttention()

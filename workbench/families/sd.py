@@ -3,7 +3,7 @@
 from workbench.families.base import Encoder, Family
 from workbench.families.unet import check_unet, default_size, latent_shape, pipeline_sites
 
-SD = Family(
+SD: Family = Family(
     name="sd",
     pipelines=("StableDiffusionPipeline",),
     encoders=(Encoder("text_encoder", "tokenizer"),),

@@ -6,7 +6,7 @@ Encoder 1's last layer and final states are read by nothing. Encoder 2's act thr
 from workbench.families.base import Encoder, Family
 from workbench.families.unet import check_unet, default_size, latent_shape, pipeline_sites
 
-SDXL = Family(
+SDXL: Family = Family(
     name="sdxl",
     pipelines=("StableDiffusionXLPipeline",),
     encoders=(

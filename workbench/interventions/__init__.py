@@ -8,7 +8,7 @@ it out. What its keywords mean stands at `Intervention`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from workbench.families.base import LATENTS, Site
 from workbench.interventions.base import Intervention, Rows, Steps, Window, World, as_steps, window
@@ -45,8 +45,8 @@ class Places(TypedDict, total=False):
 
 
 def _at(sites: SiteNames, rule: Rule, places: Places) -> Intervention:
-    names = (sites,) if isinstance(sites, (str, Site)) else tuple(sites)
-    return Intervention(names, rule, **places)
+    given: Any = {"sites": (sites,) if isinstance(sites, (str, Site)) else tuple(sites)} | places
+    return Intervention(rule=rule, **given)  # which brings them into the form in which they are kept
 
 
 def restore(sites: SiteNames, from_world: str, **places: Unpack[Places]) -> Intervention:
@@ -117,8 +117,17 @@ def blend_latents(
     steps: Steps = None,
 ) -> Intervention:
     """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments."""
-    positions = [tuple(map(int, each)) for each in (own, source, own_less, source_less)]
-    return _at(LATENTS, BlendLatents(from_world, tuple(maps), *positions, threshold, threshold_less), {"steps": steps})
+    rule = BlendLatents(
+        from_world,
+        tuple(maps),
+        own=tuple(map(int, own)),
+        source=tuple(map(int, source)),
+        own_less=tuple(map(int, own_less)),
+        source_less=tuple(map(int, source_less)),
+        threshold=threshold,
+        threshold_less=threshold_less,
+    )
+    return _at(LATENTS, rule, {"steps": steps})
 
 
 def map_input(sites: SiteNames, b, a, **places: Unpack[Places]) -> Intervention:

@@ -143,7 +143,7 @@ class World:
 
     name: str
     prompt: str
-    interventions: tuple[Intervention, ...] = ()
+    interventions: Sequence[Intervention] = ()
     subject: str | None = None
     negative_prompt: str | None = None
 
@@ -204,7 +204,7 @@ def _numbers(name: str, given) -> tuple[int, ...] | None:
 
 def _plain(value):
     """As JSON holds it: rules by their class's name."""
-    if isinstance(value, Rule):
+    if isinstance(value, Rule) and is_dataclass(value):
         if not value.written:
             raise ValueError(f"{type(value).__name__} holds a function, which has no JSON; write it as a rule that has")
         return {"name": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}

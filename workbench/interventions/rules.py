@@ -449,7 +449,8 @@ class Apply(Rule):
     def apply(self, value, context):
         site = context.site
         image = site.axes == IMAGE
-        values = [value] if context.source is None else [value, context.source]
+        # copies: what a function writes in place must reach neither the entries that are masked nor another world
+        values = [each.clone() for each in ([value] if context.source is None else [value, context.source])]
         if image:
             values = [rearrange(each, "row (y x) c -> row c y x", y=site.grid[0]) for each in values]
         result = self.function(*values)

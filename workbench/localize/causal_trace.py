@@ -7,59 +7,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from zlib import crc32
 
 import xarray as xr
 
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import WHOLE, Spec, Window, steps_of, window_name
+from workbench.experiments.spec import WHOLE, Window, steps_of, window_name
 from workbench.experiments.store import Store
 from workbench.interventions import Intervention, World, ablate, add_noise, restore
+from workbench.localize.specs import TraceSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt, Prompts, PromptSet
 from workbench.sites import Site, Sites
 from workbench.text import replace_words, tokenizers, tokens_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class TraceSpec(Spec):
-    """What a causal trace asks."""
-
-    sites: tuple[str, ...] = ("text_encoder*.{attention,mlp,hidden}",)
-    """Globs; each site is restored by itself, or with its neighbours (see window)."""
-    tokens: tuple[str, ...] = ("subject_last",)
-    """Where sites with a token axis are restored, each in turn: "subject", "subject_last", "after_subject", "eos", "padding",
-    "all", a word, or, for one prompt, "each" position. Sites without that axis are restored whole."""
-    steps: tuple[Window, ...] = (WHOLE,)
-    """Windows of the denoising, as shares of the run, in which sites inside the UNet are restored, each in turn."""
-    rows: Literal["cond", "uncond", "both"] | None = None
-    """Halves of the guided batch; left out, the conditional half for what comes from the text, both inside the UNet."""
-    window: int = 1
-    """So many neighbours of a kind are restored together, around each site, cut at the ends."""
-    joint: bool = True
-    """Of several text encoders (SDXL), restore the same layer of all of them together too: one alone shows almost nothing, since the
-    others still say the corrupted prompt. See `Sites.joint`."""
-    corruption: Literal["noise", "replace", "zero"] = "noise"
-    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
-    noise_multiple: float = 3.0
-    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
-    draws: int = 3
-    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.corruption not in ("noise", "replace", "zero"):
-            raise ValueError(f'corruption={self.corruption!r}: may be "noise", "replace" or "zero"')
-        if self.corruption != "noise" and self.draws != 1:
-            raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
-        self.keep_tuples("sites", "tokens")
-        self.keep_windows("steps")
-        if self.draws < 1 or self.window < 1:
-            raise ValueError(f"draws={self.draws}, window={self.window}: both are at least 1")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from scipy.stats import rankdata
 from workbench.experiments.results import measured_by
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
 from workbench.localize.attention import AttentionSpec, attention_contribution
-from workbench.localize.causal_trace import TraceSpec, causal_trace
-from workbench.localize.locogen import LocoGen, LocoGenSpec, locogen
+from workbench.localize.causal_trace import causal_trace
+from workbench.localize.locogen import LocoGen, locogen
+from workbench.localize.specs import LocoGenSpec, TraceSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet

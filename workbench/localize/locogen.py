@@ -15,7 +15,8 @@ import xarray as xr
 from workbench.experiments.results import averages, measured_by
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
 from workbench.experiments.store import Store
-from workbench.localize.patching import Generating, LocoGenSpec, blocks, cross_layers, window_numbers
+from workbench.localize.patching import Generating, blocks, cross_layers, window_numbers
+from workbench.localize.specs import LocoGenSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.prompts import Prompt, Prompts, PromptSet

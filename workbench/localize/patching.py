@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from workbench import interventions
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import WHOLE, Spec, Window, steps_of, window_name
+from workbench.experiments.spec import Window, steps_of, window_name
 from workbench.interventions import Intervention, World, replace_prompt
+from workbench.localize.specs import PORTS, LocoGenSpec
 from workbench.metrics import Measures
 from workbench.models import Model
 from workbench.progress import Bar
@@ -16,30 +17,6 @@ from workbench.prompts import Prompt, PromptSet
 from workbench.sites import Sites
 
 ALL = "all"
-PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocoGenSpec(Spec):
-    """What LocoGen asks."""
-
-    widths: tuple[int, ...] = (2,)
-    """Windows of so many neighbouring cross-attention layers, at every place where they fit whole."""
-    windows: tuple[tuple[int, int], ...] | None = None
-    """Only these windows, (number of the first layer, width), in place of all of those widths."""
-    inputs: tuple[Literal["kv", "k", "v"], ...] = ("kv",)
-    """What is computed from the target prompt, each in turn: keys and values, keys only, values only."""
-    heads: tuple[int, ...] | None = None
-    """Single heads, each in turn; all together when left out."""
-    steps: tuple[Window, ...] = (WHOLE,)
-    """Windows of the denoising, as shares of the run, each in turn."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.keep_tuples("widths", "inputs", *(["windows"] if self.windows is not None else []))
-        self.keep_windows("steps")
-        if unknown := [name for name in self.inputs if name not in PORTS]:
-            raise ValueError(f'inputs={tuple(unknown)}: may be "kv", "k" and "v"')
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,10 @@ def _pencil_sketch(image):
 
 
 def _pixel_art(image):
-    small = ImageOps.posterize(ImageEnhance.Contrast(image.resize((SIZE // 2, SIZE // 2), Image.BOX)).enhance(1.2), 3)
-    return small.point(lambda v: v * 255 // 224).resize(image.size, Image.NEAREST)
+    small = ImageOps.posterize(
+        ImageEnhance.Contrast(image.resize((SIZE // 2, SIZE // 2), Image.Resampling.BOX)).enhance(1.2), 3
+    )
+    return small.point(lambda v: v * 255 // 224).resize(image.size, Image.Resampling.NEAREST)
 
 
 def _stained_glass(image):

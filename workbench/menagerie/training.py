@@ -99,7 +99,7 @@ def fit(
             )
 
     def progress() -> float:
-        return step / options.steps if options.steps is not None else elapsed / (60 * options.minutes or 1e-9)
+        return step / options.steps if options.steps is not None else elapsed / (60 * (options.minutes or 0) or 1e-9)
 
     bar = tqdm(total=options.steps, initial=step, desc=name, mininterval=5)
     saved = elapsed

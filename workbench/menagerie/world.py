@@ -187,14 +187,14 @@ def render(scene: Scene) -> tuple[Image.Image, dict[str, np.ndarray]]:
         if scene.hat and head:
             draw_hat(pen, head, PAINT[scene.hat])
         canvas.paste(layer, (0, 0), layer)
-        alpha = np.asarray(layer.getchannel("A").resize((SIZE, SIZE), Image.BOX)) >= 128
+        alpha = np.asarray(layer.getchannel("A").resize((SIZE, SIZE), Image.Resampling.BOX)) >= 128
         masks[subject] = masks.get(subject, np.zeros_like(alpha)) | alpha
     if scene.season == "winter":
         draw = ImageDraw.Draw(canvas)
         for _ in range(16):
             x, y, r = rng.randrange(CANVAS), rng.randrange(CANVAS), rng.choice((3, 4))
             draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255))
-    return STYLE[scene.style](canvas.resize((SIZE, SIZE), Image.BOX)), masks
+    return STYLE[scene.style](canvas.resize((SIZE, SIZE), Image.Resampling.BOX)), masks
 
 
 def _layout(scene: Scene, rng: random.Random):

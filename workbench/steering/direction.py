@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -334,7 +334,9 @@ class Sums:
 
     def __init__(self, positive: int, negative: int):
         self.counts, self.paired = {"positive": positive, "negative": negative}, positive == negative
-        self.first, self.second, self.norm = dict.fromkeys(self.counts, 0.0), {}, 0.0
+        self.first: dict[str, Any] = dict.fromkeys(self.counts, 0.0)  # tensors, once a value was added
+        self.second: dict[str, Any] = {}
+        self.norm = 0.0
 
     def add(self, rows: Mapping[str, Sequence[int]], values: torch.Tensor, norms: torch.Tensor):
         """rows: which values are a side's. values: (prompt, row, channel). norms: mean norm of each prompt's activations."""
@@ -348,7 +350,7 @@ class Sums:
     def component(self, site: str, axis: str) -> Component:
         vectors = self.first["positive"] - self.first["negative"]
         means, counts = self.first | {"pair": vectors}, self.counts | {"pair": self.counts["positive"]}
-        squares = 0.0
+        squares: Any = 0.0
         for side, second in self.second.items():  # variance of a mean, summed over channels
             squares = squares + (second / counts[side] - means[side].square().sum(-1)).clamp(min=0) / max(
                 counts[side] - 1, 1

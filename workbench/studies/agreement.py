@@ -17,10 +17,9 @@ import xarray as xr
 
 from workbench import plot
 from workbench.experiments.results import strongest, with_interval
-from workbench.localize.causal_trace import TraceSpec
 from workbench.localize.compare import Comparison, compare_localizers
 from workbench.localize.locogen import LocoGen, locogen_images, locogen_search
-from workbench.localize.patching import LocoGenSpec
+from workbench.localize.specs import LocoGenSpec, TraceSpec
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
 from workbench.scorer import Scorer

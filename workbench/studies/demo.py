@@ -10,7 +10,8 @@ import xarray as xr
 from workbench import plot
 from workbench.experiments.results import effects, strongest, with_interval
 from workbench.interventions import World, add_noise, restore
-from workbench.localize.causal_trace import TraceSpec, causal_trace, noise_seed, noise_sigmas
+from workbench.localize.causal_trace import causal_trace, noise_seed, noise_sigmas
+from workbench.localize.specs import TraceSpec
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.scorer import Scorer

@@ -129,7 +129,7 @@ class EditCells(Experiment):
             with self.model.applied(edit):
                 after = self.pictures(name)
         bar.update(len(self.sets[name]))
-        return [about | row for row in self.compared(name, before, after)]
+        return [{**about, **row} for row in self.compared(name, before, after)]
 
     def pictures(self, name: str, told: bool = False) -> Pictures:
         """A set as the model now is. told: with the replacement in the prompt."""

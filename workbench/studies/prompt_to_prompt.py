@@ -222,7 +222,7 @@ class RealPictures(Experiment):
                 worlds = real_worlds(self.model, pair) if own else [World(SOURCE, pair.source)]
                 drawn = photo.run(self.model, worlds, progress=False).images.values[:, 0]
                 about = dict(method=f"{method}, guidance {guidance:g}", pair=i)
-                rows += [about | row for row in against_truth(self.scorer, pair, self.images[i], worlds, drawn)]
+                rows += [{**about, **row} for row in against_truth(self.scorer, pair, self.images[i], worlds, drawn)]
         return rows
 
 

@@ -22,7 +22,8 @@ from diffusers import DiffusionPipeline
 
 from workbench.interventions import Context, World, add_noise, restore
 from workbench.localize.locogen import locogen_images
-from workbench.localize.patching import LocoGenSpec, cross_layers
+from workbench.localize.patching import cross_layers
+from workbench.localize.specs import LocoGenSpec
 from workbench.models import MENAGERIE, Model, load
 from workbench.prompts import Prompt
 from workbench.sites import Site
@@ -63,20 +64,20 @@ def main(options: SpeedOptions):
     studies = {"text-encoder trace": (by_loop, by_engine), "LocoGen": (locogen_by_loop, locogen_by_engine)}
     apart = {}
     for study in (name for name in studies if name in options.studies):
-        sides, images, seconds = studies[study], [], []
-        for side in sides:
+        drawn, taken = [], []
+        for side in studies[study]:
             began = time.perf_counter()
-            images.append(side(model, pipeline, steps, options))
-            seconds.append(time.perf_counter() - began)
-        apart[study] = float(np.abs(images[0] - images[1]).max())
+            drawn.append(side(model, pipeline, steps, options))
+            taken.append(time.perf_counter() - began)
+        apart[study] = float(np.abs(drawn[0] - drawn[1]).max())
         if apart[study] > 0.02:
             raise RuntimeError(
                 f"{study}: the loop and the engine draw different images (largest difference {apart[study]}): "
                 "their times cannot be compared"
             )
-        for name, taken in zip(("the loop one would write", "engine"), seconds):
-            what = f"{study}, {len(images[0])} images: {name}"
-            rows.append(dict(what=what, threads=threads, seconds=taken, ratio=seconds[0] / taken))
+        for name, seconds in zip(("the loop one would write", "engine"), taken):
+            what = f"{study}, {len(drawn[0])} images: {name}"
+            rows.append(dict(what=what, threads=threads, seconds=seconds, ratio=taken[0] / seconds))
     table = pd.DataFrame(rows).round(3)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out, index=False)

@@ -15,7 +15,8 @@ import xarray as xr
 
 from workbench import plot
 from workbench.experiments.results import effects, strongest, with_interval
-from workbench.localize.causal_trace import TraceSpec, causal_trace
+from workbench.localize.causal_trace import causal_trace
+from workbench.localize.specs import TraceSpec
 from workbench.models import load
 from workbench.prompts import prompt_set
 from workbench.scorer import Scorer

@@ -1,0 +1,158 @@
+"""What happens at a pipeline's sites as plain PyTorch hooks see it: neither the engine nor NNsight has a part in it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+
+from workbench.families import Site
+
+SAMPLES = 64  # entries of a value that its digest holds
+# Kinds whose values are what attention makes of its queries, keys, values and probabilities.
+ATTENTION = {f"{kind}": tuple(f"{kind}.{part}" for part in ("q", "k", "v", "probs")) for kind in ("self", "cross")}
+
+
+@dataclass
+class Seen:
+    """What passed at one site: its shapes and, of the conditional half, digests, one for each call of the module.
+
+    sums: largest distance of probabilities' sums from one. attention: largest difference of probabilities from the softmax of queries and
+    keys, and of the attention's output from that of probabilities and values, as a share of the output's largest entry; a text where
+    they cannot be computed.
+    """
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    digests: list[torch.Tensor] = field(default_factory=list)
+    sums: float = 0.0
+    attention: float | str | None = None
+
+
+@dataclass
+class Watch:
+    """What hooks saw in one call of a pipeline.
+
+    sites: by name. missing: sites of a module that does not exist, and why. order: names in the order in which values first
+    passed. timesteps, rows: of each call of the denoiser.
+    """
+
+    halves: int
+    sites: dict[str, Seen] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    timesteps: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+    def pass_by(self, site: Site, value: torch.Tensor):
+        """Take a value down."""
+        if site.name not in self.sites:
+            self.sites[site.name] = Seen()
+            self.order.append(site.name)
+        seen = self.sites[site.name]
+        seen.shapes.append(tuple(value.shape))
+        if site.looped or not seen.digests:  # a text encoder may be called once more, for the negative prompt
+            half = len(value) // self.halves if site.part == "denoiser" else 0
+            seen.digests.append(digest(value[half:]))
+        if site.axes[1:2] == ("head",):
+            seen.sums = max(seen.sums, float((value.float().sum(-1) - 1).abs().max()))
+
+    def step_end(self, site: Site, tensors: dict) -> dict:
+        """Take the latents between two steps down."""
+        self.pass_by(site, tensors["latents"])
+        return tensors
+
+
+def digest(value: torch.Tensor) -> torch.Tensor:
+    """A few numbers that tell one value from another: its sum, its absolute sum, entries all over it. On the CPU."""
+    flat = value.detach().flatten().float()
+    return torch.cat([flat.sum()[None], flat.abs().sum()[None], flat[:: max(1, len(flat) // SAMPLES)]]).cpu()
+
+
+def module_of(pipeline, site: Site) -> torch.nn.Module:
+    """The module that a site is a value of; AttributeError where there is none."""
+    component, _, path = site.module.partition(".")
+    return getattr(pipeline, component).get_submodule(path)
+
+
+@contextmanager
+def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: int) -> Iterator[Watch]:
+    """See what passes at sites, for as long as the block lasts; the denoiser's batch is of so many halves.
+
+    Latents between steps have no module: hand them to `Watch.step_end`.
+    """
+    watch = Watch(halves)
+    parts = {(site.place, site.kind): site for site in sites}
+    latest: dict[str, torch.Tensor] = {}  # queries, keys, values and probabilities of the attention that runs
+
+    def called(module, args, kwargs):
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        watch.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
+        watch.rows.append(len(args[0] if args else kwargs["sample"]))
+
+    def hook_at(module: torch.nn.Module, site: Site):
+        names = [parts[site.place, kind].name for kind in ATTENTION.get(site.kind, ()) if (site.place, kind) in parts]
+
+        def before(module, args, kwargs):
+            watch.pass_by(site, args[0] if site.port == "input" else kwargs["encoder_hidden_states"])
+
+        def behind(module, args, output):
+            value = output[0] if isinstance(output, tuple) else output
+            watch.pass_by(site, value)
+            if site.per_head:
+                latest[site.name] = value
+            if len(names) == 4 and all(name in latest for name in names):
+                seen = watch.sites[site.name]
+                error = attention_error(module, site, [latest.pop(name) for name in names], value)
+                seen.attention = max(seen.attention or 0.0, error) if not isinstance(error, str) else error
+
+        if site.port == "output":
+            return module.register_forward_hook(behind)
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    with ExitStack() as stack:
+        stack.callback(denoiser.register_forward_pre_hook(called, with_kwargs=True).remove)
+        for site in sites:
+            if site.port == "step":
+                continue
+            try:
+                module = module_of(pipeline, site)
+            except AttributeError as error:
+                watch.missing[site.name] = f"no module {site.module}: {error}"
+                continue
+            stack.callback(hook_at(module, site).remove)
+        yield watch
+
+
+def attention_error(
+    module: torch.nn.Module, site: Site, parts: Sequence[torch.Tensor], output: torch.Tensor
+) -> float | str:
+    """How far probabilities and output are from what queries, keys and values at the site's heads give; see `Seen`."""
+    query, key, value, probs = parts
+    try:
+        query, key, value = (
+            rearrange(x, "row i (head c) -> row head i c", head=site.heads) for x in (query, key, value)
+        )
+        weights = (query.float() @ key.float().transpose(-1, -2) * module.scale).softmax(-1)
+        mixed = rearrange(weights.to(value.dtype) @ value, "row head i c -> row i (head c)")
+        expected = module.to_out[0](mixed)
+        away = float((expected - output).abs().max() / output.abs().max().clamp(min=1e-12))
+        return max(away, float((weights - probs.float()).abs().max()))
+    except (RuntimeError, AttributeError) as error:  # einops' errors are of the former kind
+        return f"cannot be computed: {str(error).strip().splitlines()[0]}"
+
+
+@contextmanager
+def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
+    """Make outputs of sites' modules zero by plain hooks, for as long as the block lasts.
+
+    They go before others, or those of transformers, which collect a text encoder's states, would see the outputs first.
+    """
+
+    def zero(module, args, output):
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(module_of(pipeline, site).register_forward_hook(zero, prepend=True).remove)
+        yield

@@ -1,0 +1,68 @@
+"""What localizers are asked, as frozen values; the command line reads them before anything heavy is imported."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from workbench.experiments.spec import WHOLE, Spec, Window
+
+PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}  # of cross-attention, by what LocoGen replaces
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSpec(Spec):
+    """What a causal trace asks."""
+
+    sites: tuple[str, ...] = ("text_encoder*.{attention,mlp,hidden}",)
+    """Globs; each site is restored by itself, or with its neighbours (see window)."""
+    tokens: tuple[str, ...] = ("subject_last",)
+    """Where sites with a token axis are restored, each in turn: "subject", "subject_last", "after_subject", "eos", "padding",
+    "all", a word, or, for one prompt, "each" position. Sites without that axis are restored whole."""
+    steps: tuple[Window, ...] = (WHOLE,)
+    """Windows of the denoising, as shares of the run, in which sites inside the UNet are restored, each in turn."""
+    rows: Literal["cond", "uncond", "both"] | None = None
+    """Halves of the guided batch; left out, the conditional half for what comes from the text, both inside the UNet."""
+    window: int = 1
+    """So many neighbours of a kind are restored together, around each site, cut at the ends."""
+    joint: bool = True
+    """Of several text encoders (SDXL), restore the same layer of all of them together too: one alone shows almost nothing, since the
+    others still say the corrupted prompt. See `Sites.joint`."""
+    corruption: Literal["noise", "replace", "zero"] = "noise"
+    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
+    noise_multiple: float = 3.0
+    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
+    draws: int = 3
+    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.corruption not in ("noise", "replace", "zero"):
+            raise ValueError(f'corruption={self.corruption!r}: may be "noise", "replace" or "zero"')
+        if self.corruption != "noise" and self.draws != 1:
+            raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
+        self.keep_tuples("sites", "tokens")
+        self.keep_windows("steps")
+        if self.draws < 1 or self.window < 1:
+            raise ValueError(f"draws={self.draws}, window={self.window}: both are at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocoGenSpec(Spec):
+    """What LocoGen asks."""
+
+    widths: tuple[int, ...] = (2,)
+    """Windows of so many neighbouring cross-attention layers, at every place where they fit whole."""
+    windows: tuple[tuple[int, int], ...] | None = None
+    """Only these windows, (number of the first layer, width), in place of all of those widths."""
+    inputs: tuple[Literal["kv", "k", "v"], ...] = ("kv",)
+    """What is computed from the target prompt, each in turn: keys and values, keys only, values only."""
+    heads: tuple[int, ...] | None = None
+    """Single heads, each in turn; all together when left out."""
+    steps: tuple[Window, ...] = (WHOLE,)
+    """Windows of the denoising, as shares of the run, each in turn."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.keep_tuples("widths", "inputs", *(["windows"] if self.windows is not None else []))
+        self.keep_windows("steps")
+        if unknown := [name for name in self.inputs if name not in PORTS]:
+            raise ValueError(f'inputs={tuple(unknown)}: may be "kv", "k" and "v"')
