@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import isfinite, prod
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
