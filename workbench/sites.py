@@ -142,7 +142,10 @@ def weight_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Parameter:
 
     Raises ValueError for a site that another kind of module gives, or several, and for a layer with an adapter that is not fused.
     """
-    check_attention(pipeline, site)
+    try:
+        check_attention(pipeline, site)
+    except ValueError as error:
+        raise ValueError(f"{site.name}: {error}") from None
     component, _, path = site.module.partition(".")
     try:
         module = getattr(pipeline, component).get_submodule(path)
