@@ -171,7 +171,13 @@ def _variants(folder: Path) -> set[str | None]:
 
 
 def check_whole(path: Path, pipeline: DiffusionPipeline):
-    """Raise ValueError for text encoders whose file lacks tensors: transformers fills them with random numbers, with a report at most."""
+    """Raise ValueError for files that lack tensors: diffusers leaves these without values, transformers fills in random numbers."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and (empty := [key for key, each in part.named_parameters() if each.is_meta]):
+            raise ValueError(
+                f"wb.load({str(path)!r}): {name}/ lacks {len(empty)} of its model's tensors, such as {empty[0]}: it is of another "
+                "configuration than its weights, or its download is not complete"
+            )
     for encoder in family_of(pipeline).encoders:
         files = list((path / encoder.component).glob("*.safetensors"))
         held = {_without_nesting(key) for file in files for key in safe_open(file, "pt").keys()}

@@ -136,8 +136,9 @@ class Model:
         without interventions is that of `pipeline(prompt, generator=torch.Generator().manual_seed(seed))`.
         worlds: a prompt, a `World`, several of either, or a mapping of names to prompts, worlds or, for one prompt's, interventions.
         seeds: one or several. guidance_rescale: how far, from 0 to 1, guided noise is brought back to the conditional half's standard
-        deviation (Lin et al. 2023, arXiv 2305.08891, section 3.4). height, width: in pixels. record: globs of sites whose values (of the
-        conditional half, behind all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images per pipeline call.
+        deviation (Lin et al. 2023, arXiv 2305.08891, section 3.4). height, width: in pixels. record: globs of sites whose values (of
+        the conditional half, behind all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images
+        per pipeline call.
         progress: whether a bar counts the denoiser's calls. latents: to begin from, (seed, channel, y, x), as `pipeline(latents=...)`
         takes them; the seeds' own noise when left out.
 
