@@ -16,8 +16,12 @@ import workbench as wb
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach at night"
 STEPS, GUIDANCE = 2, 3.0
 SETTINGS = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, progress=False)
-PROJECTIONS = {"unet": ["to_q", "to_k", "to_v", "to_out.0"]}
-PROJECTIONS |= dict.fromkeys(("text_encoder", "text_encoder_2"), ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"])
+TEXT_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]
+PROJECTIONS = {
+    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+    "text_encoder": TEXT_PROJECTIONS,
+    "text_encoder_2": TEXT_PROJECTIONS,
+}
 
 
 def fresh(make=conftest.sd1):

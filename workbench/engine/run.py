@@ -19,6 +19,7 @@ from workbench.engine.plan import Plan, batches, check_reach, plan
 from workbench.engine.result import Run, not_finite
 from workbench.engine.switches import check_switches
 from workbench.engine.text import encode
+from workbench.families import family_of
 from workbench.interventions import World
 from workbench.locks import lock_of
 from workbench.progress import Bar
@@ -91,6 +92,7 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
     """
     values: dict[tuple[str, Site], torch.Tensor] = {}
     encoded: dict[str, tuple] = {}
+    dtype = family_of(pipeline).model(pipeline).dtype  # asked once: with adapters the answer takes milliseconds
     with torch.no_grad():
         for action in prepared.actions:
             prompt, site = action.rule.other_prompt, action.site
@@ -104,9 +106,8 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
             elif site.port == "context":
                 values[prompt, site] = states
             else:
-                denoiser = getattr(pipeline, site.component)
-                module = denoiser.get_submodule(site.module.partition(".")[2])
-                values[prompt, site] = module(states.to(denoiser.dtype))
+                module = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2])
+                values[prompt, site] = module(states.to(dtype))
     return values
 
 
