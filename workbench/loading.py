@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from safetensors import SafetensorError, safe_open
 
@@ -23,6 +24,7 @@ DATA = next(
 MENAGERIE = DATA / "menagerie-sd"
 GRADER = DATA / "menagerie-clip"
 DEFAULTS = "defaults.json"
+INDEX = "model_index.json"  # of a folder that diffusers wrote
 SINGLE_FILE = (".safetensors", ".ckpt", ".pt", ".bin")
 SINGLE_FILES = {"v1": StableDiffusionPipeline, "v2": StableDiffusionPipeline, "xl_base": StableDiffusionXLPipeline}
 
@@ -44,7 +46,7 @@ class Defaults:
 
 def embedded() -> list[str]:
     """Names of the models that come with the workbench."""
-    return sorted(folder.parent.name for folder in DATA.glob("*/model_index.json"))
+    return sorted(folder.parent.name for folder in DATA.glob(f"*/{INDEX}"))
 
 
 def find_pipeline(
@@ -78,9 +80,9 @@ def find_pipeline(
         raise FileNotFoundError(
             f"wb.load({str(source)!r}): there is no such folder or file; embedded models are {', '.join(embedded())}"
         )
-    if path.exists() and not (path / "model_index.json").exists():
+    if path.exists() and not (path / INDEX).exists():
         held = sorted(each.name for each in path.iterdir())[:5]
-        raise FileNotFoundError(f"wb.load({str(source)!r}): the folder has no model_index.json; it holds {held}")
+        raise FileNotFoundError(f"wb.load({str(source)!r}): the folder has no {INDEX}; it holds {held}")
     if verify and (path / MANIFEST).exists():
         verify_files(path)
     index = _index(path, str(source), revision)
@@ -103,10 +105,11 @@ def find_pipeline(
 def _index(path: Path, source: str, revision: str | None) -> dict:
     """A pipeline's model_index.json; ValueError where there is none to be had, or it names no pipeline."""
     try:
-        index = DiffusionPipeline.load_config(str(path) if path.exists() else source, revision=revision)
+        file = path / INDEX if path.exists() else hf_hub_download(source, INDEX, revision=revision)
+        index = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
         if path.exists():
-            raise ValueError(f"wb.load({source!r}): its model_index.json cannot be read: {_first(error)}") from error
+            raise ValueError(f"wb.load({source!r}): its {INDEX} cannot be read: {_first(error)}") from error
         reached = "is offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else "does not give it"
         raise FileNotFoundError(
             f"wb.load({source!r}): there is no such folder here, no embedded model of that name ({', '.join(embedded())}), nothing in "
@@ -114,7 +117,7 @@ def _index(path: Path, source: str, revision: str | None) -> dict:
         ) from error
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(
-            f"wb.load({source!r}): its model_index.json names {shown(index.get('_class_name'))} as its pipeline's class, which is none of "
+            f"wb.load({source!r}): its {INDEX} names {shown(index.get('_class_name'))} as its pipeline's class, which is none of "
             "diffusers' own"
         )
     return index
@@ -130,7 +133,7 @@ def check_folder(path: Path, index: dict, variant: str | None):
     }  # (library, class); a part that is left out has neither
     if missing := [name for name in parts if not (path / name).is_dir()]:
         raise FileNotFoundError(
-            f"wb.load({str(path)!r}): the folder lacks {', '.join(f'{name}/' for name in missing)}, which its model_index.json names: is "
+            f"wb.load({str(path)!r}): the folder lacks {', '.join(f'{name}/' for name in missing)}, which its {INDEX} names: is "
             "its download complete?"
         )
     found = {name: _variants(path / name) for name in parts if _has_weights(path / name)}
@@ -173,7 +176,9 @@ def _variants(folder: Path) -> set[str | None]:
 def check_whole(path: Path, pipeline: DiffusionPipeline):
     """Raise ValueError for files that lack tensors: diffusers leaves these without values, transformers fills in random numbers."""
     for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (empty := [key for key, each in part.named_parameters() if each.is_meta]):
+        if isinstance(part, torch.nn.Module) and (
+            empty := [key for key, each in part.named_parameters() if each.is_meta]
+        ):
             raise ValueError(
                 f"wb.load({str(path)!r}): {name}/ lacks {len(empty)} of its model's tensors, such as {empty[0]}: it is of another "
                 "configuration than its weights, or its download is not complete"
