@@ -38,8 +38,8 @@ def _check_module(place: str, module: torch.nn.Module):
     own = vars(module)
     if compiled := [f"{place}.{name}" for name in COMPILED if hasattr(own.get(name), "_torchdynamo_orig_callable")]:
         raise ValueError(
-            f"{compiled[0]} went through torch.compile, whose graph no intervention reaches; put back what was compiled: "
-            f"{compiled[0]} = {compiled[0]}._torchdynamo_orig_callable"
+            f"{compiled[0]} went through torch.compile, whose graph no intervention reaches; take it away: del {compiled[0]} (and load the "
+            "pipeline anew, if its model ran here before)"
         )
     if "_hf_hook" in own:
         raise ValueError(
