@@ -14,6 +14,8 @@ from diffusers import DiffusionPipeline
 from workbench.families import family_of
 
 MANIFEST = "SHA256SUMS"
+# of a text encoder's configuration
+TEXT_FACTS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "eos_token_id", "_attn_implementation")
 _HASHED: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, str]]" = weakref.WeakKeyDictionary()
 
 
@@ -21,13 +23,19 @@ def identity(pipeline: DiffusionPipeline) -> dict:
     """All of a pipeline that its pictures depend on, as JSON holds it."""
     family = family_of(pipeline)
     denoiser = getattr(pipeline, family.denoiser)
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    parts = {
+        name: part
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+        and name != "safety_checker"  # it draws nothing: what it blacks out is an error
+    }
     config = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     processors = {type(processor).__name__ for processor in denoiser.attn_processors.values()}
     return {
         "pipeline": type(pipeline).__name__,
         "scheduler": {"class": type(pipeline.scheduler).__name__} | json.loads(json.dumps(config, default=str)),
         "weights": {name: fingerprint(part) for name, part in parts.items()},
+        "configurations": {name: _configuration(part) for name, part in parts.items()},
         "tokenizers": {
             encoder.tokenizer: _tokenizer(getattr(pipeline, encoder.tokenizer)) for encoder in family.encoders
         },
@@ -67,6 +75,17 @@ def _checksum(module: torch.nn.Module) -> str:
     return state.hexdigest()
 
 
+def _configuration(module: torch.nn.Module) -> str:
+    """SHA-256 of what a component's configuration says of its arithmetic, which its weights do not: activations, heads, scales."""
+    config = getattr(module, "config", {})
+    if hasattr(config, "to_dict"):  # transformers writes much else there, other things in each version
+        held = {name: getattr(config, name, None) for name in TEXT_FACTS}
+    else:
+        held = {name: value for name, value in dict(config).items() if not name.startswith("_")}
+    own = {name: value for name, value in held.items() if value is not None}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _tokenizer(tokenizer) -> str:
     """SHA-256 of what a tokenizer does: its rules, or at least its words, and its length.
 
@@ -81,28 +100,31 @@ def _tokenizer(tokenizer) -> str:
     return hashlib.sha256(f"{tokenizer.model_max_length} {text}".encode()).hexdigest()
 
 
-def _adapters(module: torch.nn.Module) -> list[str]:
-    """Which adapters act in a module, at which scale, and whether they are fused."""
-    states = set()
-    for part in module.modules():
+def _adapters(module: torch.nn.Module) -> dict[str, list[str]]:
+    """Which adapters act where in a module, at which scale, and whether they are fused: places by what is so there."""
+    states: dict[str, list[str]] = {}
+    for path, part in module.named_modules():
         if hasattr(part, "base_layer") and hasattr(part, "active_adapters"):
             scales = {name: part.scaling[name] for name in part.active_adapters if name in part.scaling}
-            states.add(
-                f"{sorted(scales.items())} {'fused' if part.merged else 'off' if part.disable_adapters else 'on'}"
-            )
-    return sorted(states)
+            state = f"{sorted(scales.items())} {'fused' if part.merged else 'off' if part.disable_adapters else 'on'}"
+            states.setdefault(state, []).append(path)
+    return states
 
 
 def _switches(pipeline, denoiser: torch.nn.Module) -> dict:
-    """What diffusers can switch on without changing modules: FreeU."""
-    names = ("s1", "s2", "b1", "b2")
-    values = {
+    """What diffusers can switch on without changing modules: FreeU, tiled decoding, zeros for an empty negative prompt."""
+    freeu = {
         name: getattr(block, name)
         for block in getattr(denoiser, "up_blocks", [])
-        for name in names
-        if hasattr(block, name)
+        for name in ("s1", "s2", "b1", "b2")
+        if getattr(block, name, None) is not None
     }
-    return {"freeu": values} if any(value is not None for value in values.values()) else {}
+    switches = {
+        "freeu": freeu,
+        "tiled": getattr(pipeline.vae, "use_tiling", False),
+        "zeros": pipeline.config.get("force_zeros_for_empty_prompt", False),
+    }
+    return {name: value for name, value in switches.items() if value}
 
 
 def digest(path: Path) -> str:

@@ -16,10 +16,12 @@ from PIL import Image
 
 from workbench.commits import Commit, commits_of
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
-from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.call import arguments, guided, guiding, refuse_flagged
 from workbench.engine.nn import NNsight
-from workbench.engine.trace import check_switches, sites_of, untouched
-from workbench.families import Family, check_pipeline
+from workbench.engine.options import named_options
+from workbench.engine.switches import check_switches
+from workbench.engine.trace import sites_of, untouched
+from workbench.families import Family
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
 from workbench.inputs import seeds as as_seeds
 from workbench.inputs import shown, strings, user_path
@@ -63,8 +65,7 @@ class Model:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ):
-        self.family: Family = check_pipeline(pipeline)
-        check_switches(pipeline)
+        self.family: Family = check_switches(pipeline)
         defaults = defaults_of(pipeline)
         self.pipeline = pipeline
         self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -112,6 +113,7 @@ class Model:
         """Held by runs, commits and undos: one at a time per pipeline."""
         return lock_of(self.pipeline)
 
+    @named_options
     def run(
         self,
         worlds: Worlds,
@@ -119,6 +121,7 @@ class Model:
         seeds: Seeds = (0,),
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
         height: int | None = None,
         width: int | None = None,
         record: str | Fold | Sequence[str | Fold] = (),
@@ -131,8 +134,10 @@ class Model:
         Worlds of one run share each seed's noise, and read one another's values in the same forward pass; the picture of a world
         without interventions is that of `pipeline(prompt, generator=torch.Generator().manual_seed(seed))`.
         worlds: a prompt, a `World`, several of either, or a mapping of names to prompts, worlds or, for one prompt's, interventions.
-        seeds: one or several. height, width: in pixels. record: globs of sites whose values (of the conditional half, behind
-        all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images per pipeline call.
+        seeds: one or several. guidance_rescale: how far, from 0 to 1, guided noise is brought back to the conditional half's standard
+        deviation (Lin et al. 2023, arXiv 2305.08891, section 3.4). height, width: in pixels. record: globs of sites whose values (of
+        the conditional half, behind all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images
+        per pipeline call.
         progress: whether a bar counts the denoiser's calls. latents: to begin from, (seed, channel, y, x), as `pipeline(latents=...)`
         takes them; the seeds' own noise when left out.
 
@@ -141,7 +146,7 @@ class Model:
         RuntimeError when an intervention did not fire as often as planned or a safety checker blacked pictures out;
         FloatingPointError for images that are not finite.
         """
-        settings = self._settings(num_inference_steps, guidance_scale, height, width)
+        settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
         chosen, numbers = as_worlds(worlds), as_seeds(seeds)
         if latents is not None:
             shape = self._latent_shape(len(numbers), height, width)
@@ -163,15 +168,20 @@ class Model:
         height: int | None = None,
         width: int | None = None,
         start: Start | None = None,
+        rescale: float = 0.0,
     ) -> Settings:
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
         if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not -1e6 < guidance < 1e6:
             raise ValueError(f"guidance_scale={guidance!r}: give a finite number; at most 1 is without guidance")
+        if isinstance(rescale, bool) or not isinstance(rescale, (int, float)) or not 0 <= rescale <= 1:
+            raise ValueError(f"guidance_rescale={rescale!r}: give a number from 0 (none) to 1")
+        if rescale and not guided(self.pipeline, guidance):
+            raise ValueError(f"guidance_rescale={rescale}: it has no effect without guidance; {guiding(self.pipeline)}")
         for name, side in (("height", height), ("width", width)):
             if side is not None and (isinstance(side, bool) or not hasattr(side, "__index__")):
                 raise ValueError(f"{name}={side!r}: give whole pixels")
         self._latent_shape(1, height, width)  # refuses a size that is not drawn
-        return Settings(self._steps(num_inference_steps), float(guidance), height, width, start)
+        return Settings(self._steps(num_inference_steps), float(guidance), height, width, start, float(rescale))
 
     def _steps(self, given: int | None) -> int:
         return self.num_inference_steps if given is None else given
@@ -236,6 +246,7 @@ class Model:
         rows = [torch.Generator().manual_seed(as_seeds(seed)[0]) for seed in each]
         return torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in rows])
 
+    @named_options
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -244,6 +255,7 @@ class Model:
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 16,
@@ -275,7 +287,8 @@ class Model:
                 "equally many"
             )
         self._warn_of_long(prompts)
-        settings = self._settings(num_inference_steps, guidance_scale, height, width)
+        check_switches(self.pipeline)
+        settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
         self.calls(settings.num_inference_steps)  # refuses a scheduler that is not known
         images: list[Image.Image] = []
         bar = Bar(rows, "images", shown=rows > batch_size)
@@ -287,6 +300,7 @@ class Model:
                     *some,
                     num_inference_steps=settings.num_inference_steps,
                     guidance_scale=settings.guidance_scale,
+                    guidance_rescale=settings.guidance_rescale,
                     height=height,
                     width=width,
                 )

@@ -146,7 +146,10 @@ def weight_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Parameter:
     Raises ValueError for a site that another kind of module gives, and for a weight that is not what the layer computes with; see
     `workbench.weights.editable_weight`.
     """
-    check_attention(pipeline, site)
+    try:
+        check_attention(pipeline, site)
+    except ValueError as error:
+        raise ValueError(f"{site.name}: {error}") from None
     return editable_weight(pipeline, site.module if site.port == "output" else "", site.name)
 
 

@@ -53,6 +53,7 @@ class Settings:
     height: int | None = None
     width: int | None = None
     start: Start | None = None
+    guidance_rescale: float = 0.0
 
 
 class Batch:
@@ -151,6 +152,7 @@ class Batch:
             [seed for _, seed in rows],
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
             height=settings.height,
             width=settings.width,
             latents=begin,
@@ -218,10 +220,11 @@ class Batch:
         else:
             whole = module.output if site.port == "output" else module.input
             value = first(whole)
-        expected = self.size * (2 if self.plan.guided and site.part == "denoiser" else 1)
-        if len(value) != expected:
+        rows = self.size * (2 if self.plan.guided and site.part == "denoiser" else 1)
+        if tuple(value.shape) != (expected := (rows, *site.sizes)):
             raise RuntimeError(
-                f"{site.name} ran on {len(value)} rows, expected {expected}: the pipeline does not lay out its batch as this family's do"
+                f"{site.name} has the value {dict(zip(site.axes, value.shape))}, expected {dict(zip(site.axes, expected))}: the pipeline "
+                "does not lay out its batch as this family's do, or something merges or splits tokens in it"
             )
         value = self.passed(value, site, call, given)
         if actions:  # a new tensor, assigned: edits in place are lost

@@ -18,6 +18,13 @@ def guided(pipeline, guidance_scale: float) -> bool:
         pipeline._guidance_scale = before
 
 
+def guiding(pipeline) -> str:
+    """What to do for guidance, as an error says it."""
+    if getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None:
+        return "this model takes guidance_scale as an input and has no unconditional half (LCM): leave it out"
+    return "raise guidance_scale above 1"
+
+
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator a row, on the CPU: starting noise, and the noise of stochastic schedulers, are the seed's own in any batch."""
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -31,7 +38,7 @@ def negative_prompts(pipeline, given: Sequence[str | None], is_guided: bool) -> 
     if all(text is None for text in given):
         return None
     if not is_guided:
-        warnings.warn("negative_prompt= has no effect without guidance; raise guidance_scale above 1", stacklevel=4)
+        warnings.warn(f"negative_prompt= has no effect without guidance; {guiding(pipeline)}", stacklevel=4)
         return None
     if pipeline.config.get("force_zeros_for_empty_prompt", False) and any(text is None for text in given):
         raise ValueError(
@@ -49,6 +56,7 @@ def arguments(
     *,
     num_inference_steps: int,
     guidance_scale: float,
+    guidance_rescale: float = 0.0,
     height: int | None,
     width: int | None,
     latents: torch.Tensor | None = None,
@@ -66,6 +74,8 @@ def arguments(
     )
     if (negative := negative_prompts(pipeline, negatives, guided(pipeline, guidance_scale))) is not None:
         call["negative_prompt"] = negative
+    if guidance_rescale:
+        call["guidance_rescale"] = guidance_rescale
     if latents is not None:
         call["latents"] = latents.to(pipeline.device, family.model(pipeline).dtype)
     return call

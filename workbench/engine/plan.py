@@ -87,21 +87,26 @@ def plan(
     return Plan(calls, guided, tuple(actions))
 
 
-def _action(
-    model, world: World, number: int, intervention: Intervention, site: Site, calls: Calls, guided: bool, negative: bool
-) -> Action:
-    pipeline = model.pipeline
+def check_reach(pipeline, site: Site):
+    """Raise ValueError for a site whose module the pipeline, as it is set, does not run once for all rows."""
     vae = pipeline.vae
     if site.part == "decoder" and (getattr(vae, "use_slicing", False) or getattr(vae, "use_tiling", False)):
         raise ValueError(
             "the VAE decodes image by image or tile by tile (enable_slicing, enable_tiling), out of the engine's sight; call "
             "vae.disable_slicing() and vae.disable_tiling()"
         )
+    check_attention(pipeline, site)
+
+
+def _action(
+    model, world: World, number: int, intervention: Intervention, site: Site, calls: Calls, guided: bool, negative: bool
+) -> Action:
+    pipeline = model.pipeline
     if not site.read:
         raise ValueError(
             f"the denoiser never reads it in a {type(pipeline).__name__}: nothing would change; name an earlier layer"
         )
-    check_attention(pipeline, site)
+    check_reach(pipeline, site)
     intervention.rule.check(site, pipeline)
     for name, one in (("heads", "attention"), ("channels", "site")):
         chosen = getattr(intervention, name)
@@ -149,7 +154,10 @@ def _rows(intervention: Intervention, site: Site, guided: bool) -> str:
             'rows="uncond", but the negative prompt alone is not the world\'s; give rows="both", or leave rows out'
         )
     if not guided and asked == "uncond":
-        raise ValueError('rows="uncond", but the run has no unconditional half; give guidance_scale above 1')
+        raise ValueError(
+            'rows="uncond", but the run has no unconditional half; give guidance_scale above 1 (a model that takes guidance as an input, '
+            "as LCM's do, never has one)"
+        )
     if not guided:
         return "cond"
     return asked or ("cond" if site.part == "text" or "token" in site.axes else "both")

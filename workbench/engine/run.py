@@ -15,10 +15,11 @@ import xarray as xr
 from workbench.engine.batch import Batch, Fold, Settings
 from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_of
-from workbench.engine.plan import Plan, batches, plan
+from workbench.engine.plan import Plan, batches, check_reach, plan
 from workbench.engine.result import Run, not_finite
+from workbench.engine.switches import check_switches
 from workbench.engine.text import encode
-from workbench.engine.trace import check_switches
+from workbench.families import family_of
 from workbench.interventions import World
 from workbench.locks import lock_of
 from workbench.progress import Bar
@@ -62,6 +63,8 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents) 
     folds = [each for each in record if isinstance(each, Fold)]
     globs = [each for each in record if not isinstance(each, Fold)]
     recorded = list(sites(*globs)) if globs else []
+    for site in (*recorded, *(site for fold in folds for site in sites(*fold.sites))):
+        _check_recorded(model.pipeline, site)
     _check_memory(recorded, len(worlds) * len(seeds), prepared.calls)
     beginnings = None if latents is None else dict(zip(seeds, latents))
     layout = list(batches(worlds, seeds, batch_size))
@@ -90,6 +93,7 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
     """
     values: dict[tuple[str, Site], torch.Tensor] = {}
     encoded: dict[str, tuple] = {}
+    dtype = family_of(pipeline).model(pipeline).dtype  # asked once: with adapters the answer takes milliseconds
     with torch.no_grad():
         for action in prepared.actions:
             prompt, site = action.rule.other_prompt, action.site
@@ -103,9 +107,8 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
             elif site.port == "context":
                 values[prompt, site] = states
             else:
-                denoiser = getattr(pipeline, site.component)
-                module = denoiser.get_submodule(site.module.partition(".")[2])
-                values[prompt, site] = module(states.to(denoiser.dtype))
+                module = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2])
+                values[prompt, site] = module(states.to(dtype))
     return values
 
 
@@ -143,6 +146,13 @@ def _labelled(
             f"images of worlds {broken} are not finite: weaken their interventions, or load the model in float32"
         )
     return Run(worlds, images, collect("denoised", IMAGE[1:]), values, fired)
+
+
+def _check_recorded(pipeline, site: Site):
+    try:
+        check_reach(pipeline, site)
+    except ValueError as error:
+        raise ValueError(f"record: {site.name}: {error}") from None
 
 
 def _check_memory(recorded: Sequence[Site], rows: int, calls: Calls):

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from workbench.engine.nn import NNsight
-from workbench.families import check_pipeline, family_of
+from workbench.engine.switches import check_switches
+from workbench.families import family_of
 from workbench.families.attention import give_probs
 from workbench.sites import Sites, find_sites
 
@@ -18,7 +19,7 @@ class PipelineRoot(torch.nn.Module):
 
     def __init__(self, pipeline):
         super().__init__()
-        object.__setattr__(self, "pipeline", pipeline)
+        object.__setattr__(self, "held", weakref.ref(pipeline))  # a pipeline that nobody else holds is freed
         give_probs(getattr(pipeline, family_of(pipeline).denoiser))
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
@@ -26,7 +27,7 @@ class PipelineRoot(torch.nn.Module):
 
     def forward(self, *args, pipeline=None, **kwargs):
         """Call the pipeline, or another that is made of the same components."""
-        pipeline = pipeline or self.pipeline
+        pipeline = pipeline or self.held()
         return type(pipeline).__call__(pipeline, *args, **kwargs)
 
 
@@ -71,36 +72,14 @@ def sites_of(pipeline, height: int | None = None, width: int | None = None) -> S
 def _held(pipeline) -> Wrapped:
     held = _WRAPPED.get(pipeline)
     if held is None:
-        check_pipeline(pipeline)
+        check_switches(pipeline)
         held = _WRAPPED[pipeline] = Wrapped(pipeline)
     elif not held.current(pipeline):
-        check_pipeline(pipeline)
+        check_switches(pipeline)
         held.nn._update(PipelineRoot(pipeline))
         held.modules = list(modules_of(pipeline))
         held.sites.clear()
     return held
-
-
-def check_switches(pipeline):
-    """Raise ValueError for what diffusers can switch on and no intervention would see; each names how to switch it off."""
-    unet = family_of(pipeline).model(pipeline)
-    if (
-        getattr(unet, "encoder_hid_proj", None) is not None
-        or getattr(unet.config, "encoder_hid_dim_type", None) is not None
-    ):
-        raise ValueError(
-            "the UNet has an IP-Adapter, whose image attention has no site; call pipeline.unload_ip_adapter()"
-        )
-    hooked = [name for name, part in pipeline.components.items() if getattr(part, "_hf_hook", None) is not None]
-    if hooked or getattr(pipeline, "hf_device_map", None):
-        raise ValueError(
-            f"{', '.join(hooked) or 'the pipeline'} is offloaded by accelerate, which moves modules under a running trace; call "
-            "pipeline.remove_all_hooks() or pipeline.reset_device_map(), then pipeline.to(device)"
-        )
-    if type(unet).__name__ == "OptimizedModule":
-        raise ValueError(
-            "the UNet went through torch.compile, whose graph no intervention reaches; put its _orig_mod back"
-        )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def check_class(name: str) -> Family:
             return family
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(
-        f"wb.load: the pipeline is a {name}; supported are {known} (Stable Diffusion 1.x, 2.x and XL, text to image). "
+        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x and XL, text to image). "
         "Load the checkpoint into one of these, if it is of such an architecture"
     )
 

@@ -7,14 +7,23 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from einops import rearrange
 
 from workbench.families.base import Site
-from workbench.weights import fused
 
-# those whose arithmetic the explicit path repeats; any other (sliced, LoRA of old, IP-Adapter, PAG) is refused
-PLAIN = ("AttnProcessor", "AttnProcessor2_0")
+# those whose arithmetic the explicit path repeats; any other (sliced, IP-Adapter, PAG, a user's own) is refused at probabilities
+PLAIN = (AttnProcessor, AttnProcessor2_0)
+# those that call each projection once, as a module; others may fuse them, or call them for something else too
+APART = (*PLAIN, SlicedAttnProcessor, XFormersAttnProcessor)
+# what an attention may have besides projections, which the explicit path does not repeat
+EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
 
 
 class ExplicitAttention:
@@ -54,26 +63,40 @@ def attention_of(pipeline, site: Site) -> Attention | None:
 
 def check_attention(pipeline, site: Site):
     """Raise ValueError for a site of an attention that is not computed as its site says."""
-    attention = attention_of(pipeline, site) if site.heads is not None and site.part == "denoiser" else None
+    attention = attention_of(pipeline, site) if site.per_head and site.part == "denoiser" else None
     if attention is None:
         return
-    if site.per_head and fused(attention):
+    processor, back = type(attention.processor), "pipeline.unet.set_default_attn_processor()"
+    if "Fused" in processor.__name__:
         raise ValueError(
-            f"{site.name}: the projections are fused (fuse_qkv_projections), so that q, k and v have no module of their own; call "
+            "the projections are fused (fuse_qkv_projections), so that q, k and v have no module of their own; call "
             "pipeline.unfuse_qkv_projections()"
         )
-    processor = type(attention.processor).__name__
-    if site.axes[1] == "head" and processor not in PLAIN:
+    if processor not in APART:
         raise ValueError(
-            f"{site.name}: the layer computes attention by {processor}, whose probabilities are not those of plain attention; "
-            "call pipeline.unet.set_default_attn_processor()"
+            f"the layer computes attention by {processor.__name__}, which may use its projections otherwise than plain "
+            f"attention does; call {back}"
+        )
+    if "head" not in site.axes:
+        return
+    if processor not in PLAIN:
+        raise ValueError(
+            f"the layer computes attention by {processor.__name__}, which never has its probabilities whole; call {back}"
+        )
+    extras = [name for name in EXTRAS if getattr(attention, name, None) is not None]
+    extras += ["residual_connection"] if attention.residual_connection else []
+    extras += ["rescale_output_factor"] if attention.rescale_output_factor != 1 else []
+    if extras:
+        raise ValueError(
+            f"the layer's attention has {', '.join(extras)}, which the path that shows probabilities lacks; name sites that "
+            "are no probabilities"
         )
 
 
 @contextmanager
 def explicit_attention(pipeline, sites: Sequence[Site]):
     """Give the attentions of these probabilities an explicit softmax, for as long as the block lasts."""
-    found = (attention_of(pipeline, site) for site in sites if site.axes[1] == "head")
+    found = (attention_of(pipeline, site) for site in sites if "head" in site.axes)
     before = [(attention, attention.processor) for attention in dict.fromkeys(found) if attention is not None]
     try:
         for attention, _ in before:
