@@ -6,8 +6,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import workbench as wb
 from workbench.models import MENAGERIE
-from workbench.studies import tiny
 from workbench.studies.tiny import sd
+from workbench.studies.tiny import sdxl as xl
+
 
 def sd1() -> StableDiffusionPipeline:
     return sd(
@@ -36,7 +37,7 @@ def sd2() -> StableDiffusionPipeline:
 
 
 def sdxl() -> StableDiffusionXLPipeline:
-    return tiny.sdxl(
+    return xl(
         dict(
             block_out_channels=(8, 16, 16),
             cross_attention_dim=40,

@@ -30,8 +30,10 @@ def to_lora(edit: Edit, folder: str | Path) -> Path:
     tensors = {}
     for update in edit.updates:
         short = rank - update.rank
-        tensors[f"{_path(update)}.lora_A.weight"] = F.pad(update.a, (0, 0, 0, short)).contiguous()
-        tensors[f"{_path(update)}.lora_B.weight"] = F.pad(update.b, (0, short)).contiguous()
+        # in text encoders diffusers knows lora_A and lora_B of attention alone: a file of mlp layers only would not load
+        a, b = ("lora_A", "lora_B") if update.module.startswith("unet.") else ("lora_linear_layer.down", "lora_linear_layer.up")
+        tensors[f"{_path(update)}.{a}.weight"] = F.pad(update.a, (0, 0, 0, short)).contiguous()
+        tensors[f"{_path(update)}.{b}.weight"] = F.pad(update.b, (0, short)).contiguous()
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(tensors, str(path), metadata={"format": "pt"})
