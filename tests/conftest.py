@@ -2,64 +2,12 @@
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import workbench as wb
 from workbench.models import MENAGERIE
-
-SCHEDULE = dict(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
-
-
-def text_encoder(tokenizer, width: int, kind=CLIPTextModel):
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            projection_dim=width,
-        )
-    )
-
-
-def parts(unet: dict) -> dict:
-    tokenizer = CLIPTokenizer.from_pretrained(MENAGERIE / "tokenizer")
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        layers_per_block=1,
-    )
-    unet = UNet2DConditionModel(**dict(sample_size=8, layers_per_block=2, norm_num_groups=4) | unet)
-    return dict(tokenizer=tokenizer, vae=vae, unet=unet, scheduler=DDIMScheduler(**SCHEDULE))
-
-
-def sd(unet: dict) -> StableDiffusionPipeline:
-    made = parts(unet)
-    made |= dict(text_encoder=text_encoder(made["tokenizer"], 16), safety_checker=None, feature_extractor=None)
-    return StableDiffusionPipeline(**made, requires_safety_checker=False)
+from workbench.studies.tiny import sd
+from workbench.studies.tiny import sdxl as xl
 
 
 def sd1() -> StableDiffusionPipeline:
@@ -89,7 +37,7 @@ def sd2() -> StableDiffusionPipeline:
 
 
 def sdxl() -> StableDiffusionXLPipeline:
-    made = parts(
+    return xl(
         dict(
             block_out_channels=(8, 16, 16),
             cross_attention_dim=40,
@@ -102,10 +50,6 @@ def sdxl() -> StableDiffusionXLPipeline:
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
             up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
         )
-    )
-    made |= dict(text_encoder=text_encoder(made["tokenizer"], 16), tokenizer_2=made["tokenizer"])
-    return StableDiffusionXLPipeline(
-        **made, text_encoder_2=text_encoder(made["tokenizer"], 24, CLIPTextModelWithProjection)
     )
 
 

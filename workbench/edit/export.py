@@ -39,6 +39,9 @@ MODELS = {
 CROSS = re.compile(r"attn2\.to_[kv]$")
 TEXT = re.compile(r"text_encoder\.")
 FACTORS = {"kohya": ("lora_up", "lora_down"), "peft": ("lora_B", "lora_A")}
+TEXT_ENCODER = re.compile(r"text_encoder(_2)?\.")
+# In text encoders diffusers knows lora_A and lora_B of attention alone: a file of mlp layers only would not load.
+OF_TEXT = ("lora_linear_layer.up", "lora_linear_layer.down")
 MOST_PROMPTS = 200  # that the metadata lists
 
 
@@ -91,7 +94,8 @@ def to_lora(edit: Edit, path: str | Path, layout: Layout = "kohya") -> Path:
 
 
 def _tensors(update: Update, layout: Layout, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
-    (up, down), (b, a), short = FACTORS[layout], update.balanced(), rank - update.rank
+    in_text = layout == "peft" and TEXT_ENCODER.match(update.module)
+    (up, down), (b, a), short = OF_TEXT if in_text else FACTORS[layout], update.balanced(), rank - update.rank
     key = _key(update, layout)
     yield f"{key}.{up}.weight", F.pad(b, (0, short))
     yield f"{key}.{down}.weight", F.pad(a, (0, 0, 0, short))
