@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export MPLBACKEND = Agg
 
-.PHONY: demo test types notebook docs dist figures kills
+.PHONY: demo test laws types notebook docs dist figures kills
 demo: .venv/installed
 	$(BIN)/python -m workbench.studies.demo
 
@@ -16,6 +16,10 @@ test: .venv/installed types
 	$(BIN)/ruff check workbench tests notebooks docs
 	$(BIN)/ruff format --check workbench tests notebooks docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15
+
+# Every law on every pipeline with every scheduler, and every triple of all other factors; `make laws DEVICE=cuda DTYPE=float16` on a GPU.
+laws: .venv/installed
+	STRENGTH=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_laws.py
 
 # Pictures inline, and the hub within reach: what tests must not have.
 notebook: .venv/notebook
