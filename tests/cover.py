@@ -1,6 +1,6 @@
 """Few rows of a table that hold every pair (or every triple, ...) of levels of its factors: a covering design, made greedily.
 
-    cover({"size": (1, 2, 3), "colour": ("red", "blue"), "lit": (True, False)}, strength=2)   # 6 rows instead of 12
+cover({"size": (1, 2, 3), "colour": ("red", "blue"), "lit": (True, False)}, strength=2)   # 6 rows instead of 12
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,9 @@ def cover(factors: Mapping[str, Sequence], strength: int) -> list[dict]:
         for i, level in zip(group, next(iter(left[group]))):
             row[i] = level
         for i in sorted((i for i in range(len(names)) if row[i] is None), key=lambda i: -len(levels[i])):
-            row[i] = min(levels[i], key=lambda level: (-_gain(left, row, i, level), crc32(f"{row} {i} {level}".encode())))
+            row[i] = min(
+                levels[i], key=lambda level: (-_gain(left, row, i, level), crc32(f"{row} {i} {level}".encode()))
+            )
         for each in groups:
             left[each].pop(tuple(row[i] for i in each), None)
         rows.append(row)

@@ -199,13 +199,20 @@ def test_attention_that_passes_probabilities_by(pipeline, monkeypatch):
     assert {claim for _, claim in failed(found)} == {"overwrite"} and len(found.failures) == 2
 
 
-def test_attention_that_is_not_what_it_calls_itself(pipeline):
+def test_attention_that_is_not_what_it_is_taken_for(pipeline, monkeypatch):
+    """A processor of another arithmetic is refused at probabilities; were it known as a plain one, the pictures tell."""
+
     class Sharper(AttnProcessor2_0):
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, *more, **ignored):
             return super().__call__(attn, 50 * hidden_states, encoder_hidden_states)
 
-    Sharper.__name__ = "AttnProcessor2_0"
     pipeline.unet.set_attn_processor(Sharper())
+    with pytest.raises(
+        ValueError, match="the layer computes attention by Sharper, which may use its projections otherwise"
+    ):
+        wb.load(pipeline).run("a zebra", num_inference_steps=1, record="unet.*.probs", progress=False)
+    for known in ("PLAIN", "APART"):
+        monkeypatch.setattr(attention, known, (*getattr(attention, known), Sharper))
     assert ("", "explicit attention") in failed(check(pipeline))
 
 

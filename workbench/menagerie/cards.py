@@ -61,7 +61,7 @@ The topology of Stable Diffusion 1.x at a small size: a 12-layer CLIP text encod
 `python -m workbench.menagerie.train_tokenizer`, `train_vae`, `train_clip`, `train_unet`, then `assemble`; every file here is
 made by these.""",
         judge="the pipeline's own CLIP",
-        quality="figures/menagerie_quality.csv",
+        quality="figures/menagerie/menagerie_quality.csv",
     ),
     "menagerie-xl": Kind(
         title="a small Stable Diffusion XL on a rendered world",
@@ -128,7 +128,8 @@ validation captions by {kind.judge}, never by the grader.
 {_table(folder, kind.parts)}
 
 ## Measured quality
-`python -m workbench.menagerie.evaluate --model {folder.name}` measures it again; the committed run is `{kind.quality}`.
+`python -m workbench.menagerie.evaluate --model {folder.name}` measures it again; the committed run is `{kind.quality}`, what it
+says, and what the model does worse, stands in the README beside it.
 
 ## Limits
 {LIMITS}
@@ -156,7 +157,7 @@ pipeline's CLIP, and never used to train or to choose anything in the pipeline.
 {_table(folder, [""])}
 
 ## Measured quality
-The rows "rendered: ..." of `figures/menagerie_quality.csv`, on held-out combinations.
+The rows "rendered: ..." of `figures/menagerie/menagerie_quality.csv`, on held-out combinations.
 
 ## Limits
 {LIMITS} Its judgement of images unlike the rendered ones is not calibrated.

@@ -210,7 +210,9 @@ def lora(pipeline, *, rank: int = 2, seed: int = 0, size: float = 0.5) -> dict[s
 
     size: of a change, as a share of the weight that it changes (Frobenius norms).
     """
-    wanted = {"unet": ("attn2.to_q", "attn2.to_v")} | {name: ("mlp.fc1", "self_attn.out_proj") for name in encoders_of(pipeline)}
+    wanted = {"unet": ("attn2.to_q", "attn2.to_v")} | {
+        name: ("mlp.fc1", "self_attn.out_proj") for name in encoders_of(pipeline)
+    }
     generator, state = torch.Generator().manual_seed(seed), {}
     for component, ends in wanted.items():
         for name, module in getattr(pipeline, component).named_modules():
@@ -236,6 +238,4 @@ def add_word(pipeline, *, vectors: int = 3, seed: int = 0):
         encoder = getattr(pipeline, component)
         table = encoder.get_input_embeddings().weight
         values = torch.randn(vectors, table.shape[1], generator=generator) * table.detach().float().std().cpu()
-        pipeline.load_textual_inversion(
-            values, token=WORD, text_encoder=encoder, tokenizer=getattr(pipeline, reads)
-        )
+        pipeline.load_textual_inversion(values, token=WORD, text_encoder=encoder, tokenizer=getattr(pipeline, reads))

@@ -2,7 +2,7 @@
 
 The same swap edit at every window of two neighbouring cross-attention layers, at random sets of two, at all layers, and at
 all but each window, scored on training prompts that it was not made from: the probability of the other animal. Windows are
-then correlated (Spearman) with what localizers say of their layers: `figures/localizers.csv`, which
+then correlated (Spearman) with what localizers say of their layers: `figures/localizers/localizers.csv`, which
 `python -m workbench.studies.agreement` writes, or any table with the columns layer, localizer, score. Writes
 `windows.csv`, `windows_correlation.csv` and `windows.png`.
 """
@@ -35,7 +35,7 @@ MEASURE = "probability of the target"
 class WindowsOptions:
     width: int = 2
     random_sets: int = 8
-    localizers: Path | None = Path("figures/localizers.csv")
+    localizers: Path | None = Path("figures/localizers/localizers.csv")
     """A table with the columns layer, localizer, score (of objects, where it has a column attribute); left out where there is none."""
     every: int = 1
     """Make edits from every so many-th training prompt only."""
