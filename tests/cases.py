@@ -16,9 +16,9 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from cover import cover
 
 import workbench as wb
-from cover import cover
 from workbench import World
 from workbench.studies import tiny
 
@@ -110,7 +110,7 @@ class Case:
 
         own: whether the plain pipeline is this case's alone, since it will be changed.
         """
-        kind, _, when = self.adapter.partition(" ")
+        when = self.adapter.partition(" ")[2]
         ours = self.plain("none")
         if when in ("before", "fused"):
             ADAPTERS[self.adapter](ours)

@@ -206,7 +206,7 @@ def encoders_of(pipeline) -> dict[str, str]:
 
 
 def lora(pipeline, *, rank: int = 2, seed: int = 0, size: float = 0.5) -> dict[str, torch.Tensor]:
-    """A LoRA of a pipeline as diffusers loads it: random changes of cross-attention's q and v, and of the text encoders' fc1 and attention outputs.
+    """A LoRA as diffusers loads it: random changes of cross-attention's q and v, and of the text encoders' fc1 and attention outputs.
 
     size: of a change, as a share of the weight that it changes (Frobenius norms).
     """
