@@ -47,6 +47,7 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.speed --studies "plain diffusers" "text-encoder trace" --out figures/speed/speed.csv
 	$(BIN)/python -m workbench.studies.speed --studies LocoGen --out figures/speed/speed_locogen.csv
 	$(BIN)/python -m workbench.studies.memory --out figures/memory/memory.csv
+	$(BIN)/python -m workbench.studies.matrix --out figures/matrix
 	$(BIN)/python -m workbench.menagerie.evaluate --out figures/menagerie
 
 # Studies killed at a hundred random moments lose nothing: a quarter of an hour.

@@ -27,9 +27,9 @@ DTYPES = (os.environ["DTYPE"],) if "DTYPE" in os.environ else ("float32", "bfloa
 STRENGTH = int(os.environ.get("STRENGTH", 2))
 
 # Largest difference of a pixel, of a range of 1, between rows of one batch or between a batch and its rows alone: what rounding
-# does. Plain pipelines show as much: they were measured (all of the table, batches of 4 against 1) to differ by up to 1e-6,
-# 1e-3 and 0.012. What the laws tell apart is larger: see `Case.apart`.
-TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 0.025}
+# does. Plain pipelines show as much: they were measured (all of the table, batches of 4 against 1, on a CPU) to differ by up to 1e-6,
+# 1e-3 and 0.012; on a GPU (H200) the laws met up to 1e-4 and 0.007. What the laws tell apart is larger: see `Case.apart`.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 0.025}
 
 LAWS = ("plain", "seed", "identity", "everything", "calls", "exception", "rows", "preview", "lora", "behind")
 FACTORS: dict[str, Sequence[str]] = {

@@ -28,7 +28,7 @@ from workbench.studies import (
 def test_the_demo_draws_its_heatmaps(tmp_path, capsys):
     demo.main(demo.DemoOptions(seeds=1, num_inference_steps=1, out=tmp_path / "zebra.png"))
     assert (tmp_path / "zebra.png").stat().st_size > 50_000
-    assert capsys.readouterr().out.count("total effect") == 3
+    assert capsys.readouterr().out.count(": total effect ") == 3
 
 
 def test_the_survey_draws_both_figures_and_keeps_every_number(tmp_path):

@@ -89,8 +89,9 @@ def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ValueError(f"it has {size} bytes, such a file at most {LARGEST_FILE}")
     with open(path, "rb") as file:
-        start = file.read(8)
-    if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":
+        start, header_start = file.read(8), file.read(1)
+    # the length of a header may begin as a pickle does, but its first letter is a brace
+    if header_start != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise ValueError(f"it is a pickle, which could run anything; {kind}s are safetensors files")
     if (header := int.from_bytes(start, "little")) > LARGEST_HEADER:
         raise ValueError(f"it asks for a header of {header} bytes; at most {LARGEST_HEADER} are read")

@@ -280,14 +280,14 @@ def draw(table: pd.DataFrame, path: Path):
         grid.clip(lower=1e-8),
         norm=LogNorm(1e-8, RIGHT),
         cmap="viridis",
-        annot=grid.map("{:.0e}".format),
+        annot=grid.map(lambda each: f"{each:.0e}" if each else "0"),
         fmt="",
         annot_kws={"size": 8},
         cbar_kws={"label": "largest difference of a pixel (range 1)"},
         ax=ax,
     )
     pipelines = ", ".join(measured.pipeline.unique())
-    ax.set(xlabel="", ylabel="", title=f"Right, to rounding: largest deviation over {pipelines}")
+    ax.set(xlabel="", ylabel="", title=f"Largest deviation over {pipelines}")
     ax.tick_params(axis="x", rotation=35)
     plt.setp(ax.get_xticklabels(), ha="right")
     figure.savefig(path, dpi=100)
