@@ -7,6 +7,8 @@
 Their pictures mean nothing, but every part of a real pipeline is there. `sharpen` makes their pictures depend on the text.
 """
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -33,11 +35,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from workbench.models import MENAGERIE
 
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-SD1 = dict(set_alpha_to_one=False, steps_offset=1)  # as its checkpoints are configured
+SCHEDULE: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+SD1: dict[str, Any] = dict(set_alpha_to_one=False, steps_offset=1)  # as its checkpoints are configured
 
 # Schedulers by name, and how they are configured.
-SCHEDULERS = {
+SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, SD1 | dict(clip_sample=False)),
     "ddim v zero snr": (
         DDIMScheduler,
