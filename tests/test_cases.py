@@ -2,21 +2,21 @@
 
 Each test stands for its kind; the files named beside it vary it further.
 
- 1  Euler ancestral: two worlds with nothing done
- 2  which seed made picture k, in a batch
- 3  LCM, DDPM: the same seed twice
- 4  Heun, KDPM2: prompt replaced everywhere
- 5  PNDM with and without prk steps
- 6  PNDM: the last call has no step
- 7  a scheduler's own, longer timesteps
+ 1  Euler ancestral: two worlds with nothing done         test_case_01_02_03; test_laws.py
+ 2  which seed made picture k, in a batch                 test_case_01_02_03; test_laws.py
+ 3  LCM, DDPM: the same seed twice                        test_case_01_02_03; test_laws.py
+ 4  Heun, KDPM2: prompt replaced everywhere               test_case_04_05_06; test_laws.py
+ 5  PNDM with and without prk steps                       test_case_04_05_06; test_laws.py
+ 6  PNDM: the last call has no step                       test_case_04_05_06; test_laws.py
+ 7  a scheduler's own, longer timesteps                   test_case_07
  8  a textual inversion of three vectors: tokens behind it    test_case_08; test_text.py
- 9  LoRA loaded after the model was wrapped
-10  unfused LoRA, own prompt given to k and v
-11  LoRA on the text encoder, direction recorded
-12  LoRA, then save_pretrained
-13  fused QKV, then an edit of k and v
-14  LoRA fused, unfused, scaled, switched
-15  an intervention that matches nothing
+ 9  LoRA loaded after the model was wrapped               test_outside_adapters.py, test_laws.py
+10  unfused LoRA, own prompt given to k and v             test_outside_adapters.py
+11  LoRA on the text encoder, direction recorded          test_outside_adapters.py
+12  LoRA, then save_pretrained                            test_edit_cases.py
+13  fused QKV, then an edit of k and v                    test_edit_cases.py
+14  LoRA fused, unfused, scaled, switched                 test_edit_cases.py, test_outside_adapters.py
+15  an intervention that matches nothing                  test_case_15; test_engine.py
 16  a subject that stands twice, a replacement already there  test_case_16; test_text.py, test_edit.py
 17  CSV: a comma at the line's end                            test_case_17; test_prompts.py
 18  CSV: an unquoted comma in a prompt                        test_case_18; test_prompts.py
@@ -31,23 +31,23 @@ Each test stands for its kind; the files named beside it vary it further.
 27  a 16-bit PNG to invert                                    test_case_27; test_pictures.py
 28  a picture with EXIF orientation                           test_case_28; test_pictures.py
 29  RGBA, L and P pictures                                    test_case_29; test_pictures.py
-30  the same edit committed twice
+30  the same edit committed twice                         test_edit_cases.py
 31  "~" in a path                                             test_case_31; test_inputs.py
 32  seeds as numpy integers, as an array                      test_case_32; test_inputs.py
 33  the same seed twice                                       test_case_33; test_inputs.py
-34  num_inference_steps 0, negative, 1.5
-35  effects(...).to_netcdf()
-36  a heat-map of NaN alone
-37  a truncated shard
-38  copy.deepcopy(model)
-39  a dict, a generator, a set, where worlds belong
+34  num_inference_steps 0, negative, 1.5                  test_case_34
+35  effects(...).to_netcdf()                              test_case_35_41; test_experiments.py
+36  a heat-map of NaN alone                               test_case_36
+37  a truncated shard                                     test_store.py
+38  copy.deepcopy(model)                                  test_edit_cases.py
+39  a dict, a generator, a set, where worlds belong       test_case_39
 40  seeds -1 and 2**32                                        test_case_40; test_inputs.py
-41  a trace to netCDF and back
+41  a trace to netCDF and back                            test_case_35_41
 42  punctuation at the subject                                test_case_42; test_prompt_to_prompt.py
 43  an end token inside a prompt                              test_case_43; test_text.py
 44  hyphens in replaced words                                 test_case_44; test_prompt_to_prompt.py
-45  a guide of one space
-46  an edit on a model with an unfused LoRA
+45  a guide of one space                                  test_edit_cases.py
+46  an edit on a model with an unfused LoRA               test_edit_cases.py, test_outside_adapters.py
 47  a word of several tokens: its map                         test_case_47; test_attention.py
 48  pictures as a tensor given to a scorer                    test_case_48; test_metrics.py
 """
@@ -59,6 +59,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from diffusers import (
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+)
 from PIL import Image
 
 import workbench as wb
@@ -271,3 +279,114 @@ def test_case_48_pictures_as_a_tensor(scorer):
     seen = scorer.image_embeddings(pictures)
     assert torch.equal(scorer.similarity(embeddings=seen, texts=ZEBRA), scorer.similarity(pictures, ZEBRA))
     refused(lambda: scorer.similarity(seen, ZEBRA), "images of shape (2, 64): neither layout fits")
+
+
+# The engine and experiments: schedulers, seeds, what worlds may be, results on disk
+
+
+def tiny(scheduler=None, **config):
+    """A tiny model of its own, with another scheduler."""
+    torch.manual_seed(0)
+    pipeline = conftest.sd1()
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler(
+            **dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear") | config
+        )
+    return wb.load(pipeline)
+
+
+def drawn(model, worlds, **more):
+    return model.run(worlds, **dict(seeds=(0, 5), num_inference_steps=4, guidance_scale=3.0, progress=False) | more)
+
+
+@pytest.mark.parametrize("scheduler", [EulerAncestralDiscreteScheduler, LCMScheduler, DDPMScheduler])
+def test_case_01_02_03_stochastic_schedulers(scheduler):
+    """Worlds with nothing done are equal; a seed draws the same picture alone, in a batch, and twice."""
+    model = tiny(scheduler)
+    run = drawn(model, [wb.World("a", ZEBRA), wb.World("b", "a lion"), wb.World("c", ZEBRA)])
+    assert np.array_equal(run["a"], run["c"]) and not np.allclose(run["a"], run["b"], atol=1e-3)
+    assert not np.allclose(run["a"][0], run["a"][1], atol=1e-3)
+    alone = drawn(model, ZEBRA, seeds=5)
+    assert np.allclose(alone[ZEBRA][0], run["a"].sel(seed=5), atol=1e-5)
+    assert np.array_equal(alone.images, drawn(model, ZEBRA, seeds=5).images)
+    once, again = (model.generate(ZEBRA, seeds=5, num_inference_steps=4) for _ in range(2))
+    assert np.array_equal(once[0], again[0])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config", "calls"),
+    [
+        (HeunDiscreteScheduler, {}, (0, 0, 1, 1, 2, 2, 3)),
+        (KDPM2DiscreteScheduler, {}, (0, 0, 1, 1, 2, 2, 3)),
+        (PNDMScheduler, dict(skip_prk_steps=True), (0, 0, 1, 2, 3)),
+        (PNDMScheduler, dict(skip_prk_steps=False), (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3)),
+    ],
+)
+def test_case_04_05_06_steps_of_several_calls(scheduler, config, calls):
+    """The prompt replaced at all layers and steps gives the target's picture; every call belongs to a step, the last too."""
+    model = tiny(scheduler, timestep_spacing="trailing", **config)
+    given = wb.World("given", ZEBRA, [wb.replace_prompt("unet.*.cross.context", "a lion")])
+    run = drawn(model, [wb.World("zebra", ZEBRA), given, wb.World("lion", "a lion")], record="unet.noise")
+    assert np.allclose(run["given"], run["lion"], atol=1e-5) and not np.allclose(run["zebra"], run["lion"], atol=1e-3)
+    assert tuple(run.values["unet.noise"].step.values) == calls == model.calls(4).step
+    assert run.fired == {("given", 0): len(calls) * len(model.sites("unet.*.cross.context"))}
+    last = [wb.World("plain", ZEBRA), wb.World("last", ZEBRA, [wb.scale("unet.noise", 30.0, steps=3)])]
+    run = drawn(model, last)
+    assert run.fired == {("last", 0): calls.count(3)} and not np.allclose(run["plain"], run["last"], atol=1e-3)
+
+
+def test_case_07_a_schedulers_own_timesteps(monkeypatch):
+    """One that sets more than the table says is refused, before anything is drawn."""
+    model = tiny(DDPMScheduler)
+    own = DDPMScheduler.set_timesteps
+    monkeypatch.setattr(DDPMScheduler, "set_timesteps", lambda self, steps, **more: own(self, 2 * steps, **more))
+    refused(lambda: drawn(model, ZEBRA), "num_inference_steps=4: DDPMScheduler sets 8 timesteps", "4 are expected")
+
+
+def test_case_15_an_intervention_that_matches_nothing():
+    with pytest.raises(KeyError, match=r"no site matches 'unet\.\*\.crosss'; of \d+ sites the nearest are"):
+        drawn(tiny(), wb.World("a", ZEBRA, [wb.scale("unet.*.crosss", 2.0)]))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, "8"])
+def test_case_34_numbers_of_steps(steps):
+    model = tiny()
+    for call in (
+        lambda: drawn(model, ZEBRA, num_inference_steps=steps),
+        lambda: model.generate(ZEBRA, num_inference_steps=steps),
+    ):
+        refused(call, f"num_inference_steps={steps!r}: give a whole number of at least 1")
+
+
+def test_case_35_41_netcdf_and_back(tmp_path, scorer):
+    """A trace and its effects are written as netCDF and come back."""
+    model = tiny()
+    prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra", "zebra"),), {"zebra": ("a zebra",), "cow": ("a cow",)})
+    spec = wb.TraceSpec(sites=("text_encoder.0.mlp",), draws=1, seeds=(0,), num_inference_steps=2)
+    trace = wb.causal_trace(model, prompts, spec, scorer=scorer)
+    for name, data in (("trace", trace), ("effects", wb.effects(trace, "probability"))):
+        data.to_netcdf(tmp_path / f"{name}.nc")
+        with xr.open_dataset(tmp_path / f"{name}.nc") as held:
+            xr.testing.assert_allclose(held.load(), data)
+
+
+def test_case_36_a_heat_map_of_nothing():
+    cells = xr.Dataset(
+        {name: (("layer", "kind"), np.full((2, 2), np.nan)) for name in ("recovery", "recovery_low", "recovery_high")}
+        | {"significant": (("layer", "kind"), np.zeros((2, 2), bool)), "prompts": (("layer", "kind"), np.ones((2, 2)))},
+        coords={"layer": ["a", "b"], "kind": ["mlp", "hidden"]},
+        attrs={"effect": "recovery", "ratio": "recovery", "unit": "share", "metric": "probability"},
+    )
+    refused(lambda: wb.plot.heatmap(cells, "kind", "layer", value="recovery"), "no cell has a value", "recovery")
+
+
+def test_case_39_what_worlds_may_be():
+    """A mapping of names and a generator are taken; a set, which has no order, and other things are refused with an example."""
+    model = tiny()
+    named = drawn(model, {"plain": ZEBRA, "other": wb.World("x", "a lion")})
+    assert list(named.images.world.values) == ["plain", "other"]
+    listed = drawn(model, (wb.World(name, text) for name, text in (("plain", ZEBRA), ("other", "a lion"))))
+    assert np.array_equal(named.images, listed.images)
+    for wrong in ({ZEBRA}, 3, [], {"a": 3}, [ZEBRA, 3], b"zebra"):
+        refused(lambda wrong=wrong: drawn(model, wrong), "World('edited', 'a zebra', [...])")

@@ -261,7 +261,9 @@ def test_a_file_brings_the_direction_back(model, both, tmp_path):
     ):
         wb.Direction.load(tmp_path / "d.safetensors")
     wb.edit.swap(model, "a zebra", "a giraffe").save(tmp_path / "edit.safetensors")
-    with pytest.raises(ValueError, match=r"it is a safetensors file of format .* not .diffusion-workbench direction 1."):
+    with pytest.raises(
+        ValueError, match=r"it is a safetensors file of format .* not .diffusion-workbench direction 1."
+    ):
         wb.Direction.load(tmp_path / "edit.safetensors")
 
 

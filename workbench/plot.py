@@ -46,6 +46,13 @@ def heatmap(
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
+    if table[value].isna().all():
+        axes = [axis for axis in (x, y) if axis in effects.coords]
+        empty = "; ".join(f"{axis} {effects[axis].values.tolist()[:6]}" for axis in axes)
+        raise ValueError(
+            f"heatmap(value={value!r}): no cell has a value ({empty}): no prompt had what was asked there, or the total effect is zero, "
+            "where no ratio is defined; draw the effects themselves"
+        )
     if table.duplicated([x, y]).any():
         apart = [
             axis

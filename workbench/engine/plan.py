@@ -188,8 +188,8 @@ def _named(read: Tokens, tokens: str | tuple[int, ...], subject: str | None, hal
     try:
         positions = read.positions(tokens, subject)
     except ValueError as error:
-        negative = " in the negative prompt, whose half rows= names too" if half == "uncond" else ""
-        raise ValueError(f"{error}{negative}") from None
+        negative = "in the negative prompt, whose half rows= names too: " if half == "uncond" else ""
+        raise ValueError(f"{negative}{error}") from None
     if not positions:
         raise ValueError(f"tokens={tokens!r} names no token of {read!r}; name others")
     return positions
