@@ -8,8 +8,8 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
-from outside import LION, SETTINGS, ZEBRA, apart, fresh, pictures, run
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from outside import GUIDANCE, LION, SETTINGS, ZEBRA, apart, fresh, load_lora, lora_file, pictures, run
 
 import workbench as wb
 from workbench.engine.text import encode
@@ -275,3 +275,43 @@ def test_what_a_run_gives_offers_no_save_of_nnsights():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[False, False, False, False, False]"
+
+
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
+def test_attention_maps_are_means_over_all_calls(scheduler):
+    """Of schedulers that take several calls in a step, and of pictures that are no squares."""
+    pipeline = fresh()
+    settings = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    more = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else {}
+    pipeline.scheduler = scheduler(**settings, **more)
+    model, size = wb.load(pipeline), dict(height=16, width=32)
+    site = "unet.down.0.0.cross"
+    run = model.run({"clean": ZEBRA}, record=f"{site}.probs", **size, **SETTINGS | dict(num_inference_steps=3))
+    maps = wb.attention_maps(model, ZEBRA, bins=3, num_inference_steps=3, guidance_scale=GUIDANCE, **size)
+    recorded = run.values[f"{site}.probs"]
+    assert maps.maps[site].sizes["y"] == 8 and maps.maps[site].sizes["x"] == 16
+    for step in range(3):
+        own = recorded.isel(step=recorded.step.values == step).mean("step").values
+        assert np.allclose(maps.maps[site].isel(steps=step).values.reshape(own.shape), own, atol=1e-6)
+    whole = wb.attention_maps(model, ZEBRA, num_inference_steps=3, guidance_scale=GUIDANCE, **size)
+    assert np.allclose(
+        whole.maps[site].values.reshape(recorded[:, :, 0].shape), recorded.mean("step").values, atol=1e-6
+    )
+    assert whole.word("zebra").sizes["x"] == 16
+
+
+def test_contribution_under_a_lora_is_that_of_the_fused_one(tmp_path):
+    """The output projection acts with its adapter."""
+    file, prompts = lora_file(conftest.sd1, tmp_path, "lora", 1), wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),))
+    spec = wb.AttentionSpec(seeds=(0,), num_inference_steps=2, guidance_scale=GUIDANCE)
+    apart_, fused_, without = fresh(), fresh(), fresh()
+    for pipeline in (apart_, fused_):
+        load_lora(pipeline, file)
+    fused_.fuse_lora()
+    fused_.unload_lora_weights()
+    models = (apart_, fused_, without)
+    found = [wb.attention_contribution(wb.load(each), prompts, spec).clean.values for each in models]
+    own, fused, plain = (
+        np.nan_to_num(values) for values in found
+    )  # where a layer has one pixel, its map has no entropy
+    assert apart(own, fused) < 1e-5 < 1e-3 < apart(own, plain)

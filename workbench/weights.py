@@ -50,6 +50,19 @@ def editable_weight(pipeline, path: str, name: str) -> torch.nn.Parameter:
     return weight
 
 
+@torch.no_grad()
+def acting_weight(projection: torch.nn.Module, before: torch.nn.Module) -> torch.Tensor:
+    """The matrix (out, in) that a projection applies, its adapters' part included; had by calling it where it carries any.
+
+    before: the projection that gives its input, whose width it has.
+    """
+    if isinstance(projection, torch.nn.Linear):
+        return projection.weight
+    example = next(projection.parameters())
+    eye = torch.eye(before.out_features, dtype=example.dtype, device=example.device)
+    return (projection(eye) - projection(torch.zeros_like(eye))).T
+
+
 def fused(attention: torch.nn.Module) -> bool:
     """Whether an attention computes with one matrix in place of its projections.
 

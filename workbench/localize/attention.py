@@ -5,7 +5,7 @@ on: one clean run tells all of it.
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,14 @@ from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec, window_name
 from workbench.experiments.store import Store
+from workbench.families.attention import attention_of
 from workbench.interventions import World
-from workbench.models import Model
+from workbench.models import Model, Worlds, as_worlds
 from workbench.progress import Bar
 from workbench.prompts import PromptSet
 from workbench.sites import Sites
 from workbench.text import Tokens, tokens_of
+from workbench.weights import acting_weight
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class AttentionMaps:
         Returns (site, world, seed, steps, head, y, x), NaN for heads that a layer lacks; average over what is not asked:
         `.mean(["site", "steps", "head"])`. Raises ValueError for a word that a world's prompt lacks, KeyError for no such layer.
         """
-        side = max(values.sizes["y"] for values in self.maps.values())
-        found = {name: _resized(self._own(name, phrase), side) for name in self._layers(sites)}
+        largest = max(self.maps.values(), key=lambda values: values.sizes["y"] * values.sizes["x"])
+        grid = (largest.sizes["y"], largest.sizes["x"])
+        found = {name: _resized(self._own(name, phrase), grid) for name in self._layers(sites)}
         return xr.concat(
             found.values(), dim=pd.Index(list(found), name="site"), join="outer", coords="minimal", compat="override"
         )
@@ -94,28 +97,29 @@ class AttentionMaps:
 
 def attention_maps(
     model: Model,
-    worlds: str | World | Sequence[World],
+    worlds: Worlds,
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: int | Iterable[int] = (0,),
     sites: str = "unet.*.cross",
     bins: int = 1,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
     images: Mapping[str, Image.Image] | None = None,
     step: int | None = None,
     batch_size: int = 16,
 ) -> AttentionMaps:
     """Cross-attention maps of a run, or of one call of the UNet on given images.
 
-    worlds: a prompt, or worlds with their interventions. bins: equal parts of the denoising, averaged each by itself. images:
-    by the worlds' names, noised to `step` of the run and looked at once (guidance 1). The maps are summed while the steps pass,
-    so that their memory does not grow with the steps; the layers that are read take attention's explicit softmax.
+    worlds: a prompt, or worlds with their interventions. bins: equal parts of the denoising, averaged each by itself, over the
+    calls of their steps. height, width: in pixels. images: by the worlds' names, noised to `step` of the run and looked at once
+    (guidance 1). The maps are summed while the steps pass, so that their memory does not grow with the steps; the layers that
+    are read take attention's explicit softmax.
 
     Raises, before anything is generated, KeyError for sites that are no cross-attention, ValueError for more bins than steps.
     """
-    worlds = (
-        [World("clean", worlds)] if isinstance(worlds, str) else [worlds] if isinstance(worlds, World) else list(worlds)
-    )
+    chosen = [World("clean", worlds)] if isinstance(worlds, str) else as_worlds(worlds)
     steps = 1 if images else model.num_inference_steps if num_inference_steps is None else num_inference_steps
     if not 1 <= bins <= steps:
         raise ValueError(f"bins={bins}: the run has {steps} steps; give 1 to {steps}, or raise num_inference_steps")
@@ -123,48 +127,54 @@ def attention_maps(
         raise ValueError(
             f"images and step go together; found step={step} and {'no' if images is None else len(images)} images"
         )
-    folds = map_folds(model, sites, bins, steps)
+    if images is not None and (height is not None or width is not None):
+        raise ValueError(f"height={height}, width={width}: images are of the model's own size; leave both out")
+    step_of = (0,) if images else model.calls(num_inference_steps).step
+    folds = map_folds(model, sites, bins, step_of)
     common = dict(seeds=seeds, num_inference_steps=num_inference_steps, record=folds, batch_size=batch_size)
     if images is None:
-        run = model.run(worlds, guidance_scale=guidance_scale, **common)
+        run = model.run(chosen, guidance_scale=guidance_scale, height=height, width=width, **common)
     else:
-        run = model.run_once(worlds, images, step=step, **common)
+        run = model.run_once(chosen, images, step=step, **common)
     edges = [window_name((i / bins, (i + 1) / bins)) for i in range(bins)]
-    maps = {fold.name: _on_grid(run.values[fold.name]).assign_coords(steps=edges) for fold in folds}
-    return AttentionMaps(maps, run.images, {world.name: tokens_of(model.pipeline, world.prompt) for world in worlds})
+    grids = {site.name: site.grid for site in model.sites_at(height, width)}
+    maps = {fold.name: _on_grid(run.values[fold.name], grids[fold.name]).assign_coords(steps=edges) for fold in folds}
+    return AttentionMaps(maps, run.images, {world.name: tokens_of(model.pipeline, world.prompt) for world in chosen})
 
 
-def map_folds(model: Model, sites: str, bins: int, steps: int) -> list[Fold]:
-    """Running means of the attention probabilities of these layers: (steps, head, pixel, token)."""
-    layers = [site.name for site in model.sites(sites)]
-    if other := [name for name in layers if not name.endswith(".cross")]:
+def map_folds(model: Model, sites: str, bins: int, step_of: Sequence[int]) -> list[Fold]:
+    """Running means of the attention probabilities of these layers: (steps, head, pixel, token).
+
+    step_of: the step of each call of the denoiser; a bin's mean is over the calls of its steps.
+    """
+    layers = model.sites(sites)
+    if other := [site.name for site in layers if site.kind != "cross"]:
         raise KeyError(
             f"sites={sites!r} matches {', '.join(other[:5])}: not cross-attention layers; they are unet.*.cross"
         )
-    bin_of = [step * bins // steps for step in range(steps)]
+    bin_of = [step * bins // (step_of[-1] + 1) for step in step_of]
 
-    def update(total, step, worlds, probs):
+    def update(total, call, worlds, probs):
         if total is None:
             total = torch.zeros(len(probs), bins, *probs.shape[1:], device=probs.device)
-        total[:, bin_of[step]].add_(probs, alpha=1 / bin_of.count(bin_of[step]))
+        total[:, bin_of[call]].add_(probs, alpha=1 / bin_of.count(bin_of[call]))
         return total
 
-    return [Fold(name, (f"{name}.probs",), ("steps", "head", "pixel", "token"), update) for name in layers]
+    return [Fold(site.name, (f"{site.name}.probs",), ("steps", "head", "pixel", "token"), update) for site in layers]
 
 
-def _on_grid(values: xr.DataArray) -> xr.DataArray:
-    """Pixels as rows and columns of a square."""
-    side = round(values.sizes["pixel"] ** 0.5)
-    array = rearrange(values.values, "world seed steps head (y x) token -> world seed steps head y x token", y=side)
+def _on_grid(values: xr.DataArray, grid: tuple[int, int]) -> xr.DataArray:
+    """Pixels as rows and columns."""
+    array = rearrange(values.values, "world seed steps head (y x) token -> world seed steps head y x token", y=grid[0])
     coords = {"world": values.world, "seed": values.seed, "head": range(values.sizes["head"])}
     return xr.DataArray(array, dims=("world", "seed", "steps", "head", "y", "x", "token"), coords=coords)
 
 
-def _resized(values: xr.DataArray, side: int) -> xr.DataArray:
-    """Maps (..., y, x) on a grid of this side."""
+def _resized(values: xr.DataArray, grid: tuple[int, int]) -> xr.DataArray:
+    """Maps (..., y, x) on a grid of so many rows and columns."""
     flat = torch.from_numpy(values.values).reshape(-1, 1, *values.shape[-2:])
-    array = F.interpolate(flat, size=(side, side), mode="bilinear", align_corners=False).numpy()
-    return xr.DataArray(array.reshape(*values.shape[:-2], side, side), dims=values.dims, coords=values.coords)
+    array = F.interpolate(flat, size=grid, mode="bilinear", align_corners=False).numpy()
+    return xr.DataArray(array.reshape(*values.shape[:-2], *grid), dims=values.dims, coords=values.coords)
 
 
 def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
@@ -174,7 +184,7 @@ def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
     as the mask has, so that no threshold is chosen. Chance is a / (2 - a) for a mask that covers a share a.
     """
     maps = maps.transpose(..., "y", "x")
-    fine = _resized(maps, mask.shape[0]) if maps.sizes["y"] != mask.shape[0] else maps
+    fine = maps if maps.shape[-2:] == mask.shape else _resized(maps, mask.shape)
     flat, count = fine.values.reshape(-1, mask.size), int(mask.sum())
     brightest = np.zeros(flat.shape, bool)
     np.put_along_axis(brightest, np.argpartition(-flat, count - 1, axis=1)[:, :count], True, axis=1)
@@ -222,10 +232,14 @@ class Looking(Experiment):
         """Rows (world, metric, prompt, seed, site, value)."""
         prompt = self.prompts[p]
         tokens = tokens_of(self.model.pipeline, prompt.prompt)
-        maps = map_folds(self.model, "unet.*.cross", 1, self.steps)
-        parts = [_contribution(self.model, fold.name, tokens.of(prompt.subject), self.steps) for fold in maps]
+        step_of = self.model.calls(self.steps).step
+        maps = map_folds(self.model, "unet.*.cross", 1, step_of)
+        parts = [_contribution(self.model, fold.name, tokens.of(prompt.subject), len(step_of)) for fold in maps]
         run = self.run([World("clean", prompt.prompt)], record=[*maps, *parts])
-        own = {fold.name: _on_grid(run.values[fold.name]).assign_coords(steps=["0-1"]) for fold in maps}
+        grids = {site.name: site.grid for site in self.sites()}
+        own = {
+            fold.name: _on_grid(run.values[fold.name], grids[fold.name]).assign_coords(steps=["0-1"]) for fold in maps
+        }
         focus = AttentionMaps(own, run.images, {"clean": tokens}).focus(prompt.subject).sel(world="clean", steps="0-1")
         rows = []
         for fold, part in zip(maps, parts):
@@ -240,13 +254,14 @@ class Looking(Experiment):
         return rows
 
 
-def _contribution(model: Model, layer: str, positions: tuple[int, ...], steps: int) -> Fold:
-    """Mean norms of what the tokens at these positions, and all tokens, add to a layer's output: (part,)."""
-    site = model.sites(layer)[0]
-    out = model.pipeline.unet.get_submodule(f"{site.module.removeprefix('unet.')}.to_out.0").weight
+def _contribution(model: Model, layer: str, positions: tuple[int, ...], calls: int) -> Fold:
+    """Mean norms, over so many calls, of what the tokens at these positions, and all tokens, add to a layer's output: (part,)."""
+    site = model.sites[layer]
+    attention = attention_of(model.pipeline, site)
+    out = acting_weight(attention.to_out[0], attention.to_v)
     split = partial(rearrange, pattern="row token (head c) -> row head token c", head=site.heads)
 
-    def update(total, step, worlds, values, probs):
+    def update(total, call, worlds, values, probs):
         values = split(values)
         own = torch.zeros(values.shape[-2], device=values.device, dtype=values.dtype)
         own[list(positions)] = 1
@@ -254,7 +269,7 @@ def _contribution(model: Model, layer: str, positions: tuple[int, ...], steps: i
             F.linear(rearrange(probs @ v, "row head i c -> row i (head c)"), out)
             for v in (values * own[:, None], values)
         ]
-        norms = torch.stack([part.float().norm(dim=-1).mean(-1) for part in parts], -1) / steps
+        norms = torch.stack([part.float().norm(dim=-1).mean(-1) for part in parts], -1) / calls
         return norms if total is None else total + norms
 
     return Fold(f"{layer} contribution", (f"{layer}.v", f"{layer}.probs"), ("part",), update)

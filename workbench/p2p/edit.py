@@ -11,7 +11,7 @@ from workbench.interventions import Intervention, World, blend_latents, mix_atte
 from workbench.interventions import window as share_of_steps
 from workbench.models import Model
 from workbench.p2p.alignment import Alignment, align_tokens
-from workbench.sites import Site
+from workbench.sites import LATENTS, Site
 from workbench.text import places_of, tokens_of
 
 KINDS = ("replace", "refine", "reweight")
@@ -210,19 +210,16 @@ def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[
 
 def up_to(model: Model, kind: str, share: float, what: str, only: bool = False) -> list[Site]:
     """The "probs" sites whose side is at most, or with `only` the largest that is at most, this share of the latents'."""
-    latent, found = model.pipeline.unet.config.sample_size, {}
-    for site in model.sites(f"unet.*.{kind}.probs"):
-        found.setdefault(round(site.sizes[1] ** 0.5), []).append(site)
-    if not (sides := [side for side in found if side <= share * latent + 1e-6]):
+    latent = model.sites[LATENTS].grid[0]
+    sites = [site for site in model.sites if site.kind == f"{kind}.probs"]
+    sides = sorted({site.grid[0] for site in sites})
+    fitting = [side for side in sides if side <= share * latent + 1e-6]
+    if not fitting:
         raise ValueError(
-            f"{what}={share}: {kind}-attention has sides {sorted(found)} of latents of {latent}; raise it to at least "
-            f"{min(found) / latent:g}"
+            f"{what}={share}: {kind}-attention has sides {sides} of latents of {latent}; raise it to at least {sides[0] / latent:g}"
         )
-    return (
-        found[max(sides)]
-        if only
-        else [site for site in model.sites(f"unet.*.{kind}.probs") if round(site.sizes[1] ** 0.5) in sides]
-    )
+    chosen = fitting[-1:] if only else fitting
+    return [site for site in sites if site.grid[0] in chosen]
 
 
 def _window(what: str, given: float | Window) -> Window:
