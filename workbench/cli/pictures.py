@@ -29,7 +29,7 @@ def overview(found: xr.Dataset, title: str) -> plt.Figure:
             plot.heatmap(panel, x, "layer", ax=ax, title=kind, limit=limit)
         figure.suptitle(title)
         return figure
-    if all(name.startswith("text_encoder") for name in found.site.values):
+    if (found.part == "text").all():
         return plot.heatmap(found, "kind", "layer", title=title).figure
     return plot.profile(found, title=title).figure
 

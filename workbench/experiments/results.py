@@ -56,7 +56,7 @@ def _shards(asked: str, folder: str | Path | Store) -> Shards:
 def dataset(shards: Shards) -> xr.Dataset:
     """Rows as labelled arrays, one for each kind of world, over the columns that it has.
 
-    Settings stand beside their axes as coordinates, sites with their `layer` and `kind`, prompts with their texts. In
+    Settings stand beside their axes as coordinates, sites with their `layer`, `kind` and `part`, prompts with their texts. In
     `attrs`, as JSON: `spec`, all that was asked, and `versions`, of what computed the rows.
     """
     table, along = shards.table(), shards.spec.get("coordinates", {})
@@ -99,8 +99,10 @@ def _described(data: xr.Dataset, spec: Mapping[str, Any]) -> xr.Dataset:
     """With what is known of each site and prompt beside its axis."""
     if "site" in data.dims:
         known = spec.get("site_facts", {})
-        facts = [known.get(site, {"layer": site, "kind": site}) for site in data.site.values]
-        data = data.assign_coords({name: ("site", [each[name] for each in facts]) for name in ("layer", "kind")})
+        facts = [known.get(site, {"layer": site, "kind": site, "part": ""}) for site in data.site.values]
+        data = data.assign_coords(
+            {name: ("site", [each[name] for each in facts]) for name in ("layer", "kind", "part")}
+        )
     if "prompt" in data.dims and spec.get("prompts"):
         prompts = [spec["prompts"][int(i)] for i in data.prompt.values]
         texts = {("text" if key == "prompt" else key): [each[key] for each in prompts] for key in prompts[0]}

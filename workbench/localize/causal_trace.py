@@ -85,7 +85,7 @@ class Tracing(Experiment):
         identity = super().identity() | {"sigmas": self.sigmas}
         for name, sites in self.joints.items():
             layer = sites[0].place.replace(sites[0].component, "text_encoders", 1)
-            identity["site_facts"][name] = {"layer": layer, "kind": sites[0].kind}
+            identity["site_facts"][name] = {"layer": layer, "kind": sites[0].kind, "part": sites[0].part}
         return identity
 
     def sites(self) -> Sites:
