@@ -1,5 +1,10 @@
 """Pipelines on which the laws must hold: random tiny ones of every family, built from configs, and the menagerie."""
 
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -82,3 +87,21 @@ def the_menagerie():
 def scorer():
     """The embedded grader."""
     return wb.Scorer()
+
+
+@pytest.fixture(scope="session")
+def wheel_python(tmp_path_factory) -> Path:
+    """Python of an environment with the wheel, built as `make dist` does and installed away from the clone; libraries are borrowed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
+    subprocess.run(build, cwd=Path(__file__).parents[1], check=True)
+    (wheel,) = folder.glob("diffusion_workbench-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "bare"], check=True)
+    python = folder / "bare" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(pip, check=True)
+    (site,) = (folder / "bare").glob("lib/python*/site-packages")
+    # a path that a .pth names is searched, but the .pth files in it are not read: the clone's editable install stays unknown
+    borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (site / "libraries.pth").write_text("\n".join(borrowed) + "\n")
+    return python

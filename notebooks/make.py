@@ -1,0 +1,89 @@
+"""Executes the notebooks from their percent sources: `make notebooks` writes each NAME.ipynb, with its pictures, beside NAME.py."""
+
+import argparse
+import base64
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from PIL import Image
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+LARGEST = 1_000_000  # bytes of a notebook: more is not shown by every viewer
+QUALITY = 88  # of pictures that are kept as JPEG
+ABOUT = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+WIDGET = "application/vnd.jupyter.widget-view+json"  # bars of loading, which only a running kernel can draw
+NOT_SHOWN = ("<Axes", "<matplotlib", " at 0x")  # what an object says of itself where nobody meant to look
+
+
+def main():
+    """Execute all notebooks, or those that are named, and write them; a notebook that cannot be shown as it is raises ValueError."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help="how notebooks begin, such as 02; all when left out")
+    names = tuple(options.parse_args().names) or ("",)
+    for source in tqdm([path for path in sorted(HERE.glob("[0-9]*.py")) if path.name.startswith(names)]):
+        notebook = executed(jupytext.read(source))
+        content = nbformat.writes(tidied(notebook, source.stem)) + "\n"
+        if len(content.encode()) > LARGEST:
+            raise ValueError(f"{source.stem}: {len(content.encode())} bytes, more than {LARGEST}: show less, or smaller")
+        source.with_suffix(".ipynb").write_text(content)
+
+
+def executed(notebook: NotebookNode) -> NotebookNode:
+    """A notebook with its outputs, run in an empty folder, with pictures inline and without bars."""
+    quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | quiet
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
+        return client.execute(env=environment)
+
+
+def tidied(notebook: NotebookNode, name: str) -> NotebookNode:
+    """The same without what differs between machines and days. Raises ValueError for outputs that no reader should be given."""
+    notebook.metadata = nbformat.from_dict(ABOUT)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+        for output in cell.get("outputs", ()):
+            _check(output, f"{name}, cell {number}")
+            if "image/png" in output.get("data", {}):
+                kind, encoded = smaller(output.data.pop("image/png"))
+                output.data[kind] = encoded
+    return notebook
+
+
+def smaller(encoded: str) -> tuple[str, str]:
+    """A PNG, base64, as its MIME type and content: JPEG where that takes less than half, as photographs do and lines do not."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    written = {}
+    for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": QUALITY, "optimize": True})):
+        written[kind] = io.BytesIO()
+        picture.convert("RGB").save(written[kind], kind, **settings)
+    lossless, lossy = (each.getvalue() for each in written.values())
+    kind, content = ("image/jpeg", lossy) if 2 * len(lossy) < len(lossless) else ("image/png", lossless)
+    return kind, base64.b64encode(content).decode()
+
+
+def _check(output: NotebookNode, where: str):
+    """Refuse what was not meant to be shown: warnings and bars, objects without a form, folders of this machine."""
+    texts = [output.get("text", ""), *(str(value) for kind, value in output.get("data", {}).items() if "text" in kind)]
+    if output.get("name") == "stderr":
+        raise ValueError(f"{where} writes to stderr: {output.text[:500]}")
+    unwanted = (*NOT_SHOWN, str(HERE.parent), str(Path.home()), tempfile.gettempdir())
+    if shown := [each for each in unwanted if any(each in text for text in texts)]:
+        raise ValueError(f"{where} shows {shown[0]!r}: end the cell with what a reader wants, or assign its result to _")
+
+
+if __name__ == "__main__":
+    main()
