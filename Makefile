@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export MPLBACKEND = Agg
 
-.PHONY: demo test laws types notebook docs dist figures kills
+.PHONY: demo test laws types notebook notebooks docs dist figures kills
 demo: .venv/installed
 	$(BIN)/python -m workbench.studies.demo
 
@@ -24,6 +24,10 @@ laws: .venv/installed
 # Pictures inline, and the hub within reach: what tests must not have.
 notebook: .venv/notebook
 	env -u MPLBACKEND -u HF_HUB_OFFLINE $(BIN)/jupyter lab notebooks
+
+# Executes those whose code is new; `make notebooks NAMES="02 --again"` the second whatever has changed.
+notebooks: .venv/installed
+	env -u MPLBACKEND OMP_NUM_THREADS=1 $(BIN)/python notebooks/make.py $(NAMES)
 
 docs: .venv/installed
 	$(BIN)/python docs/reference.py

@@ -1,4 +1,7 @@
-"""Executes the notebooks from their percent sources: `make notebooks` writes each NAME.ipynb, with its pictures, beside NAME.py."""
+"""Executes the notebooks from their percent sources: `make notebooks` writes each NAME.ipynb, with its pictures, beside NAME.py.
+
+Resumable: a notebook whose code is as it was keeps its outputs and takes over what its prose says now.
+"""
 
 import argparse
 import base64
@@ -26,16 +29,35 @@ NOT_SHOWN = ("<Axes", "<matplotlib", " at 0x")  # what an object says of itself 
 
 
 def main():
-    """Execute all notebooks, or those that are named, and write them; a notebook that cannot be shown as it is raises ValueError."""
+    """Execute the notebooks whose code is new, and write them; one that cannot be shown as it is raises ValueError."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("names", nargs="*", metavar="NAME", help="how notebooks begin, such as 02; all when left out")
-    names = tuple(options.parse_args().names) or ("",)
+    options.add_argument(
+        "--again", action="store_true", help="also those whose code is as it was: the library has changed"
+    )
+    given = options.parse_args()
+    names = tuple(given.names) or ("",)
     for source in tqdm([path for path in sorted(HERE.glob("[0-9]*.py")) if path.name.startswith(names)]):
-        notebook = executed(jupytext.read(source))
-        content = nbformat.writes(tidied(notebook, source.stem)) + "\n"
+        asked, target = jupytext.read(source), source.with_suffix(".ipynb")
+        kept = nbformat.read(target, as_version=4) if target.exists() and not given.again else None
+        notebook = asked if kept and take_outputs(asked, kept) else tidied(executed(asked), source.stem)
+        name_cells(notebook)
+        content = nbformat.writes(notebook) + "\n"
         if len(content.encode()) > LARGEST:
-            raise ValueError(f"{source.stem}: {len(content.encode())} bytes, more than {LARGEST}: show less, or smaller")
-        source.with_suffix(".ipynb").write_text(content)
+            raise ValueError(
+                f"{source.stem}: {len(content.encode())} bytes, more than {LARGEST}: show less, or smaller"
+            )
+        target.write_text(content)
+
+
+def take_outputs(notebook: NotebookNode, kept: NotebookNode) -> bool:
+    """Give a notebook the outputs of an earlier one with the same code, whatever its prose; False where the code differs."""
+    new, old = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (notebook, kept))
+    if [cell.source for cell in new] != [cell.source for cell in old]:
+        return False
+    for cell, earlier in zip(new, old):
+        cell.outputs, cell.execution_count = earlier.outputs, earlier.execution_count
+    return True
 
 
 def executed(notebook: NotebookNode) -> NotebookNode:
@@ -49,9 +71,7 @@ def executed(notebook: NotebookNode) -> NotebookNode:
 
 def tidied(notebook: NotebookNode, name: str) -> NotebookNode:
     """The same without what differs between machines and days. Raises ValueError for outputs that no reader should be given."""
-    notebook.metadata = nbformat.from_dict(ABOUT)
     for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
@@ -61,6 +81,13 @@ def tidied(notebook: NotebookNode, name: str) -> NotebookNode:
                 kind, encoded = smaller(output.data.pop("image/png"))
                 output.data[kind] = encoded
     return notebook
+
+
+def name_cells(notebook: NotebookNode):
+    """Say of a notebook and its cells what is the same on every day."""
+    notebook.metadata = nbformat.from_dict(ABOUT)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
 
 
 def smaller(encoded: str) -> tuple[str, str]:
@@ -82,7 +109,9 @@ def _check(output: NotebookNode, where: str):
         raise ValueError(f"{where} writes to stderr: {output.text[:500]}")
     unwanted = (*NOT_SHOWN, str(HERE.parent), str(Path.home()), tempfile.gettempdir())
     if shown := [each for each in unwanted if any(each in text for text in texts)]:
-        raise ValueError(f"{where} shows {shown[0]!r}: end the cell with what a reader wants, or assign its result to _")
+        raise ValueError(
+            f"{where} shows {shown[0]!r}: end the cell with what a reader wants, or assign its result to _"
+        )
 
 
 if __name__ == "__main__":
