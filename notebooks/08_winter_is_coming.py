@@ -78,7 +78,7 @@ for side in (positive, negative):
 hook.remove()
 by_hand = (caught[0] - caught[1]) / 2
 print(
-    f"largest difference: {abs(by_hand - source['text_encoder.0.mlp'].values).max():.0e} of {by_hand.abs().max():.1f}"
+    f"largest difference: {np.abs(by_hand.numpy() - source['text_encoder.0.mlp']).max().item():.0e} of {by_hand.abs().max():.1f}"
 )
 
 # %% [markdown]

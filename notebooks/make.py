@@ -8,6 +8,7 @@ import base64
 import io
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
@@ -29,25 +30,26 @@ NOT_SHOWN = ("<Axes", "<matplotlib", " at 0x")  # what an object says of itself 
 
 
 def main():
-    """Execute the notebooks whose code is new, and write them; one that cannot be shown as it is raises ValueError."""
+    """Execute the notebooks whose code is new, and write them; what no reader should be given is told at the end, in a ValueError."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("names", nargs="*", metavar="NAME", help="how notebooks begin, such as 02; all when left out")
     options.add_argument(
         "--again", action="store_true", help="also those whose code is as it was: the library has changed"
     )
     given = options.parse_args()
-    names = tuple(given.names) or ("",)
+    names, unfit = tuple(given.names) or ("",), []
     for source in tqdm([path for path in sorted(HERE.glob("[0-9]*.py")) if path.name.startswith(names)]):
         asked, target = jupytext.read(source), source.with_suffix(".ipynb")
         kept = nbformat.read(target, as_version=4) if target.exists() and not given.again else None
-        notebook = asked if kept and take_outputs(asked, kept) else tidied(executed(asked), source.stem)
+        notebook = asked if kept and take_outputs(asked, kept) else tidied(executed(asked))
         name_cells(notebook)
         content = nbformat.writes(notebook) + "\n"
-        if len(content.encode()) > LARGEST:
-            raise ValueError(
-                f"{source.stem}: {len(content.encode())} bytes, more than {LARGEST}: show less, or smaller"
-            )
         target.write_text(content)
+        unfit += [f"{source.stem}, {each}" for each in faults(notebook)]
+        if len(content.encode()) > LARGEST:
+            unfit.append(f"{source.stem}: {len(content.encode())} bytes, more than {LARGEST}: show less, or smaller")
+    if unfit:
+        raise ValueError("\n".join(["written, but not to be shown:", *unfit]))
 
 
 def take_outputs(notebook: NotebookNode, kept: NotebookNode) -> bool:
@@ -69,14 +71,13 @@ def executed(notebook: NotebookNode) -> NotebookNode:
         return client.execute(env=environment)
 
 
-def tidied(notebook: NotebookNode, name: str) -> NotebookNode:
-    """The same without what differs between machines and days. Raises ValueError for outputs that no reader should be given."""
-    for number, cell in enumerate(notebook.cells):
+def tidied(notebook: NotebookNode) -> NotebookNode:
+    """The same without what differs between machines and days."""
+    for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.get("outputs", ()):
-            _check(output, f"{name}, cell {number}")
             if "image/png" in output.get("data", {}):
                 kind, encoded = smaller(output.data.pop("image/png"))
                 output.data[kind] = encoded
@@ -102,16 +103,17 @@ def smaller(encoded: str) -> tuple[str, str]:
     return kind, base64.b64encode(content).decode()
 
 
-def _check(output: NotebookNode, where: str):
-    """Refuse what was not meant to be shown: warnings and bars, objects without a form, folders of this machine."""
-    texts = [output.get("text", ""), *(str(value) for kind, value in output.get("data", {}).items() if "text" in kind)]
-    if output.get("name") == "stderr":
-        raise ValueError(f"{where} writes to stderr: {output.text[:500]}")
+def faults(notebook: NotebookNode) -> Iterator[str]:
+    """What was not meant to be shown: warnings and bars, objects without a form, folders of this machine."""
     unwanted = (*NOT_SHOWN, str(HERE.parent), str(Path.home()), tempfile.gettempdir())
-    if shown := [each for each in unwanted if any(each in text for text in texts)]:
-        raise ValueError(
-            f"{where} shows {shown[0]!r}: end the cell with what a reader wants, or assign its result to _"
-        )
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", ()):
+            given = [str(value) for kind, value in output.get("data", {}).items() if "text" in kind]
+            text = "\n".join([output.get("text", ""), *given])
+            if output.get("name") == "stderr":
+                yield f"cell {number} writes to stderr: {output.text[:500]}"
+            elif shown := [each for each in unwanted if each in text]:
+                yield f"cell {number} shows {shown[0]!r}: end it with what a reader wants, or assign its result to _"
 
 
 if __name__ == "__main__":
