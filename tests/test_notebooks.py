@@ -21,6 +21,13 @@ REMAKE = "execute it with `make notebooks`; what was changed in the .ipynb itsel
 QUICK = {
     "01": {"SEEDS": [0], "STEPS": 3},
     "02": {"PROMPTS": 1, "SEEDS": (0,), "STEPS": 1},
+    "03": {"PROMPTS": 1, "SEEDS": (0,), "STEPS": 2, "SHOWN": ("season",)},
+    "04": {"SEEDS": [0], "STEPS": 1, "EVERY": 40},
+    "05": {"SEEDS": (0,), "STEPS": 4, "FEW": 1, "PROMPTS": 2, "PAIRS": 2},
+    "06": {"SEEDS": (0,), "STEPS": 3, "INNER": 1},
+    "07": {"SEEDS": [0], "STEPS": 1, "EVERY": 20},
+    "08": {"PROMPTS": 4, "STEPS": 2, "PAIRS": 2},
+    "09": {"EVERY": 20, "IMAGES": 2, "STEPS": 1, "BEGINS": ("a photo of a",)},
 }
 
 
