@@ -63,7 +63,9 @@ run = model.run(worlds.values(), seeds=SEEDS, num_inference_steps=STEPS)
 _ = wb.plot.image_grid(run, title=prompt)
 
 # %% [markdown]
-# TODO see
+# Half an edit leaves a zebra, with some giraffe at its head (seed 1). One layer, `up.2.0`, turns all five into
+# something between the two, and without it they stay striped: it carries the swap and does not suffice for it. Together
+# the six make giraffes.
 #
 # ## Commit it
 # The committed model draws the previewed pictures, up to rounding. `applied` takes the edit back at the block's end,

@@ -61,6 +61,9 @@ run = model.run(worlds, seeds=SEEDS, num_inference_steps=STEPS)
 _ = wb.plot.image_grid(run.images, title="zebra -> giraffe")
 
 # %% [markdown]
+# All of them are giraffes in the same savanna: the noise alone fixes the scene in this model. What Prompt-to-Prompt
+# adds is seen at the animal, whose body stays where the zebra's was.
+#
 # ## Refine and reweight
 # Words that are added keep their own attention, all others take the source's. A word's attention times c makes it
 # stronger (c > 1), weaker, or turns it into its opposite (c < 0).
@@ -82,7 +85,9 @@ rows = model.run(weighted, **settings).images
 _ = wb.plot.image_grid(rows.transpose("seed", "world", ...), ax=axes[1], title="night times c")
 
 # %% [markdown]
-# TODO see
+# Winter comes, and with it another scene: desert for forest. And a word's attention moves nothing here, not even turned
+# into its opposite: "night" is also in the tokens behind it, end and padding, which are not reweighted
+# ([study](../figures/prompt_to_prompt/README.md)).
 #
 # ## Local blend
 # An intervention on the latents between the steps: outside the regions of the words, the source's latents are put back.
@@ -103,6 +108,9 @@ equal = (latents.sel(world="with local blend") == latents.sel(world="source")).a
 print(f"latents that are the source's, to the last bit: {equal:.0%}")
 
 # %% [markdown]
+# What changes is the animal and, without the blend, the trees' outlines and the horizon. With it the giraffes' heads
+# are cut where the zebras' regions end: a third less changes, and the neck pays for it.
+#
 # ## A real picture
 # DDIM inversion finds the noise a picture comes from; at guidance above 1 the way back misses it, and null-text
 # optimisation moves the unconditional embedding of each step until it does not (Mokady et al. 2022). Here the picture
@@ -135,7 +143,8 @@ _ = wb.plot.image_grid(strip, title="a rendered cow, reconstructed, then edited"
 {name: round(float(np.abs(each - picture).mean()), 3) for name, each in list(named.items())[1:3]}
 
 # %% [markdown]
-# TODO see
+# Null-text comes closer to the picture than DDIM inversion alone, most of what remains is the VAE's. Edited it is a
+# camel, with a hump, in the cow's place, smaller than the rendered one and pale.
 #
 # ## What it keeps, measured
 # `python -m workbench.studies.prompt_to_prompt` grades 40 pairs of one animal for another: is the target there, and how

@@ -192,7 +192,7 @@ table.round(2)
 # the trees turn white, the place in the picture stays. It is what telling gives, from a prompt that says summer.
 # Similarity to the prompt falls by as much as when told: a summer's day that is drawn in winter is no longer what was
 # asked for. The UNet's layer keeps more of the prompt and misses half of the summers, in one of which night has fallen
-# (13); a direction from more pairs does better (25 pairs and two seeds: 0.80).
+# (13); in the study, with 25 pairs and two seeds, it is 0.63.
 #
 # ## Strength by the prompt?
 # The solution guesses from the words how much a prompt will resist (summer: strong; outdoors: medium; else: weak). In

@@ -63,7 +63,11 @@ def smaller(path: Path) -> nbformat.NotebookNode:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
 def test_the_notebook_runs_from_an_installed_wheel(path, kernel):
     notebook = smaller(path)
-    NotebookClient(notebook, km=kernel, timeout=600).execute()
+    client = NotebookClient(notebook, km=kernel, timeout=600)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
     assert pictures(notebook)
 
 
