@@ -59,13 +59,14 @@ print("best window:", *season.best(2), "| as good by chance:", round(season.chan
 # %%
 rows = [wb.locogen_images(model, wb.prompt_set(name)[0], spec, batch_size=32).sel(seed=0, drop=True) for name in SHOWN]
 sheet = xr.concat(rows, pd.Index(SHOWN, name="attribute"))
+sheet = sheet.assign_coords(world=["none", "all", *sheet.world.values[2:]])
 figure, ax = plt.subplots(figsize=(12, 3.4), layout="constrained")
 _ = wb.plot.image_grid(sheet, ax=ax, title="the target prompt at two layers").set_xlabel("layers given the target")
 
 # %% [markdown]
 # The winter goes with layer 3 (windows 2-3 and 3-4). The car is red until layer 12 is given the target (11-12 and
 # 12-13), and is then half of each colour; the zebra turns into something with a giraffe's colours at layer 10 (9-10 and
-# 10-11). Two layers are enough for the season and for neither of the others: compare "all layers".
+# 10-11). Two layers are enough for the season and for neither of the others: compare "all".
 #
 # The large run, twelve prompts and two seeds for each of six attributes
 # ([localizers](../figures/localizers/README.md)):
@@ -98,9 +99,9 @@ _ = wb.plot.heatmap(needed, "steps", "inputs", title="season: what its best wind
 # The second half of the steps is too late for any of them.
 #
 # In the first half keys and values together seem to do *less* than values alone. Is that so? On all twelve prompts and
-# two seeds it is 0.23 against
-# 0.27, a difference of -0.04 (-0.13 to 0.02): nothing told apart. It comes from two prompts in which half of the run is just not enough for both
-# and just enough for values, and at all steps the two are equal (0.98). No interaction, then, but a threshold near by.
+# two seeds it is 0.23 against 0.27, a difference of -0.04 (-0.13 to 0.02): nothing told apart. It comes from two
+# prompts in which half of the run is just enough for values and just not enough for both; at all steps the two are
+# equal (0.98). No interaction, then, but a threshold near by.
 #
 # ## Where does the image look?
 # Attention maps are summed while the steps pass. A word's map is the mean over its tokens; entropy says how sharp it

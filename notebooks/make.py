@@ -74,7 +74,6 @@ def executed(notebook: NotebookNode) -> NotebookNode:
 def tidied(notebook: NotebookNode) -> NotebookNode:
     """The same without what differs between machines and days."""
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.get("outputs", ()):
@@ -89,6 +88,7 @@ def name_cells(notebook: NotebookNode):
     notebook.metadata = nbformat.from_dict(ABOUT)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if "tags" in cell.metadata else {})
 
 
 def smaller(encoded: str) -> tuple[str, str]:
