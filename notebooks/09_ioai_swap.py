@@ -62,6 +62,7 @@ def seen(pictures):
     return np.array(list(labels))[grader.class_probabilities(pictures, labels).argmax(-1)]
 
 
+# %%
 before, shown, rows = seen(drawn(control)), {}, []
 
 
@@ -97,9 +98,8 @@ def rank_one(site, animal, printed):
     gain, last = k @ inverse @ k, k if printed else inverse @ k
     miss = weight @ guide - weight @ k  # v - W k
     error = torch.outer(miss, last) @ k / gain - miss  # W' k - v
-    return wb.edit.update_of(
-        model, site, (miss / gain)[:, None].float(), last[None].float()
-    ), error.norm() / miss.norm()
+    update = wb.edit.update_of(model, site, (miss / gain)[:, None].float(), last[None].float())
+    return update, error.norm() / miss.norm()
 
 
 for name, printed in {"as printed": True, "corrected": False}.items():
