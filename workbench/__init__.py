@@ -1,5 +1,22 @@
 """A mechanistic-interpretability workbench for text-to-image diffusion models: `import workbench as wb`.
 
+Every function below has an example, which the tests run (`tests/test_examples.py`). They are short because all of them begin with
+what stands here, on the embedded model; `wb.load("a folder, a file or a hub id")` gives another.
+
+>>> import numpy as np
+>>> import torch
+>>> import workbench as wb
+>>> model = wb.load()
+>>> model.num_inference_steps = 2  # to be quick; its own are 25
+>>> run = model.run({"zebra": "a photo of a zebra", "lion": "a photo of a lion"}, seeds=(0, 1))
+>>> prompts = wb.prompt_set("object")[:2]
+>>> once = wb.TraceSpec(seeds=(0,), draws=1)
+>>> comparison = wb.compare_localizers(model, prompts, trace=once)
+>>> trace, windows = comparison.trace, comparison.locogen
+>>> maps = wb.attention_maps(model, "a photo of a zebra")
+>>> winter = wb.direction(model, *wb.prompt_pairs("winter"))
+>>> edit = wb.edit.locoedit(model, {"a zebra": "a giraffe"}, sites="unet.up.2.*.cross")
+
 The public names stand in `__init__.pyi`, where type checkers and editors read them; each is imported when it is first asked
 for, so that `import workbench` costs nothing.
 """

@@ -35,6 +35,10 @@ class Metric:
     name: what results call it. function: takes images (image, y, x, colour), float32 in [0, 1], and returns one number for each,
     NaN where it has none; `wb.as_pil` makes PIL pictures of them. unit: of the number. version: name what the function reads
     from outside itself, such as the weights of a classifier; results of another version are not mixed.
+
+    >>> bright = wb.Metric("brightness", lambda images: images.mean((1, 2, 3)), unit="share of white")
+    >>> bright(np.ones((2, 64, 64, 3))).tolist()
+    [1.0, 1.0]
     """
 
     name: str

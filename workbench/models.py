@@ -57,6 +57,13 @@ class Model:
 
     pipeline: the diffusers pipeline, whose behaviour stays its own. num_inference_steps, guidance_scale: what is used when not
     told; left out, the pipeline's own (see `workbench.loading.defaults_of`).
+
+    >>> model = wb.load()
+    >>> model.num_inference_steps, model.guidance_scale
+    (25, 3.0)
+    >>> model.num_inference_steps = 12  # of every run that does not say
+    >>> model.pipeline.tokenizer.model_max_length  # all of diffusers' pipeline is there
+    32
     """
 
     def __init__(
@@ -73,20 +80,40 @@ class Model:
 
     @property
     def sites(self) -> Sites:
-        """Every value that can be read or changed, in execution order; call it with a glob to select."""
+        """Every value that can be read or changed, in execution order; call it with a glob to select.
+
+        >>> [site.name for site in model.sites("unet.mid.cross.{k,v}")]
+        ['unet.mid.cross.k', 'unet.mid.cross.v']
+        >>> model.sites["unet.mid.cross.probs"].axes
+        ('row', 'head', 'pixel', 'token')
+        >>> len(model.sites.where(kind="cross", component="unet"))
+        16
+        """
         return sites_of(self.pipeline)
 
     def sites_at(self, height: int | None = None, width: int | None = None) -> Sites:
-        """The sites of a run at this resolution in pixels, which their sizes follow; the pipeline's own when left out."""
+        """The sites of a run at this resolution in pixels, which their sizes follow; the pipeline's own when left out.
+
+        >>> model.sites["unet.mid.cross"].grid, model.sites_at(128, 128)["unet.mid.cross"].grid
+        ((2, 2), (4, 4))
+        """
         return sites_of(self.pipeline, height, width)
 
     def calls(self, num_inference_steps: int | None = None) -> Calls:
-        """The denoiser's calls in a run of so many steps, and which step each belongs to; see `workbench.engine.calls`."""
+        """The denoiser's calls in a run of so many steps, and which step each belongs to; see `workbench.engine.calls`.
+
+        >>> model.calls(4).step
+        (0, 1, 2, 3)
+        """
         return calls_of(self.pipeline.scheduler, self._steps(num_inference_steps))
 
     @property
     def record(self) -> dict:
-        """What tells this model from others, for results to carry; see `workbench.identity`."""
+        """What tells this model from others, for results to carry; see `workbench.identity`.
+
+        >>> model.record["pipeline"]
+        'StableDiffusionPipeline'
+        """
         return identity(self.pipeline)
 
     def _summary(self) -> str:
@@ -145,6 +172,17 @@ class Model:
         not known, and for latents of another shape, MemoryError for recordings that would not fit, all before anything is computed;
         RuntimeError when an intervention did not fire as often as planned or a safety checker blacked pictures out;
         FloatingPointError for images that are not finite.
+
+        >>> off = wb.World("off", "a zebra", wb.scale("unet.mid.cross", 0.0))
+        >>> run = model.run(["a zebra", off], seeds=(0, 1), record="unet.mid.cross.probs")
+        >>> run
+        Run of worlds 'a zebra', 'off'; seeds 0, 1: pictures of 64 x 64; recorded unet.mid.cross.probs
+        >>> dict(run.images.sizes)
+        {'world': 2, 'seed': 2, 'y': 64, 'x': 64, 'colour': 3}
+        >>> dict(run.values["unet.mid.cross.probs"].sizes)
+        {'world': 2, 'seed': 2, 'step': 2, 'head': 4, 'pixel': 4, 'token': 32}
+        >>> run.fired
+        {('off', 0): 2}
         """
         settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
         chosen, numbers = as_worlds(worlds), as_seeds(seeds)
@@ -202,6 +240,12 @@ class Model:
 
         images: by the worlds' names, of the model's own size. seeds: of the noise. The run's images and latents are those behind
         that step. Raises ValueError for an image that is missing or of another size, and for a step outside the run.
+
+        >>> (picture,) = run.pil("zebra", seed=0)
+        >>> probs = "unet.mid.cross.probs"
+        >>> seen = model.run_once({"here": "a zebra"}, {"here": picture}, step=1, record=probs)
+        >>> dict(seen.values[probs].sizes)
+        {'world': 1, 'seed': 1, 'step': 1, 'head': 4, 'pixel': 4, 'token': 32}
         """
         chosen, steps = as_worlds(worlds), self._steps(num_inference_steps)
         if missing := [world.name for world in chosen if world.name not in images]:
@@ -217,7 +261,11 @@ class Model:
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Images of the model's own size as latents, the mean of the VAE's posterior: (image, channel, y, x)."""
+        """Images of the model's own size as latents, the mean of the VAE's posterior: (image, channel, y, x).
+
+        >>> model.encode(run.pil("zebra")).shape
+        torch.Size([2, 4, 16, 16])
+        """
         self._check_sizes(images)
         vae, pipeline = self.pipeline.vae, self.pipeline
         with self.lock, untouched(pipeline):
@@ -239,7 +287,13 @@ class Model:
         return (count, *self.family.latents(self.pipeline, height or own[0], width or own[1]))
 
     def latents(self, seeds: Seeds, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """Starting noise, one row per seed, as the pipeline itself draws it: (row, channel, y, x), on the CPU, of the model's dtype."""
+        """Starting noise, one row per seed, as the pipeline itself draws it: (row, channel, y, x), on the CPU, of the model's dtype.
+
+        >>> model.latents(range(3)).shape
+        torch.Size([3, 4, 16, 16])
+        >>> torch.equal(model.latents(1)[0], model.latents((0, 1))[1])
+        True
+        """
         shape = self._latent_shape(1, height, width)
         dtype = self.family.model(self.pipeline).dtype
         each = [seeds] if hasattr(seeds, "__index__") else seeds  # the same seed may stand in several rows
@@ -267,9 +321,10 @@ class Model:
         and seeds differ, RuntimeError and FloatingPointError as `run` does; warns of prompts that are longer than the text
         encoder reads.
 
-        >>> import workbench as wb
-        >>> wb.load().generate("a zebra", num_inference_steps=2)[0].size
-        (64, 64)
+        >>> pictures = model.generate("a photo of a zebra", seeds=(0, 1))
+        >>> [picture.size for picture in pictures]
+        [(64, 64), (64, 64)]
+        >>> pictures = model.generate(["a zebra", "a lion"], seeds=0, negative_prompt="snow")
         """
         prompts = list(strings(prompt, "prompt"))
         if len(prompts) > 1 and isinstance(seeds, Iterable):  # one seed may stand in several rows
@@ -317,11 +372,22 @@ class Model:
 
     @property
     def edits(self) -> tuple[Commit, ...]:
-        """The log of what is committed to the pipeline: what, where, when, and the hash of each weight before and after."""
+        """The log of what is committed to the pipeline: what, where, when, and the hash of each weight before and after.
+
+        >>> with model.applied(edit):
+        ...     [(entry.what["editor"], len(entry.where)) for entry in model.edits]
+        [('locoedit', 6)]
+        """
         return commits_of(self.pipeline).log
 
     def hashes(self, site: str) -> list[str]:
-        """SHA-256 of a site's weight as it is, then as it was before each commit: an edit may be based on any of them."""
+        """SHA-256 of a site's weight as it is, then as it was before each commit: an edit may be based on any of them.
+
+        >>> before = model.hashes("unet.up.2.0.cross.k")
+        >>> with model.applied(edit):
+        ...     model.hashes("unet.up.2.0.cross.k")[1:] == before
+        True
+        """
         now = weight_hash(weight_of(self.pipeline, self.sites[site]))
         return [now, *commits_of(self.pipeline).earlier(site)]
 
@@ -332,6 +398,11 @@ class Model:
         same pipeline share its edits. base: refuse an edit that was made for other weights. Warns of an edit that is committed
         already, and of one that the weights' dtype is too coarse for. Raises ValueError, with nothing changed, for an edit that
         does not fit, and for layers with adapters that are not fused.
+
+        >>> model.commit(edit)
+        >>> [commit.what["editor"] for commit in model.edits]
+        ['locoedit']
+        >>> model.undo()
         """
         commits_of(self.pipeline).commit(self, edit, base)
 
@@ -340,6 +411,11 @@ class Model:
 
         check: refuse where the weights are not what the commit left, changed by hand or by a LoRA that was fused; False puts the
         copy back all the same. Raises ValueError, with nothing changed, for that, and when there is nothing to undo.
+
+        >>> model.commit(edit)
+        >>> model.undo()
+        >>> model.edits
+        ()
         """
         commits_of(self.pipeline).undo(check)
 
@@ -348,6 +424,11 @@ class Model:
         """The model with an edit committed for as long as the block lasts, whatever happens in it.
 
         What the block commits on top goes too. Other threads that run or change this pipeline wait for the whole block.
+
+        >>> with model.applied(edit * 0.5):
+        ...     pictures = model.generate("a photo of a zebra", seeds=range(2))
+        >>> model.edits
+        ()
         """
         with commits_of(self.pipeline).applied(self, edit, base):
             yield self
@@ -364,6 +445,11 @@ class Model:
 
         `load` brings all of it back. Raises ValueError for a folder that holds files, and for a pipeline whose adapters are not
         fused, which a folder cannot hold.
+
+        >>> with model.applied(edit):
+        ...     model.save_pretrained("edited")
+        >>> [commit.what["editor"] for commit in wb.load("edited").edits]
+        ['locoedit']
         """
         folder = user_path(folder, "save_pretrained(folder=)")
         if folder.exists() and any(folder.iterdir()):
@@ -447,6 +533,12 @@ def load(
 
     Raises FileNotFoundError for a missing and ValueError for an altered file, with both hashes, and for a pipeline or checkpoint that
     no family knows, saying what was found and what is supported.
+
+    >>> model = wb.load()
+    >>> type(model.pipeline).__name__
+    'StableDiffusionPipeline'
+    >>> wb.load(model.pipeline).sites == model.sites  # a live pipeline
+    True
     """
     if isinstance(source, DiffusionPipeline):
         return Model(source)

@@ -48,6 +48,11 @@ def as_pil(images) -> list[Image.Image]:
     colours, floats in [0, 1] or 8-bit numbers, the leading axes in order; or a list of any of these.
 
     Raises ValueError for another shape, one where both layouts fit, colours outside [0, 1] or that are not numbers, and other types.
+
+    >>> [picture.size for picture in wb.as_pil(run["zebra"])]
+    [(64, 64), (64, 64)]
+    >>> len(wb.as_pil(np.zeros((5, 3, 64, 32), "uint8")))
+    5
     """
     if isinstance(images, Image.Image):
         return [as_rgb(images)]

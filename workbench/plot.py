@@ -43,6 +43,10 @@ def heatmap(
     effects: what `workbench.effects` or `LocoGen.effects` returns, one number for each cell (select the rest:
     `effects.sel(token="eos")`). value: the indirect or direct effect when left out. Colours diverge from zero, up to `limit` when
     given; a dot marks cells whose interval leaves out zero. Raises ValueError for several numbers in one cell.
+
+    >>> effects = wb.effects(trace, "probability")
+    >>> axes = wb.plot.heatmap(effects, "steps", "layer", title="What brings the zebra back?")
+    >>> axes.figure.savefig("heatmap.png")
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
@@ -101,6 +105,9 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
 
     effects: one number for each site (select the rest); value: the indirect or direct effect when left out. Raises ValueError for
     several.
+
+    >>> axes = wb.plot.profile(wb.effects(trace, "similarity"))
+    >>> axes = wb.plot.profile(windows.effects(width=2))
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
@@ -131,7 +138,11 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
 
 
 def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Images (ROW, COLUMN, y, x, colour) in [0, 1], or a run's (world, seed, ...); transpose them to lay them otherwise."""
+    """Images (ROW, COLUMN, y, x, colour) in [0, 1], or a run's (world, seed, ...); transpose them to lay them otherwise.
+
+    >>> axes = wb.plot.image_grid(run)
+    >>> axes = wb.plot.image_grid(run.images.transpose("seed", "world", ...), title="Two seeds")
+    """
     images = getattr(images, "images", images)
     rows, columns, height, width = images.shape[:4]
     names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
@@ -156,7 +167,11 @@ def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str
 
 
 def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """A word's attention map (y, x) over its image (y, x, colour) in [0, 1] or a PIL one."""
+    """A word's attention map (y, x) over its image (y, x, colour) in [0, 1] or a PIL one.
+
+    >>> zebra = maps.word("zebra").mean(["site", "steps", "head"])
+    >>> axes = wb.plot.overlay(maps.images[0, 0], zebra[0, 0], title="zebra")
+    """
     image = np.asarray(image)
     ax = ax or plt.subplots(figsize=(3.6, 3), layout="constrained")[1]
     place = (0, image.shape[1], image.shape[0], 0)
@@ -171,7 +186,10 @@ def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str
 
 
 def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest."""
+    """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest.
+
+    >>> axes = wb.plot.ranks(comparison)
+    """
     table = comparison.table(resamples=2).pivot(index="layer", columns="localizer", values="rank")
     table = table.reindex(index=comparison.scores.layer.values, columns=comparison.scores.localizer.values)
     ax = ax or plt.subplots(figsize=(5, 5.5), layout="constrained")[1]
@@ -191,7 +209,10 @@ def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Ax
 
 
 def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Spearman correlations between a `Comparison`'s localizers with their intervals; on the diagonal, between halves of the prompts."""
+    """Spearman correlations between a `Comparison`'s localizers with their intervals; on the diagonal, between halves of the prompts.
+
+    >>> axes = wb.plot.agreement(comparison)
+    """
     names = list(comparison.scores.localizer.values)
     cells, notes = np.full((len(names),) * 2, np.nan), np.full((len(names),) * 2, "", dtype=object)
     for row in comparison.agreement().itertuples():
@@ -227,6 +248,10 @@ def frontier(
     """Fidelity against concept of each row, with intervals, and a line through those that no other row of its kind beats.
 
     table: as `Sweep.table` and `Search.table` give it: NAME, NAME_low, NAME_high. by: a column whose values are drawn as kinds apart.
+
+    >>> concept, two = wb.Concept("a photo in winter"), winter.at("text_encoder.[01].mlp")
+    >>> sweep = wb.steer_sweep(model, prompts, two, concept, wb.SweepSpec(strengths=(1.0, 2.0)))
+    >>> axes = wb.plot.frontier(sweep.table(), "concept_similarity", "similarity")
     """
     ax = ax or plt.subplots(figsize=(6.5, 4.6), layout="constrained")[1]
     kinds = [(None, table)] if by is None else list(table.groupby(by, sort=False))
@@ -258,7 +283,10 @@ def frontier(
 def activation_difference(
     directions: Mapping[str, Direction], *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
-    """How far each concept moves the activations at each site, in multiples of their mean norm; bars are standard errors."""
+    """How far each concept moves the activations at each site, in multiples of their mean norm; bars are standard errors.
+
+    >>> axes = wb.plot.activation_difference({"winter": winter, "half of it": winter * 0.5})
+    """
     sites = list(dict.fromkeys(site for direction in directions.values() for site in direction.sites))
     ax = ax or plt.subplots(figsize=(2.5 + 0.3 * len(sites), 3.6), layout="constrained")[1]
     for name, direction in directions.items():

@@ -31,7 +31,11 @@ Labels = Mapping[str, str | Sequence[str]]
 class Prompt:
     """One prompt. subject: the words in it that name the attribute; value: what they say; replacement: other words for them, of as
     many tokens where positions shall stay; target: the whole prompt without the attribute, or with another value of it;
-    target_value: its value there. All but the prompt are "" where there are none."""
+    target_value: its value there. All but the prompt are "" where there are none.
+
+    >>> wb.Prompt("a zebra in winter", subject="in winter", value="winter", target="a zebra")
+    Prompt(prompt='a zebra in winter', subject='in winter', value='winter', replacement='', target='a zebra', target_value='')
+    """
 
     prompt: str
     subject: str = ""
@@ -60,6 +64,11 @@ class PromptSet(Sequence[Prompt]):
     where the prompts name no values.
 
     Raises ValueError for what is no `Prompt`, and for values without labels.
+
+    >>> texts = ("a zebra at night", "a zebra in winter")
+    >>> zebras = wb.PromptSet("zebras", [wb.Prompt(text, subject="zebra") for text in texts])
+    >>> len(zebras), zebras[0].subject, len(zebras[:1])
+    (2, 'zebra', 1)
     """
 
     name: str
@@ -97,6 +106,10 @@ class PromptSet(Sequence[Prompt]):
         subject, target: of the texts among them. labels: left out, those of the attribute that comes with the workbench and knows the
         subject (or the prompts' values), such as the seasons for "in winter"; where none does, texts have no value and are
         measured by similarity alone, and values stand for themselves as "a photo of VALUE".
+
+        >>> found = wb.PromptSet.of("a zebra in winter", subject="in winter", target="a zebra in summer")
+        >>> found[0].value, found[0].target_value, list(found.labels)
+        ('winter', 'summer', ['none', 'winter', 'summer', 'night'])
         """
         if isinstance(prompts, PromptSet):
             if subject or target or labels is not None:
@@ -120,7 +133,10 @@ class PromptSet(Sequence[Prompt]):
         return cls(name, every, _labels_for(values) if labels is None else labels)
 
     def require(self, *columns: str, by: str):
-        """Raise ValueError where a prompt lacks one of these, such as subject; by: what needs them."""
+        """Raise ValueError where a prompt lacks one of these, such as subject; by: what needs them.
+
+        >>> prompts.require("subject", "target", by="LocoGen")
+        """
         for column in columns:
             if without := [prompt.prompt for prompt in self.prompts if not getattr(prompt, column)]:
                 raise ValueError(
@@ -129,7 +145,13 @@ class PromptSet(Sequence[Prompt]):
                 )
 
     def table(self) -> pd.DataFrame:
-        """One row for each prompt, with the columns that any of them fills."""
+        """One row for each prompt, with the columns that any of them fills.
+
+        >>> prompts.table()[["prompt", "subject", "target_value"]]
+                                       prompt  subject target_value
+        0   a photo of a zebra in the savanna    zebra      giraffe
+        1  a photo of a giraffe in the forest  giraffe         lion
+        """
         table = pd.DataFrame([asdict(prompt) for prompt in self.prompts])
         return table[[column for column in table if table[column].any()]]
 
@@ -190,6 +212,12 @@ def prompt_pairs(source: str | Path) -> tuple[list[str], list[str]]:
     positive, negative).
 
     Raises FileNotFoundError for no such set, ValueError for a file that cannot be read rightly; see `workbench.tables`.
+
+    >>> positive, negative = wb.prompt_pairs("winter")
+    >>> len(positive), len(negative)
+    (100, 100)
+    >>> positive[0], negative[0]
+    ('a yellow car in the city in winter', 'a yellow car in the city in summer')
     """
     table = read_table(_found(source, "prompt_pairs", FOLDER / "steer", PAIR), PAIR, PAIR)
     table.require_values(*PAIR)
@@ -197,7 +225,7 @@ def prompt_pairs(source: str | Path) -> tuple[list[str], list[str]]:
 
 
 def prompt_set(source: str | Path, *, labels: Labels | str | Path | None = None) -> PromptSet:
-    """A prompt set by name, or from a CSV file with a column prompt and, where wanted, those others of `Prompt`.
+    r"""A prompt set by name, or from a CSV file with a column prompt and, where wanted, those others of `Prompt`.
 
     labels: texts of each value, or a CSV file of them (columns label, text). Left out, they are read from SOURCE_labels.csv beside
     the source, or labels.csv for a whole folder; without these each value is its own label, as "a photo of VALUE". Prompts
@@ -205,6 +233,14 @@ def prompt_set(source: str | Path, *, labels: Labels | str | Path | None = None)
 
     Raises FileNotFoundError for no such set, ValueError, with the file's name and the line, for a file that cannot be read rightly
     (see `workbench.tables`), a subject that its prompt lacks, and values that the labels lack.
+
+    >>> objects = wb.prompt_set("object")
+    >>> len(objects), objects[0].prompt
+    (12, 'a photo of a zebra in the savanna')
+    >>> with open("mine.csv", "w") as file:
+    ...     _ = file.write("prompt,subject,value\na zebra,zebra,zebra\na lion,lion,lion\n")
+    >>> wb.prompt_set("mine.csv").labels
+    {'zebra': ('a photo of zebra',), 'lion': ('a photo of lion',)}
     """
     path = _found(source, "prompt_set", FOLDER, ("prompt",))
     columns = [column.name for column in fields(Prompt)]

@@ -29,6 +29,11 @@ class Scorer:
     `record` says which model, weights and preprocessing scored, for results to carry.
 
     Raises ValueError for an unknown model, a folder that lacks a file, and a model without weights: random ones would score too.
+
+    >>> scorer = wb.Scorer()
+    >>> labels = {"zebra": "a photo of a zebra", "lion": "a photo of a lion"}
+    >>> scorer.class_probabilities(run.pil(), labels).argmax(-1).tolist()
+    [0, 0, 1, 1]
     """
 
     def __init__(
@@ -61,6 +66,9 @@ class Scorer:
 
         images: PIL pictures, an array, a tensor or a run's images; see `as_pil`. Raises ValueError for no images, and for black
         ones: a safety checker's, which must not be scored.
+
+        >>> wb.Scorer().image_embeddings(run.images).shape
+        torch.Size([4, 64])
         """
         pictures = as_pil(images)
         if not pictures:
@@ -80,7 +88,11 @@ class Scorer:
 
     @torch.no_grad()
     def text_embeddings(self, texts: str | Iterable[str]) -> torch.Tensor:
-        """Normalised embeddings: (text, channel)."""
+        """Normalised embeddings: (text, channel).
+
+        >>> wb.Scorer().text_embeddings(["a zebra", "a lion"]).norm(dim=-1).round(decimals=4)
+        tensor([1., 1.])
+        """
         texts = strings(texts, "texts")
         if texts not in self._texts:
             self._texts[texts] = F.normalize(
@@ -94,6 +106,12 @@ class Scorer:
         """Raw cosine in [-1, 1] of each image and its text, or of all images and one text: (image,).
 
         embeddings: of the images, (image, channel) as `image_embeddings` gives them, in place of the images, to embed only once.
+
+        >>> scorer = wb.Scorer()
+        >>> embeddings = scorer.image_embeddings(run["zebra"])
+        >>> zebra = scorer.similarity(embeddings=embeddings, texts="a photo of a zebra")
+        >>> zebra.shape, bool((zebra > scorer.similarity(embeddings=embeddings, texts="a house")).all())
+        (torch.Size([2]), True)
         """
         pictures, wanted = self._embedded(images, embeddings), self.text_embeddings(texts)
         if len(wanted) not in (1, len(pictures)):
@@ -116,6 +134,11 @@ class Scorer:
         them. embeddings: as for `similarity`.
 
         Raises ValueError for fewer than two labels, whose probability is always 1.
+
+        >>> labels = wb.prompt_set("object").labels
+        >>> probabilities = wb.Scorer().class_probabilities(run["lion"], labels)
+        >>> probabilities.shape, list(labels)[probabilities[0].argmax()]
+        (torch.Size([2, 12]), 'lion')
         """
         texts = label_texts(labels, "class_probabilities: labels")
         check_labels(texts, "class_probabilities")

@@ -48,8 +48,7 @@ def check(
     What fails does not raise: it stands in the result, as does what the pipeline cannot be asked. ValueError for what is no model, and
     for settings that no run takes.
 
-    >>> import workbench as wb
-    >>> wb.check(wb.load(), progress=False).passed
+    >>> wb.check(model, height=32, width=32, progress=False).passed
     True
     """
     if not isinstance(model, Model):

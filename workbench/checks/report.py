@@ -19,6 +19,12 @@ class ModelCheck:
     table: one row for each claim, with the columns site ("" for the whole pipeline), claim, expected, seen and passed, which is
     missing where the pipeline cannot be asked; `seen` then says why. calls: of the denoiser that it took. about: the model and the
     settings.
+
+    >>> found = wb.check(model, height=32, width=32, progress=False)
+    >>> found.passed, found.calls, len(found.failures)
+    (True, 14, 0)
+    >>> list(found.table)
+    ['site', 'claim', 'expected', 'seen', 'passed']
     """
 
     table: pd.DataFrame
@@ -41,7 +47,12 @@ class ModelCheck:
         return self.table[self.table.passed.isna()]
 
     def counts(self) -> pd.DataFrame:
-        """How often each claim holds, does not, and could not be asked."""
+        """How often each claim holds, does not, and could not be asked.
+
+        >>> found = wb.check(model, height=32, width=32, progress=False)
+        >>> int(found.counts()["does not"].sum())
+        0
+        """
         said = self.table.passed.map({True: "holds", False: "does not"}, na_action="ignore").fillna("not asked")
         counted = pd.crosstab(self.table.claim, said).reindex(columns=["holds", "does not", "not asked"], fill_value=0)
         return counted.reindex(self.table.claim.unique()).rename_axis(columns=None)

@@ -30,6 +30,10 @@ class Moments:
     total: sum of k k^T, (in, in), float64. count: of how many k. `a + b` merges two corpora.
 
     Raises ValueError for what is no sum of k k^T: not square, not finite, not symmetric, or with a negative diagonal.
+
+    >>> moments = wb.edit.Moments.of(torch.eye(3)) + wb.edit.Moments.of(torch.eye(3))
+    >>> moments.count, moments.second.diagonal()
+    (6, tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64))
     """
 
     total: torch.Tensor
@@ -49,7 +53,12 @@ class Moments:
 
     @classmethod
     def of(cls, keys: torch.Tensor) -> "Moments":
-        """Moments of keys (key, in)."""
+        """Moments of keys (key, in).
+
+        >>> wb.edit.Moments.of(torch.ones(4, 2)).total
+        tensor([[4., 4.],
+                [4., 4.]], dtype=torch.float64)
+        """
         keys = _finite("keys", keys)
         return cls(keys.T @ keys, len(keys))
 
@@ -59,7 +68,12 @@ class Moments:
         return self.total / self.count
 
     def floored(self, share: float) -> "Moments":
-        """With `share` of the mean eigenvalue added to all, for a corpus that leaves some directions empty."""
+        """With `share` of the mean eigenvalue added to all, for a corpus that leaves some directions empty.
+
+        >>> wb.edit.Moments.of(torch.tensor([[1.0, 0.0]])).floored(0.5).total
+        tensor([[1.2500, 0.0000],
+                [0.0000, 0.2500]], dtype=torch.float64)
+        """
         return Moments(
             self.total + share * self.total.trace() / len(self.total) * torch.eye(len(self.total), dtype=torch.float64),
             self.count,
@@ -73,12 +87,23 @@ class Moments:
         return Moments(self.total + other.total, self.count + other.count)
 
     def save(self, path: str | Path):
-        """Write a safetensors file, float64: it comes back exactly, and the same moments give the same bytes."""
+        """Write a safetensors file, float64: it comes back exactly, and the same moments give the same bytes.
+
+        >>> moments = wb.edit.moments_of(model, ["a zebra", "a lion"])
+        >>> moments.save("moments.safetensors")
+        >>> torch.equal(wb.edit.Moments.load("moments.safetensors").total, moments.total)
+        True
+        """
         files.write(path, "moments", {"total": self.total}, {"count": self.count})
 
     @classmethod
     def load(cls, path: str | Path) -> "Moments":
-        """Read what `save` wrote; raises FileNotFoundError, and ValueError for anything else."""
+        """Read what `save` wrote; raises FileNotFoundError, and ValueError for anything else.
+
+        >>> wb.edit.moments_of(model, ["a zebra", "a lion"]).save("moments.safetensors")
+        >>> wb.edit.Moments.load("moments.safetensors").count
+        62
+        """
         matrices, about = files.read(path, "moments")
         try:
             schema.fields(matrices, "a file of moments", ("total",))
@@ -97,6 +122,10 @@ class Solution:
     a: (pair, in), float64; a layer's update is sum_i (v_i - W c_i) a_i^T. condition: of the solved system, in the 1-norm.
     shrinkage: (pair,), the share of its own residual that each key gets; |c|^2 / (lam + |c|^2) for one pair alone.
     preserved: the preserved keys (key, in).
+
+    >>> found = wb.edit.solve(torch.eye(3)[:1], lam=0.25, preserved=torch.eye(3)[1:])
+    >>> found.a, found.preserved.shape
+    (tensor([[0.8000, 0.0000, 0.0000]], dtype=torch.float64), torch.Size([2, 3]))
     """
 
     a: torch.Tensor
@@ -108,6 +137,12 @@ class Solution:
         """B (out, rank) and A (rank, in) of one layer, for residuals v_i - W c_i (pair, out).
 
         The rank is at most the number of pairs, and of channels on either side.
+
+        >>> found = wb.edit.solve(torch.eye(3)[:1], lam=0.0)
+        >>> b, a = found.factors(torch.tensor([[1.0, 2.0]]))  # what is missing at two outputs
+        >>> b @ a
+        tensor([[1., 0., 0.],
+                [2., 0., 0.]], dtype=torch.float64)
         """
         used = residuals.abs().sum(1) > 0  # a key whose value stays is preserved, and needs no term
         a, residuals = self.a[used], residuals[used].double()
@@ -140,6 +175,14 @@ def solve(
     singular values exceed `retain` times the largest (SPEED, arXiv 2503.07392; AlphaEdit, 2410.02355).
 
     Raises ValueError for keys that are not finite and for a singular system, with its condition number.
+
+    >>> keys = torch.eye(3)[:2]  # two of three channels
+    >>> found = wb.edit.solve(keys, lam=1.0)
+    >>> found.a
+    tensor([[0.5000, 0.0000, 0.0000],
+            [0.0000, 0.5000, 0.0000]], dtype=torch.float64)
+    >>> found.shrinkage
+    tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     keys = _finite("keys", keys)
     count, channels = keys.shape

@@ -63,6 +63,12 @@ def from_concepts(
 
     Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that a
     prompt lacks, keys equal to their guides, or a singular system.
+
+    >>> found = wb.edit.from_concepts(
+    ...     model, {"a zebra": "a giraffe"}, sites="unet.mid.cross", lam=0.1, tokens=("subject_last", "eos")
+    ... )
+    >>> found.sites, found.rank
+    (('unet.mid.cross.k', 'unet.mid.cross.v'), 8)
     """
     pairs = as_pairs(concepts, templates)
     warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=", 3)
@@ -114,7 +120,12 @@ def from_concepts(
 
 
 def locoedit(model, concepts: Concepts, *, sites, lam: float = 0.01, lam_v: float | None = None, **settings) -> Edit:
-    """LocoEdit: keys and values of a localized window (Basu et al. 2024, arXiv 2405.01008, section 5), with lam for K and lam_v for V."""
+    """LocoEdit: keys and values of a localized window (Basu et al. 2024, arXiv 2405.01008, section 5), with lam for K and lam_v for V.
+
+    >>> found = wb.edit.locoedit(model, {"a zebra": "a giraffe"}, sites=windows.best(2))
+    >>> len(found.sites), found.rank
+    (4, 4)
+    """
     return from_concepts(model, concepts, sites=sites, lam=lam, lam_v=lam_v, **{"editor": "locoedit"} | settings)
 
 
@@ -122,19 +133,32 @@ def diff_quickfix(model, concepts: Concepts, *, sites="text_encoder*.0.out", lam
     """Diff-QuickFix: the text encoder's first output projection (Basu et al. 2023, arXiv 2310.13730, section 5).
 
     Keys are the projection's inputs, values its outputs for the guide without the bias, which stays as it is.
+
+    >>> wb.edit.diff_quickfix(model, {"a zebra": "a giraffe"}).sites
+    ('text_encoder.0.out',)
     """
     return from_concepts(model, concepts, sites=sites, lam=lam, **{"editor": "diff_quickfix"} | settings)
 
 
 def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, tokens="all", **settings) -> Edit:
-    """TIME: all tokens of the old prompt, aligned to the new one's (Orgad et al. 2023, arXiv 2303.08084, section 4)."""
+    """TIME: all tokens of the old prompt, aligned to the new one's (Orgad et al. 2023, arXiv 2303.08084, section 4).
+
+    >>> found = wb.edit.time_edit(model, {"a zebra": "a giraffe"}, templates="a photo of {}")
+    >>> len(found.sites), found.editor
+    (32, 'time_edit')
+    """
     return from_concepts(model, concepts, sites=sites, lam=lam, tokens=tokens, **{"editor": "time_edit"} | settings)
 
 
 def uce(
     model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings
 ) -> Edit:
-    """UCE: many concepts at once, others preserved (Gandikota et al. 2024, arXiv 2308.14761, equation 7)."""
+    """UCE: many concepts at once, others preserved (Gandikota et al. 2024, arXiv 2308.14761, equation 7).
+
+    >>> found = wb.edit.uce(model, {"a zebra": "a giraffe"}, preserve=["a lion", "a cow"])
+    >>> found.updates[0].rank  # at most one for each template; what is preserved adds none
+    4
+    """
     return from_concepts(model, concepts, sites=sites, lam=lam, preserve=preserve, **{"editor": "uce"} | settings)
 
 
@@ -142,6 +166,11 @@ def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, l
     """ROME: W + (v - W k)(C^-1 k)^T / (k^T C^-1 k), where W' k = v exactly (Meng et al. 2022, arXiv 2202.05262, equation 2).
 
     k and v are means over the templates; several concepts are solved jointly; lam above 0 is MEMIT's (2210.07229).
+
+    >>> corpus = wb.prompt_pairs("winter")[0]
+    >>> moments = wb.edit.moments_of(model, corpus).floored(1e-4)
+    >>> wb.edit.rome(model, {"a zebra": "a giraffe"}, sites="unet.mid.cross", corpus=moments).rank
+    1
     """
     return from_concepts(
         model,
@@ -154,7 +183,12 @@ def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, l
 
 
 def swap(model, first: str, second: str, *, sites=ALL_LAYERS, lam: float = 0.01, **settings) -> Edit:
-    """Each of two concepts acts as the other: both pairs in one system, not one edit after the other."""
+    """Each of two concepts acts as the other: both pairs in one system, not one edit after the other.
+
+    >>> both = wb.edit.swap(model, "a zebra", "a giraffe", sites="unet.up.*.cross", tokens="all")
+    >>> with model.applied(both):
+    ...     pictures = model.generate(["a photo of a zebra", "a photo of a giraffe"])
+    """
     return from_concepts(model, {first: second, second: first}, sites=sites, lam=lam, **{"editor": "swap"} | settings)
 
 
@@ -263,7 +297,11 @@ def _distance(i: int, places: Sequence[tuple[int, ...]]) -> int:
 
 
 def moments_of(model, prompts: Sequence[str], source: str | Site = "text states") -> Moments:
-    """Second moments of what layers are given for a corpus of prompts, at all positions but the first, which never varies."""
+    """Second moments of what layers are given for a corpus of prompts, at all positions but the first, which never varies.
+
+    >>> wb.edit.moments_of(model, ["a zebra", "a lion"]).total.shape
+    torch.Size([96, 96])
+    """
     return Moments.of(
         rearrange(states(model, source, prompts)[:, 1:], "prompt token channel -> (prompt token) channel")
     )

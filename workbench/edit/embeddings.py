@@ -22,6 +22,10 @@ def embedding_swap(model, first: str, second: str) -> Edit:
     """Swap the embedding rows of two words, all their tokens, in every text encoder (the IOAI 2024 baseline).
 
     Raises ValueError for words of different numbers of tokens, or that are the same.
+
+    >>> found = wb.edit.embedding_swap(model, "zebra", "giraffe")
+    >>> found.sites, found.rank
+    (('text_encoder.embedding',), 2)
     """
     warn_of_untrained(model, (first, second), "embedding_swap")
     updates = []
@@ -55,6 +59,11 @@ def textual_inversion(
 
     Raises ValueError without pictures or for templates without a place for the word, FloatingPointError when the loss is
     not finite.
+
+    >>> pictures = run.pil("lion")
+    >>> found = wb.edit.textual_inversion(model, "zebra", pictures, updates=2, batch_size=2)
+    >>> found.sites, len(found.provenance["loss"])
+    (('text_encoder.embedding',), 2)
     """
     if not images or not templates or not all("{}" in template for template in templates):
         raise ValueError(

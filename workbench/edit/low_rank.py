@@ -28,6 +28,10 @@ class Update:
     "sd" (Stable Diffusion 1.x, 2.x) or "sdxl".
 
     Raises ValueError for anything else, such as a glob, factors that are not finite, or whose ranks differ.
+
+    >>> update = edit.updates[0]
+    >>> update.site, update.shape, update.rank, update.dtype
+    ('unet.up.2.0.cross.k', (64, 96), 4, 'float32')
     """
 
     site: str
@@ -61,7 +65,12 @@ class Update:
         return self.b.shape[0], self.a.shape[1]
 
     def norm(self) -> float:
-        """Frobenius norm of b @ a, without forming it."""
+        """Frobenius norm of b @ a, without forming it.
+
+        >>> update = edit.updates[0]
+        >>> abs(update.norm() - (update.b @ update.a).norm().item()) < 1e-4
+        True
+        """
         b, a = self.b.double(), self.a.double()
         return max(((b.T @ b) * (a @ a.T)).sum().item(), 0.0) ** 0.5
 
@@ -70,6 +79,11 @@ class Update:
 
         An editor's factors may be large and cancel (templates give keys that are nearly equal), so that rounding each to half
         precision harms the product far more than rounding should; these do not cancel. Rows and columns of zeros stay zero.
+
+        >>> update = edit.updates[0]
+        >>> b, a = update.balanced()
+        >>> torch.allclose(b @ a, update.b @ update.a, atol=1e-5), torch.allclose(b.norm(), a.norm())
+        (True, True)
         """
         rows, columns = self.b.abs().sum(1) > 0, self.a.abs().sum(0) > 0
         b, a = torch.zeros_like(self.b), torch.zeros_like(self.a)
@@ -92,6 +106,11 @@ class Edit:
     |b a p| / |W p| on what was preserved. `edit + edit` adds, `edit * 0.5` halves, `-edit` is the opposite.
 
     Raises ValueError for a site that stands twice or an edit of nothing.
+
+    >>> edit.sites[:2], edit.rank
+    (('unet.up.2.0.cross.k', 'unet.up.2.0.cross.v'), 4)
+    >>> (edit + edit * 0.5).rank, (-edit).editor
+    (8, '-1 x locoedit')
     """
 
     updates: tuple[Update, ...]
@@ -137,17 +156,30 @@ class Edit:
         """The same edit as interventions, for a `World`: its images are the committed model's, up to rounding.
 
         They touch both halves of a guided batch and the negative prompt, as changed weights do.
+
+        >>> previewed = model.run(wb.World("zebra", "a photo of a zebra", edit.preview())).images
+        >>> with model.applied(edit):
+        ...     committed = model.run({"zebra": "a photo of a zebra"}).images
+        >>> np.allclose(previewed, committed, atol=1e-3)
+        True
         """
         return tuple(map_input(update.site, *update.balanced(), rows="both") for update in self.updates)
 
     def as_interventions(self) -> tuple[Intervention, ...]:
-        """What a `World` takes an edit for: its preview."""
+        """What a `World` takes an edit for: its preview.
+
+        >>> wb.World("edited", "a zebra", edit).interventions == edit.as_interventions()
+        True
+        """
         return self.preview()
 
     def at(self, *sites: str) -> "Edit":
         """The part of the edit at some layers: globs of sites, or of the layers whose k and v they are.
 
         What is solved for one input is the same for every layer that is given it. Raises KeyError for a glob that matches none.
+
+        >>> edit.at("unet.up.2.0.cross").sites
+        ('unet.up.2.0.cross.k', 'unet.up.2.0.cross.v')
         """
         layers = {site: (site, site.rsplit(".", 1)[0]) for site in self.sites}
         globs = {glob: schema.without_braces(glob) for glob in schema.site_names(sites)}
@@ -192,7 +224,13 @@ class Edit:
         return Edit((theirs | mine).values(), {"editor": f"{self.editor} + {other.editor}", "sum": parts})
 
     def table(self) -> pd.DataFrame:
-        """One row for each site: shape, rank and diagnostics."""
+        """One row for each site: shape, rank and diagnostics.
+
+        >>> edit.table()[["site", "out", "in", "rank"]].head(2)
+                          site  out  in  rank
+        0  unet.up.2.0.cross.k   64  96     4
+        1  unet.up.2.0.cross.v   64  96     4
+        """
         known = self.provenance.get("diagnostics", {})
         rows = [
             {
@@ -221,7 +259,10 @@ class Edit:
         return f"{self.editor}: {len(self.updates)} weights, rank at most {self.rank}, {values} numbers"
 
     def check(self, model, *, base: bool = True):
-        """Raise ValueError unless every site exists in a model, with a weight of that shape and (`base`) of that content."""
+        """Raise ValueError unless every site exists in a model, with a weight of that shape and (`base`) of that content.
+
+        >>> edit.check(model)  # nothing, or an error that says what does not fit
+        """
         for update in self.updates:
             if update.site not in model.sites:
                 raise ValueError(
@@ -237,7 +278,10 @@ class Edit:
             self.check_base({site: model.hashes(site) for site in self.sites})
 
     def check_base(self, hashes: Mapping[str, Sequence[str]]):
-        """Raise ValueError unless every update was made for one of its site's weights: SHA-256 of what it is now, and was before."""
+        """Raise ValueError unless every update was made for one of its site's weights: SHA-256 of what it is now, and was before.
+
+        >>> edit.check_base({site: model.hashes(site) for site in edit.sites})
+        """
         for update in self.updates:
             if update.base not in (known := hashes[update.site]):
                 raise ValueError(
@@ -246,7 +290,12 @@ class Edit:
                 )
 
     def save(self, path: str | Path):
-        """Write a safetensors file: factors, and in its metadata sites, base hashes and provenance. The same edit gives the same bytes."""
+        """Write a safetensors file: factors, and in its metadata sites, base hashes and provenance. The same edit gives the same bytes.
+
+        >>> edit.save("edit.safetensors")
+        >>> wb.Edit.load("edit.safetensors", model).digest == edit.digest
+        True
+        """
         factors = {f"{u.site}.{name}": getattr(u, name) for u in self.updates for name in ("b", "a")}
         about = [{key: getattr(u, key) for key in ABOUT} for u in self.updates]
         files.write(path, "edit", factors, {"updates": about, "provenance": self.provenance})
@@ -256,6 +305,10 @@ class Edit:
         """Read what `save` wrote; with a model, also check that it fits there.
 
         Raises FileNotFoundError, and ValueError for a file that is no edit, was altered, or is another model's.
+
+        >>> edit.save("edit.safetensors")
+        >>> wb.Edit.load("edit.safetensors", model).editor
+        'locoedit'
         """
         factors, about = files.read(path, "edit")
         try:
@@ -273,13 +326,23 @@ class Edit:
         return found
 
     def to_lora(self, path: str | Path, layout: Layout = "kohya") -> Path:
-        """Write the edit as one LoRA file; see `workbench.edit.export.to_lora`."""
+        """Write the edit as one LoRA file; see `workbench.edit.export.to_lora`.
+
+        >>> edit.to_lora("zebra.safetensors").name
+        'zebra.safetensors'
+        >>> edit.to_lora("peft.safetensors", layout="peft").name
+        'peft.safetensors'
+        """
         from workbench.edit.export import to_lora
 
         return to_lora(self, path, layout)
 
     def card(self) -> str:
-        """What a reader of the edit's file should know, as a README in Markdown."""
+        """What a reader of the edit's file should know, as a README in Markdown.
+
+        >>> print(edit.card().splitlines()[3])
+        # locoedit: a zebra -> a giraffe
+        """
         from workbench.edit.card import card
 
         return card(self)
@@ -289,7 +352,13 @@ ABOUT = ("site", "module", "base", "dtype", "family")
 
 
 def update_of(model, name: str, b: torch.Tensor, a: torch.Tensor) -> Update:
-    """An update of a model's weight at a site, by its name."""
+    """An update of a model's weight at a site, by its name.
+
+    >>> out, into = model.pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.weight.shape
+    >>> update = wb.edit.update_of(model, "unet.mid.cross.k", torch.zeros(out, 1), torch.zeros(1, into))
+    >>> wb.Edit([update]).sites
+    ('unet.mid.cross.k',)
+    """
     site = model.sites[schema.site_name(name, "update_of(name=)")]
     dtype = str(weight_of(model.pipeline, site).dtype).removeprefix("torch.")
     return Update(name, site.module, b, a, model.hashes(name)[0], dtype, model.family.name)

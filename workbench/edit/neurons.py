@@ -39,6 +39,10 @@ def neurons(
     entries in the chosen rows only.
 
     Raises ValueError when a site has fewer channels than `count`, or fewer than two keys stand against one another.
+
+    >>> found = wb.edit.neurons(model, {"a watercolor": "a photo"}, sites="unet.mid.cross.v", count=10)
+    >>> int(found.updates[0].b.abs().sum(1).count_nonzero())
+    10
     """
     pairs = as_pairs(concepts, templates)
     warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=")

@@ -28,6 +28,12 @@ class Fold:
     name: its key in a run's values. sites: names of the sites of the denoiser that it reads, the fewer the faster. axes: of what it
     accumulates, behind the rows. update: (accumulated or None, number of the call, world of each row, the sites' values of
     the conditional half in execution order) -> accumulated, a tensor (row, ...). `Model.calls` says which step a call belongs to.
+
+    >>> def add(total, call, worlds, probs):  # (row, head, pixel, token)
+    ...     return probs.mean(1) if total is None else total + probs.mean(1)
+    >>> fold = wb.Fold("sum", ("unet.mid.cross.probs",), ("pixel", "token"), add)
+    >>> dict(model.run("a zebra", record=fold).values["sum"].sizes)
+    {'world': 1, 'seed': 1, 'pixel': 4, 'token': 32}
     """
 
     name: str

@@ -24,6 +24,13 @@ class Run:
     (world, seed, ...its axes). fired: how often each intervention was carried out, by (world, number in the world).
 
     `run["edited"]` is one world's images, `run.pil("edited")` the same as PIL pictures.
+
+    >>> run
+    Run of worlds 'zebra', 'lion'; seeds 0, 1: pictures of 64 x 64
+    >>> dict(run["zebra"].sizes)
+    {'seed': 2, 'y': 64, 'x': 64, 'colour': 3}
+    >>> dict(run.latents.sizes)
+    {'world': 2, 'seed': 2, 'channel': 4, 'y': 16, 'x': 16}
     """
 
     worlds: tuple[World, ...]
@@ -39,7 +46,14 @@ class Run:
         return self.images.sel(world=world)
 
     def pil(self, world: str | None = None, seed: int | None = None) -> list[Image.Image]:
-        """Pictures as PIL gives them, of all worlds in order or of one, of all seeds or of one."""
+        """Pictures as PIL gives them, of all worlds in order or of one, of all seeds or of one.
+
+        >>> len(run.pil()), len(run.pil("zebra"))
+        (4, 2)
+        >>> (picture,) = run.pil("zebra", seed=1)
+        >>> picture.size
+        (64, 64)
+        """
         from workbench.pictures import as_pil
 
         images = self.images if world is None else self[world]

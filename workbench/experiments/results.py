@@ -32,6 +32,11 @@ def open_results(folder: str | Path | Store) -> xr.Dataset:
 
     Raises FileNotFoundError where there are none, ValueError for those of an experiment whose rows are no scores by world
     (`open_table` reads any).
+
+    >>> spec = wb.AttentionSpec(seeds=(0,))
+    >>> found = wb.attention_contribution(model, prompts, spec, folder="runs/attention")
+    >>> wb.open_results("runs/attention").equals(found)
+    True
     """
     return dataset(_shards("open_results", folder))
 
@@ -137,6 +142,12 @@ def effects(
     stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
 
     Raises KeyError for a metric that the trace lacks.
+
+    >>> effects = wb.effects(trace, "probability")
+    >>> dict(effects.indirect_effect.sizes), effects.attrs["unit"]
+    ({'site': 16, 'token': 1, 'steps': 1}, 'probability')
+    >>> wb.effects(trace, "probability", over=("seed", "draw")).indirect_effect.dims
+    ('prompt', 'site', 'token', 'steps')
     """
     chosen = measured_by(trace, metric)
     contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
@@ -185,7 +196,12 @@ def averages(
 
 
 def strongest(found: xr.Dataset) -> pd.DataFrame:
-    """Effects as a table, one row for each thing restored or patched, the largest effects first."""
+    """Effects as a table, one row for each thing restored or patched, the largest effects first.
+
+    >>> table = wb.strongest(wb.effects(trace, "probability"))
+    >>> len(table), list(table)[:5]
+    (16, ['site', 'token', 'steps', 'indirect_effect', 'indirect_effect_low'])
+    """
     effect, ratio = found.attrs["effect"], found.attrs["ratio"]
     names = [f"{name}{end}" for name in filter(None, (effect, ratio)) for end in ("", "_low", "_high")]
     table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=[effect])
@@ -195,6 +211,10 @@ def strongest(found: xr.Dataset) -> pd.DataFrame:
 
 
 def with_interval(values: Any, name: str) -> str:
-    """ "0.42 (0.31 to 0.55)", of a table's row or of a Dataset's single numbers."""
+    """ "0.42 (0.31 to 0.55)", of a table's row or of a Dataset's single numbers.
+
+    >>> wb.with_interval({"recovery": 0.42, "recovery_low": 0.31, "recovery_high": 0.55}, "recovery")
+    '0.42 (0.31 to 0.55)'
+    """
     value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
     return f"{value:.2f} ({low:.2f} to {high:.2f})"

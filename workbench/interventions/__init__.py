@@ -50,17 +50,37 @@ def _at(sites: SiteNames, rule: Rule, places: Places) -> Intervention:
 
 
 def restore(sites: SiteNames, from_world: str, **places: Unpack[Places]) -> Intervention:
-    """Give sites the value that `from_world` has there."""
+    """Give sites the value that `from_world` has there.
+
+    >>> noise = wb.add_noise("text_encoder.embedding", 1.0, tokens="subject")
+    >>> back = wb.restore("text_encoder.embedding", "clean", tokens="subject")
+    >>> worlds = [wb.World("clean", "a zebra"), wb.World("restored", "a zebra", [noise, back], "zebra")]
+    >>> clean, restored = model.run(worlds).images
+    >>> np.allclose(clean, restored, atol=1e-4)
+    True
+    """
     return _at(sites, Restore(from_world), places)
 
 
 def add_noise(sites: SiteNames, sigma: float, seed: int = 0, **places: Unpack[Places]) -> Intervention:
-    """Add Gaussian noise of standard deviation sigma."""
+    """Add Gaussian noise of standard deviation sigma.
+
+    >>> noise = wb.add_noise("text_encoder.embedding", sigma=1.0, seed=3, tokens="subject")
+    >>> worlds = [wb.World("clean", "a zebra"), wb.World("corrupted", "a zebra", noise, "zebra")]
+    >>> model.run(worlds).fired
+    {('corrupted', 0): 1}
+    """
     return _at(sites, AddNoise(float(sigma), seed), places)
 
 
 def replace_prompt(sites: SiteNames, prompt: str, **places: Unpack[Places]) -> Intervention:
-    """Give "context", "k" or "v" sites of cross-attention, or a "pooled" vector, what they would be for another prompt."""
+    """Give "context", "k" or "v" sites of cross-attention, or a "pooled" vector, what they would be for another prompt.
+
+    >>> lion = wb.replace_prompt("unet.*.cross.context", "a lion")
+    >>> given, plain = model.run([wb.World("given", "a zebra", lion), "a lion"]).images
+    >>> np.allclose(given, plain, atol=1e-4)
+    True
+    """
     return _at(sites, ReplacePrompt(prompt), places)
 
 
@@ -70,6 +90,11 @@ def steer(
     """Add alpha times a direction: a number per channel, or (token, channel). `Direction.steer` makes these from prompts.
 
     rows: left out, as for every intervention: the conditional half for what comes from the text, both for the denoiser's own states.
+
+    >>> vector = winter["text_encoder.0.mlp"]  # one number for each channel
+    >>> colder = wb.steer("text_encoder.0.mlp", vector, alpha=3.0, tokens="all")
+    >>> model.run(wb.World("winter", "a zebra", colder)).fired
+    {('winter', 0): 1}
     """
     return _at(sites, Steer(Array.of(direction), float(alpha), keep_norm), places)
 
@@ -77,30 +102,63 @@ def steer(
 def remove(
     sites: SiteNames, direction, beta: float = 1.0, *, keep_norm: bool = False, **places: Unpack[Places]
 ) -> Intervention:
-    """Take away beta times what points along a direction: 1 leaves nothing of it, 2 turns it round."""
+    """Take away beta times what points along a direction: 1 leaves nothing of it, 2 turns it round.
+
+    >>> vector = winter["text_encoder.0.mlp"]
+    >>> warmer = wb.remove("text_encoder.0.mlp", vector, beta=1.0)
+    >>> model.run(wb.World("no winter", "a zebra in winter", warmer)).fired
+    {('no winter', 0): 1}
+    """
     return _at(sites, Remove(Array.of(direction), float(beta), keep_norm), places)
 
 
 def ablate(
     sites: SiteNames, to: str = "zero", world: str | None = None, *, over: str | None = None, **places: Unpack[Places]
 ) -> Intervention:
-    """Replace by zero, by the mean over an axis (`over="token"`), or ("resample") by another world's value."""
+    """Replace by zero, by the mean over an axis (`over="token"`), or ("resample") by another world's value.
+
+    >>> silent = wb.World("silent", "a zebra", wb.ablate("unet.mid.cross"))
+    >>> flat = wb.World("flat", "a zebra", wb.ablate("unet.mid.cross", "mean", over="pixel"))
+    >>> other = wb.World("other", "a zebra", wb.ablate("unet.mid.cross", "resample", "silent"))
+    >>> model.run([silent, flat, other]).fired
+    {('silent', 0): 2, ('flat', 0): 2, ('other', 0): 2}
+    """
     return _at(sites, Ablate(to, world, over), places)
 
 
 def scale(sites: SiteNames, factor: float, **places: Unpack[Places]) -> Intervention:
-    """Multiply by a factor."""
+    """Multiply by a factor.
+
+    >>> once = wb.World("once", "a zebra", wb.scale("unet.*.cross", 1.0))
+    >>> none = wb.World("none", "a zebra", wb.scale("unet.*.cross", 0.0, steps=[0], rows="cond"))
+    >>> run = model.run(["a zebra", once, none])
+    >>> np.array_equal(run["a zebra"], run["once"]), np.array_equal(run["a zebra"], run["none"])
+    (True, False)
+    """
     return _at(sites, Scale(float(factor)), places)
 
 
 def mix_attention(sites: SiteNames, from_world: str, alpha=1.0, mapper=None, **places: Unpack[Places]) -> Intervention:
-    """Blend another world's attention probabilities in, at "probs" sites."""
+    """Blend another world's attention probabilities in, at "probs" sites.
+
+    >>> mix = wb.mix_attention("unet.*.cross.probs", "zebra", steps=wb.window(0.0, 0.5))
+    >>> run = model.run({"zebra": "a zebra", "lion": wb.World("lion", "a lion", mix)})
+    >>> run.fired  # at 16 layers, in one of two steps
+    {('lion', 0): 16}
+    """
     alpha = float(alpha) if isinstance(alpha, (int, float)) else tuple(float(a) for a in alpha)
     return _at(sites, MixAttention(from_world, alpha, None if mapper is None else Array.of(mapper)), places)
 
 
 def set_to(sites: SiteNames, values, **places: Unpack[Places]) -> Intervention:
-    """Put given values there: an array over the site's axes behind the row, the same for all images."""
+    """Put given values there: an array over the site's axes behind the row, the same for all images.
+
+    >>> site = model.sites["unet.mid.cross"]
+    >>> zero = wb.World("zero", "a zebra", wb.set_to(site, np.zeros(site.sizes)))
+    >>> silent = wb.World("silent", "a zebra", wb.ablate(site))
+    >>> np.array_equal(*model.run([zero, silent]).images)
+    True
+    """
     return _at(sites, SetTo(Array.of(values)), places)
 
 
@@ -116,7 +174,14 @@ def blend_latents(
     threshold_less: float = 0.3,
     steps: Steps = None,
 ) -> Intervention:
-    """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments."""
+    """Keep another world's latents outside the words' regions, at the end of each step; `workbench.LocalBlend` finds the arguments.
+
+    >>> maps_of = ["unet.up.2.0.cross.probs"]
+    >>> keep = wb.blend_latents("zebra", maps_of, own=[2], source=[2], steps=wb.window(0.5, 1.0))
+    >>> run = model.run({"zebra": "a zebra", "lion": wb.World("lion", "a lion", keep)})
+    >>> run.fired
+    {('lion', 0): 1}
+    """
     rule = BlendLatents(
         from_world,
         tuple(maps),
@@ -131,7 +196,15 @@ def blend_latents(
 
 
 def map_input(sites: SiteNames, b, a, **places: Unpack[Places]) -> Intervention:
-    """Add b @ a @ x, with b (out, rank), a (rank, in) and x the input of the linear layer or embedding that gives the site."""
+    """Add b @ a @ x, with b (out, rank), a (rank, in) and x the input of the linear layer or embedding that gives the site.
+
+    >>> update = edit.updates[0]
+    >>> change = wb.map_input(update.site, update.b, update.a, rows="both")
+    >>> change.sites
+    ('unet.up.2.0.cross.k',)
+    >>> model.run(wb.World("changed", "a zebra", change)).fired
+    {('changed', 0): 2}
+    """
     return _at(sites, MapInput(Array.of(b), Array.of(a)), places)
 
 
@@ -142,6 +215,13 @@ def apply(
 
     function: (value) or (value, source) -> tensor of the value's shape, (row, ...the site's axes), one row for each seed. It
     runs, is masked and counted as every rule is; it has no JSON.
+
+    >>> def half(value):  # (row, pixel, channel)
+    ...     return value / 2
+    >>> own = wb.World("own", "a zebra", wb.apply("unet.mid.cross", half))
+    >>> built_in = wb.World("built in", "a zebra", wb.scale("unet.mid.cross", 0.5))
+    >>> np.array_equal(*model.run([own, built_in]).images)
+    True
     """
     return _at(sites, Apply(function, from_world), places)
 

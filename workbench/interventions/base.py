@@ -15,7 +15,12 @@ LONGEST_JSON = 64 * 2**20  # characters; a direction per token of a large model 
 
 @dataclass(frozen=True)
 class Window:
-    """A share of a run's steps, from `start` to `stop`; make it with `workbench.window`."""
+    """A share of a run's steps, from `start` to `stop`; make it with `workbench.window`.
+
+    >>> half = wb.Window(0.0, 0.5)
+    >>> str(half), half.steps(4)
+    ('0-0.5', (0, 1))
+    """
 
     start: float
     stop: float
@@ -37,7 +42,11 @@ class Window:
         return f"{self.start:g}-{self.stop:g}"
 
     def steps(self, count: int) -> tuple[int, ...]:
-        """Numbers of the steps of a run of so many; raises ValueError where it holds none."""
+        """Numbers of the steps of a run of so many; raises ValueError where it holds none.
+
+        >>> wb.window(0.5, 1.0).steps(4)
+        (2, 3)
+        """
         chosen = tuple(range(round(self.start * count), round(self.stop * count)))
         if not chosen:
             raise ValueError(
@@ -52,8 +61,9 @@ Steps = int | Sequence[int] | Window | None
 def window(start: float, stop: float) -> Window:
     """A share of a run's steps: `window(0.0, 0.5)` is the first half. Wherever `steps=` is asked, whole numbers are steps.
 
-    >>> window(0.0, 0.5).steps(10)
+    >>> wb.window(0.0, 0.5).steps(10)
     (0, 1, 2, 3, 4)
+    >>> quiet = wb.scale("unet.mid.cross", 0.0, steps=wb.window(0.0, 0.5))
     """
     return Window(start, stop)
 
@@ -96,6 +106,9 @@ class Intervention:
     channels: numbers along these axes. rows: "cond", "uncond" or "both" halves of the guided batch (in the text encoder: its calls
     for the prompt and for the negative prompt); left out, the conditional half for what comes from the text and both for the
     denoiser's own states. In the unconditional half tokens are those of the negative prompt.
+
+    >>> wb.scale("unet.mid.cross", 0.5, steps=[0])
+    Intervention(sites=('unet.mid.cross',), rule=Scale(factor=0.5), tokens=None, steps=(0,), heads=None, rows=None, channels=None)
     """
 
     sites: tuple[str, ...]
@@ -123,12 +136,21 @@ class Intervention:
                 object.__setattr__(self, name, _numbers(name, getattr(self, name)))
 
     def to_json(self) -> str:
-        """The intervention as JSON; ValueError for a function of the user's own."""
+        """The intervention as JSON; ValueError for a function of the user's own.
+
+        >>> wb.scale("unet.mid.cross", 0.5, steps=[0]).to_json()[:64]
+        '{"sites": ["unet.mid.cross"], "rule": {"name": "Scale", "factor"'
+        """
         return json.dumps(_plain(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Intervention":
-        """What `to_json` wrote; ValueError, with the reason, for anything else."""
+        """What `to_json` wrote; ValueError, with the reason, for anything else.
+
+        >>> text = wb.scale("unet.mid.cross", 0.5).to_json()
+        >>> wb.Intervention.from_json(text).sites
+        ('unet.mid.cross',)
+        """
         return _read(text, cls)
 
 
@@ -139,6 +161,13 @@ class World:
     interventions: one or several; a `Direction` stands for its `.steer()`, an `Edit` for its `.preview()`. subject: the phrase that
     tokens="subject" means. negative_prompt: what guidance leads away from; the pipeline's own default
     when left out.
+
+    >>> noise = wb.add_noise("text_encoder.embedding", 1.0, tokens="subject")
+    >>> world = wb.World("corrupted", "a zebra in the savanna", noise, subject="zebra")
+    >>> [type(intervention.rule).__name__ for intervention in world.interventions]
+    ['AddNoise']
+    >>> wb.World("edited", "a zebra", edit).interventions == edit.preview()
+    True
     """
 
     name: str
@@ -162,12 +191,21 @@ class World:
         return f"<p><b>{escape(self.name)}</b>: {escape(self.prompt)}</p><ul>{items}</ul>"
 
     def to_json(self) -> str:
-        """The world as JSON; ValueError for interventions that are functions."""
+        """The world as JSON; ValueError for interventions that are functions.
+
+        >>> wb.World("plain", "a zebra").to_json()
+        '{"name": "plain", "prompt": "a zebra", "interventions": [], "subject": null, "negative_prompt": null}'
+        """
         return json.dumps(_plain(self))
 
     @classmethod
     def from_json(cls, text: str) -> "World":
-        """What `to_json` wrote; ValueError, with the reason, for anything else."""
+        """What `to_json` wrote; ValueError, with the reason, for anything else.
+
+        >>> world = wb.World("off", "a zebra", wb.scale("unet.mid.cross", 0.0))
+        >>> wb.World.from_json(world.to_json()) == world
+        True
+        """
         return _read(text, cls)
 
 

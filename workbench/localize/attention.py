@@ -39,6 +39,11 @@ class AttentionMaps:
 
     maps: by layer, (world, seed, steps, head, y, x, token), each pixel's row summing to one over the tokens. images: float in
     [0, 1], (world, seed, y, x, colour). tokens: each world's prompt as the text encoder reads it.
+
+    >>> maps.tokens["clean"]
+    0:<|startoftext|>  1:a  2:photo  3:of  4:a  5:zebra  6:<|endoftext|>
+    >>> dict(maps.maps["unet.mid.cross"].sizes)
+    {'world': 1, 'seed': 1, 'steps': 1, 'head': 4, 'y': 2, 'x': 2, 'token': 32}
     """
 
     maps: dict[str, xr.DataArray]
@@ -50,6 +55,10 @@ class AttentionMaps:
 
         Returns (site, world, seed, steps, head, y, x), NaN for heads that a layer lacks; average over what is not asked:
         `.mean(["site", "steps", "head"])`. Raises ValueError for a word that a world's prompt lacks, KeyError for no such layer.
+
+        >>> zebra = maps.word("zebra", sites="unet.up.2.*.cross").mean(["site", "steps", "head"])
+        >>> dict(zebra.sizes)
+        {'world': 1, 'seed': 1, 'y': 16, 'x': 16}
         """
         largest = max(self.maps.values(), key=lambda values: values.sizes["y"] * values.sizes["x"])
         grid = (largest.sizes["y"], largest.sizes["x"])
@@ -64,6 +73,12 @@ class AttentionMaps:
         entropy: of the map as a distribution over the layer's own pixels, divided by the logarithm of their number, so that 0 is
         one pixel, 1 is uniform, and resolutions compare. mass: the mean over pixels of what they give a token of the word; a
         sharp map of little mass means little. Heads are averaged into one map first, unless `per_head`.
+
+        >>> found = maps.focus("zebra")
+        >>> dict(found.entropy.sizes)
+        {'site': 16, 'world': 1, 'seed': 1, 'steps': 1}
+        >>> bool(((found.entropy > 0) & (found.entropy <= 1)).all())
+        True
         """
         found = {}
         for name in self._layers(sites):
@@ -77,7 +92,13 @@ class AttentionMaps:
         return xr.concat(found.values(), dim=pd.Index(list(found), name="site"), join="outer")
 
     def sharpest(self, phrase: str) -> pd.DataFrame:
-        """Layers by the entropy of a word's map, the sharpest first, with its mass; means over worlds, seeds and steps."""
+        """Layers by the entropy of a word's map, the sharpest first, with its mass; means over worlds, seeds and steps.
+
+        >>> maps.sharpest("zebra").columns.tolist()
+        ['site', 'entropy', 'mass']
+        >>> len(maps.sharpest("zebra"))
+        16
+        """
         found = self.focus(phrase).mean(["world", "seed", "steps"])
         return found.to_dataframe().sort_values("entropy").reset_index()
 
@@ -118,6 +139,10 @@ def attention_maps(
     are read take attention's explicit softmax.
 
     Raises, before anything is generated, KeyError for sites that are no cross-attention, ValueError for more bins than steps.
+
+    >>> maps = wb.attention_maps(model, "a photo of a zebra", bins=2)
+    >>> dict(maps.word("zebra").sizes)
+    {'site': 16, 'world': 1, 'seed': 1, 'steps': 2, 'head': 4, 'y': 16, 'x': 16}
     """
     chosen = [World("clean", worlds)] if isinstance(worlds, str) else as_worlds(worlds)
     steps = 1 if images else model.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -182,6 +207,12 @@ def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
 
     maps: (..., y, x). mask: bool (y, x) of a multiple of that size. As many pixels of the map, brought to the mask's grid, count
     as the mask has, so that no threshold is chosen. Chance is a / (2 - a) for a mask that covers a share a.
+
+    >>> mask = np.zeros((64, 64), bool)
+    >>> mask[16:48, 16:48] = True
+    >>> zebra = maps.word("zebra").mean(["site", "steps", "head"])
+    >>> dict(wb.mask_iou(zebra, mask).sizes)
+    {'world': 1, 'seed': 1}
     """
     maps = maps.transpose(..., "y", "x")
     fine = maps if maps.shape[-2:] == mask.shape else _resized(maps, mask.shape)
@@ -194,7 +225,11 @@ def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec(Spec):
-    """What `attention_contribution` asks."""
+    """What `attention_contribution` asks.
+
+    >>> wb.AttentionSpec(seeds=(0, 1), num_inference_steps=2).seeds
+    (0, 1)
+    """
 
 
 def attention_contribution(
@@ -212,6 +247,12 @@ def attention_contribution(
     the same divided by that of all tokens; `entropy` and `mass` of the subject's map (see `AttentionMaps.focus`).
 
     folder: as for `workbench.causal_trace`. Raises ValueError for a subject that its prompt lacks, before anything is generated.
+
+    >>> found = wb.attention_contribution(model, prompts, wb.AttentionSpec(seeds=(0,)))
+    >>> found.metric.values.tolist()
+    ['contribution', 'contribution_share', 'entropy', 'mass']
+    >>> dict(found.clean.sizes)
+    {'site': 16, 'metric': 4, 'prompt': 2, 'seed': 1}
     """
     return Looking(model, spec or AttentionSpec(), prompts=prompts, batch_size=batch_size).dataset(folder)
 

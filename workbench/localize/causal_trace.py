@@ -65,6 +65,13 @@ def causal_trace(
 
     Raises, before anything is generated, KeyError for unknown sites and ValueError for words, tokens, steps, rows or
     replacements that do not fit, or a folder of another trace.
+
+    >>> spec = wb.TraceSpec(sites=("text_encoder.0.{attention,mlp}",), draws=1, seeds=(0,))
+    >>> trace = wb.causal_trace(model, "a zebra in the savanna", spec, subject="zebra")
+    >>> dict(trace.restored.sizes)
+    {'draw': 1, 'metric': 4, 'prompt': 1, 'seed': 1, 'site': 2, 'token': 1, 'steps': 1}
+    >>> trace.site.values.tolist()
+    ['text_encoder.0.attention', 'text_encoder.0.mlp']
     """
     chosen, measures = PromptSet.of(prompts, subject=subject), Measures.of(scorer, model)
     chosen.require("subject", by="a causal trace")

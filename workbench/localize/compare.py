@@ -33,6 +33,11 @@ class Comparison:
 
     trace, attention: what `causal_trace` and `attention_contribution` return. locogen: what `locogen` does. scores: (localizer,
     prompt, seed, layer), larger for a layer that matters more, each localizer in its own unit.
+
+    >>> comparison.scores.localizer.values.tolist()
+    ['causal tracing', 'LocoGen', 'low entropy', 'contribution']
+    >>> dict(comparison.trace.restored.sizes)
+    {'draw': 1, 'metric': 6, 'prompt': 2, 'seed': 1, 'site': 16, 'token': 1, 'steps': 1}
     """
 
     trace: xr.Dataset
@@ -41,13 +46,22 @@ class Comparison:
     scores: xr.DataArray
 
     def best(self, localizer: str, width: int = 2) -> tuple[str, ...]:
-        """Names of the layers of the window of neighbours whose scores sum to the most."""
+        """Names of the layers of the window of neighbours whose scores sum to the most.
+
+        >>> comparison.best("low entropy", width=2)
+        ('unet.up.1.0.cross', 'unet.up.1.1.cross')
+        """
         mean = self.scores.sel(localizer=localizer).mean(["prompt", "seed"]).values
         start = int(np.argmax(np.convolve(mean, np.ones(width), "valid")))
         return tuple(self.scores.layer.values[start : start + width].tolist())
 
     def table(self, *, level: float = LEVEL, resamples: int = RESAMPLES) -> pd.DataFrame:
-        """One row for each localizer and layer: score, low, high (bootstrap over prompts and seeds) and rank, 1 for the strongest."""
+        """One row for each localizer and layer: score, low, high (bootstrap over prompts and seeds) and rank, 1 for the strongest.
+
+        >>> table = comparison.table(resamples=100)
+        >>> len(table), list(table)
+        (64, ['localizer', 'layer', 'paper', 'score', 'low', 'high', 'rank'])
+        """
         mean = self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer")
         low, high = ends(self._drawn(resamples), level)
         rows = []
@@ -72,6 +86,10 @@ class Comparison:
 
         A localizer paired with itself is correlated between halves of the prompts, split at random: what agreement with anything
         is limited by. It has half the prompts on each side, so it is on the low side.
+
+        >>> found = comparison.agreement(resamples=100)
+        >>> len(found), list(found)
+        (10, ['a', 'b', 'spearman', 'low', 'high'])
         """
         mean = self.scores.mean(["prompt", "seed"]).transpose("localizer", "layer").values
         drawn, names, rows = self._drawn(resamples), list(self.scores.localizer.values), []
@@ -104,6 +122,12 @@ def compare_localizers(
     trace: the corruption, seeds and steps of the tracing; its sites are the cross-attention layers whatever it says. generate: how
     LocoGen asks; windows of one layer are added, and seeds, steps and guidance are those of `trace`, so that all localizers see
     the same runs. metric: of tracing and LocoGen. folder: one subfolder for each localizer. Returns a `Comparison`.
+
+    >>> quick = wb.TraceSpec(seeds=(0,), draws=1, num_inference_steps=1)
+    >>> single = wb.LocoGenSpec(widths=(1,))
+    >>> found = wb.compare_localizers(model, prompts[:1], trace=quick, generate=single)
+    >>> dict(found.scores.sizes)
+    {'localizer': 4, 'prompt': 1, 'seed': 1, 'layer': 16}
     """
     trace, generate, scorer = (
         trace or TraceSpec(),

@@ -26,6 +26,12 @@ def diffusion_lens(
 
     Returns float in [0, 1], (layer, seed, y, x, colour), layer the name of a hidden state ("text_encoder.3.hidden"); the last one
     is the plain image. Raises KeyError for an encoder that the model lacks.
+
+    >>> pictures = wb.diffusion_lens(model, "a photo of a zebra")
+    >>> dict(pictures.sizes)
+    {'layer': 12, 'seed': 1, 'y': 64, 'x': 64, 'colour': 3}
+    >>> str(pictures.layer.values[-1])
+    'text_encoder.11.hidden'
     """
     hidden = [site.name for site in model.sites(f"{encoder}.*.hidden")]
     worlds = []

@@ -34,6 +34,13 @@ class LocoGen:
     does not fit. Everything needed to do it again is in its `attrs`.
 
     Where a method takes inputs, heads or steps, they say which of several that were measured is meant: `best(2, inputs="v")`.
+
+    >>> len(windows.layers), windows.layers[6]
+    (16, 'unet.mid.cross')
+    >>> dict(windows.data.full.sizes)
+    {'metric': 6, 'prompt': 2, 'seed': 1}
+    >>> dict(windows.data.patched.sizes)
+    {'metric': 6, 'prompt': 2, 'seed': 1, 'site': 16, 'width': 2, 'inputs': 1, 'heads': 1, 'steps': 1}
     """
 
     data: xr.Dataset
@@ -61,6 +68,12 @@ class LocoGen:
         the full replacement has it, the windows have not, and `pooled_effect` is its own. width: only windows of this many
         layers, whose numbers, ends included, are then the coordinate `window`. over, level, resamples: see `workbench.effects`.
         Raises KeyError for a metric, ValueError for a width that was not measured.
+
+        >>> effects = windows.effects("probability", width=2)
+        >>> effects.window.values[:3].tolist()
+        ['0-1', '1-2', '2-3']
+        >>> sorted(set(effects) & {"direct_effect", "total_effect", "share"})
+        ['direct_effect', 'share', 'total_effect']
         """
         widths = self.data.width.values.tolist()
         width = widths[0] if width is None and len(widths) == 1 else width
@@ -84,7 +97,11 @@ class LocoGen:
         heads: str | None = None,
         steps: str | None = None,
     ) -> tuple[str, ...]:
-        """Names of the layers of the window with the largest direct effect. Raises ValueError for a width that was not measured."""
+        """Names of the layers of the window with the largest direct effect. Raises ValueError for a width that was not measured.
+
+        >>> windows.best(2, "probability", "max")
+        ('unet.up.1.2.cross', 'unet.up.2.0.cross')
+        """
         effect = self.direct(metric, direction, width=width, inputs=inputs, heads=heads, steps=steps)
         start = self.layers.index(effect.mean(("prompt", "seed")).idxmax("site").item())
         return tuple(self.layers[start : start + width])
@@ -104,6 +121,9 @@ class LocoGen:
 
         The largest mean over prompts is compared with the largest of each shuffling, so that having picked the best of many is
         accounted for; seeds of a prompt are averaged first.
+
+        >>> 0 <= windows.chance(2, permutations=100) <= 1
+        True
         """
         effect = self.direct(metric, direction, width=width, inputs=inputs, heads=heads, steps=steps)
         return chance_of_best(effect.mean("seed").transpose("prompt", "site").values, permutations=permutations)
@@ -118,7 +138,11 @@ class LocoGen:
         heads: str | None = None,
         steps: str | None = None,
     ) -> xr.DataArray:
-        """Direct effects of single images, (prompt, seed, site), of the windows of one width; see `effects` and `best`."""
+        """Direct effects of single images, (prompt, seed, site), of the windows of one width; see `effects` and `best`.
+
+        >>> dict(windows.direct("similarity", width=2).sizes)
+        {'prompt': 2, 'seed': 1, 'site': 15}
+        """
         named = {"inputs": inputs, "heads": heads, "steps": steps}
         chosen = {"width": width} | {axis: value for axis, value in named.items() if value is not None}
         effect = _only(self._contrasts(metric, direction)[1]["direct_effect"], chosen)
@@ -180,6 +204,11 @@ def locogen(
     folder: where finished parts are kept (one per prompt); the same call goes on where it was stopped, and
     `LocoGen(open_results(folder))` reads it. Raises, before anything is generated, ValueError for prompts without a target and for
     windows, heads, steps or inputs that do not fit the model, or a folder of another experiment.
+
+    >>> spec = wb.LocoGenSpec(widths=(8,), seeds=(0,))
+    >>> found = wb.locogen(model, "a zebra", "a giraffe", spec, subject="a zebra")
+    >>> dict(found.data.patched.sizes)
+    {'metric': 6, 'prompt': 1, 'seed': 1, 'site': 9, 'width': 1, 'inputs': 1, 'heads': 1, 'steps': 1}
     """
     if isinstance(target, LocoGenSpec):
         target, spec = "", target
@@ -217,6 +246,10 @@ def locogen_search(
 
     A window that works only together with layers of a poor block is missed; a larger `keep` makes that rarer. The gain grows with
     the number of layers in a block.
+
+    >>> found = wb.locogen_search(model, prompts[:1], wb.LocoGenSpec(seeds=(0,)), width=1)
+    >>> found.exhaustive, len(found.best(1))
+    (16, 1)
     """
     spec, scorer = spec or LocoGenSpec(), Measures.of(scorer, model)
     coarse_folder, fine_folder = (None if folder is None else Path(folder) / name for name in ("coarse", "fine"))
@@ -244,6 +277,10 @@ def locogen_images(
     """The paper's strips of images: one for each window, behind the unaltered and the fully replaced one.
 
     Returns float in [0, 1], (world, seed, y, x, colour), worlds named "unaltered", "all layers" and by their layers.
+
+    >>> strip = wb.locogen_images(model, prompts[0], wb.LocoGenSpec(widths=(8,), seeds=(0,)))
+    >>> strip.world.values[:4].tolist()
+    ['unaltered', 'all layers', '0-7', '1-8']
     """
     one = PromptSet("images", (replace(prompt, value="", target_value=""),))
     experiment = Generating(model, one, spec or LocoGenSpec(), None, batch_size)

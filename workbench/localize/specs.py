@@ -10,7 +10,12 @@ PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}  # of cross-attention, by
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSpec(Spec):
-    """What a causal trace asks."""
+    """What a causal trace asks.
+
+    >>> spec = wb.TraceSpec(sites=("unet.*.cross",), steps=(wb.window(0.0, 0.5), wb.window(0.5, 1.0)))
+    >>> spec.steps
+    ((0.0, 0.5), (0.5, 1.0))
+    """
 
     sites: tuple[str, ...] = ("text_encoder*.{attention,mlp,hidden}",)
     """Globs; each site is restored by itself, or with its neighbours (see window)."""
@@ -47,7 +52,11 @@ class TraceSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class LocoGenSpec(Spec):
-    """What LocoGen asks."""
+    """What LocoGen asks.
+
+    >>> wb.LocoGenSpec(windows=((6, 1), (7, 3))).windows
+    ((6, 1), (7, 3))
+    """
 
     widths: tuple[int, ...] = (2,)
     """Windows of so many neighbouring cross-attention layers, at every place where they fit whole."""

@@ -29,6 +29,12 @@ class Alignment:
     pairs: source and target word; "" where the target has a word of its own, or the source one that is gone. matrix: M (source
     token, target token); a target token's attention is the source's maps times its column. new: positions of target tokens
     that no source token becomes: they keep their own attention.
+
+    >>> found = wb.align(model.pipeline.tokenizer, "a zebra at night", "a lion at night")
+    >>> found.pairs
+    (('a', 'a'), ('zebra', 'lion'), ('at', 'at'), ('night', 'night'))
+    >>> found.matrix.shape, found.new
+    ((32, 32), ())
     """
 
     source: Tokens
@@ -38,7 +44,15 @@ class Alignment:
     new: tuple[int, ...]
 
     def table(self) -> pd.DataFrame:
-        """One row for each target token up to the end: where its attention comes from."""
+        """One row for each target token up to the end: where its attention comes from.
+
+        >>> wb.align(model.pipeline.tokenizer, "a zebra", "a lion").table()
+                        target               source
+        0  <|startoftext|> (0)  <|startoftext|> (0)
+        1                a (1)                a (1)
+        2             lion (2)            zebra (2)
+        3    <|endoftext|> (3)    <|endoftext|> (3)
+        """
         rows = []
         for j, piece in enumerate(self.target.pieces[: self.target.end + 1]):
             shares = {i: self.matrix[i, j] for i in np.flatnonzero(self.matrix[:, j])}
@@ -151,6 +165,17 @@ def align(tokenizer: PreTrainedTokenizerBase, source: str, target: str, kind: st
     kind: "replace", word for word at the same places; "refine", equal words by Needleman-Wunsch, all others new.
 
     Raises ValueError for another kind, for prompts to be replaced whose numbers of words differ, and for a prompt that is too long.
+
+    >>> wb.align(model.pipeline.tokenizer, "a zebra", "an old zebra", "refine")
+    'a zebra' -> 'an old zebra': (nothing) -> an, (nothing) -> old, a -> (gone)
+                 target              source
+    <|startoftext|> (0) <|startoftext|> (0)
+                 an (1)             its own
+                  o (2)             its own
+                  l (3)             its own
+                  d (4)             its own
+              zebra (5)           zebra (2)
+      <|endoftext|> (6)   <|endoftext|> (3)
     """
     return align_tokens(tokenize(tokenizer, source), tokenize(tokenizer, target), kind)
 

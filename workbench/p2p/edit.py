@@ -26,6 +26,12 @@ class LocalBlend:
     words: of the source or of a target; each world has a region for those that its own prompt has. subtract: words whose region
     is taken away again. start: share of the steps before it begins. threshold, subtract_threshold: of a region, as a share of
     its map's maximum. resolution: of the maps, their side as a share of the latents' (the paper's 16 of 64).
+
+    >>> blend = wb.LocalBlend(("zebra", "giraffe"), start=0.5)
+    >>> texts = ("a zebra in the savanna", "a giraffe in the savanna")
+    >>> worlds = wb.prompt_to_prompt(model, *texts, blend=blend)
+    >>> [type(intervention.rule).__name__ for intervention in worlds[1].interventions]
+    ['MixAttention', 'MixAttention', 'BlendLatents']
     """
 
     words: tuple[str, ...]
@@ -43,7 +49,14 @@ class LocalBlend:
 
 @dataclass(frozen=True)
 class PromptToPrompt(Sequence[World]):
-    """The worlds of an edit, the source first, as `model.run` takes them; alignments: of each edited world."""
+    """The worlds of an edit, the source first, as `model.run` takes them; alignments: of each edited world.
+
+    >>> worlds = wb.prompt_to_prompt(model, "a zebra", "a zebra in winter", "refine")
+    >>> worlds[1].prompt
+    'a zebra in winter'
+    >>> worlds.alignments["edited"].pairs
+    (('a', 'a'), ('zebra', 'zebra'), ('', 'in'), ('', 'winter'))
+    """
 
     worlds: tuple[World, ...]
     alignments: Mapping[str, Alignment]
@@ -97,6 +110,12 @@ def prompt_to_prompt(
 
     Raises ValueError, before anything is generated, for a kind, word, share or resolution that there is not, and for prompts that do
     not fit the kind.
+
+    >>> worlds = wb.prompt_to_prompt(model, "a zebra in the savanna", "a giraffe in the savanna")
+    >>> [world.name for world in worlds]
+    ['source', 'edited']
+    >>> model.run(worlds)
+    Run of worlds 'source', 'edited'; seeds 0: pictures of 64 x 64
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: may be {', '.join(KINDS)}")

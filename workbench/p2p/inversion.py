@@ -28,6 +28,10 @@ class Inversion:
     latents: to begin from, (channel, y, x). trajectory: of the inversion, (step, channel, y, x), the image's own latents first.
     interventions: on the unconditional rows, one for each step's share of the run; none for plain DDIM inversion. loss: squared
     error of the latents behind each step of the optimisation.
+
+    >>> (photo,) = wb.invert(model, run.pil("zebra", seed=0), "a photo of a zebra", null_text=False)
+    >>> photo.num_inference_steps, photo.trajectory.shape, photo.interventions
+    (2, torch.Size([3, 4, 16, 16]), ())
     """
 
     prompt: str
@@ -42,7 +46,12 @@ class Inversion:
         return self.trajectory[-1]
 
     def worlds(self, worlds: Worlds) -> list[World]:
-        """The worlds with the image's unconditional embeddings, for a run of as many steps and the same guidance."""
+        """The worlds with the image's unconditional embeddings, for a run of as many steps and the same guidance.
+
+        >>> (photo,) = wb.invert(model, run.pil("zebra", seed=0), "a photo of a zebra", inner_steps=1)
+        >>> [len(world.interventions) for world in photo.worlds("a photo of a zebra")]  # one a step
+        [2]
+        """
         return [
             replace(world, interventions=(*world.interventions, *self.interventions)) for world in as_worlds(worlds)
         ]
@@ -63,6 +72,10 @@ class Inversion:
         num_inference_steps and guidance_scale are the inversion's own. Raises ValueError for another number of steps, since each latent
         and each embedding belongs to one time of the run; for another guidance than the embeddings were optimised for; and for
         worlds whose first prompt is not the image's.
+
+        >>> (photo,) = wb.invert(model, run.pil("zebra", seed=0), "a photo of a zebra", inner_steps=1)
+        >>> photo.run(model)
+        Run of worlds 'reconstruction'; seeds 0: pictures of 64 x 64
         """
         chosen = [World("reconstruction", self.prompt)] if worlds is None else as_worlds(worlds)
         if chosen[0].prompt != self.prompt:
@@ -113,6 +126,13 @@ def invert(
 
     Raises ValueError for what is no picture, images of another size, another number of prompts than of images, another scheduler
     than DDIM, or a model that is not float32.
+
+    >>> (photo,) = wb.invert(model, run.pil("zebra", seed=0), "a photo of a zebra", inner_steps=1)
+    >>> photo.latents.shape, len(photo.loss)
+    (torch.Size([4, 16, 16]), 2)
+    >>> worlds = wb.prompt_to_prompt(model, "a photo of a zebra", "a photo of a giraffe")
+    >>> photo.run(model, worlds)
+    Run of worlds 'source', 'edited'; seeds 0: pictures of 64 x 64
     """
     images, prompts = as_pil(images), strings(prompts, "invert: prompts")
     steps = count(

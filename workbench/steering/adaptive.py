@@ -19,7 +19,11 @@ from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSpec(SteerSpec):
-    """How strong steering may be, and what it may cost."""
+    """How strong steering may be, and what it may cost.
+
+    >>> wb.AdaptiveSpec(strongest=2.0, rounds=4, budget=0.1).fidelity
+    'similarity'
+    """
 
     strongest: float = 4.0
     rounds: int = 6
@@ -60,6 +64,11 @@ def adaptive_strength(
 
     All prompts take a step of the bisection in one batch. Rounds are kept in `folder`; the same call goes on. Raises as
     `steer_sweep` does, and ValueError for a concept without an opposite.
+
+    >>> concept = wb.Concept("a photo in winter", "a photo in summer")
+    >>> found = wb.adaptive_strength(model, prompts, winter, concept, wb.AdaptiveSpec(rounds=1))
+    >>> list(found)
+    ['prompt', 'resistance', 'strength', 'stopped_by', 'lead', 'drop']
     """
     if not concept.opposite:
         raise ValueError(

@@ -65,6 +65,12 @@ class Direction:
 
     `direction[site]` is a labelled array ([token or step,] channel). `a + b`, `a - b`, `2 * a` and `-a` are directions too;
     those of one model and the same pooling add. provenance: prompts and settings, as JSON holds them.
+
+    >>> len(winter.sites), dict(winter["text_encoder.0.mlp"].sizes)
+    (12, {'channel': 96})
+    >>> colder = 2 * winter - winter / 2
+    >>> round(colder.components[0].length / winter.components[0].length, 3)
+    1.5
     """
 
     components: tuple[Component, ...]
@@ -98,13 +104,23 @@ class Direction:
         )
 
     def at(self, *sites: str) -> "Direction":
-        """The part at some sites, by globs; raises KeyError for a glob that matches none."""
+        """The part at some sites, by globs; raises KeyError for a glob that matches none.
+
+        >>> winter.at("text_encoder.[01].mlp").sites
+        ('text_encoder.0.mlp', 'text_encoder.1.mlp')
+        """
         if lost := [glob for glob in sites if not any(fnmatch(name, glob) for name in self.sites)]:
             raise KeyError(f"the direction has nothing at {lost}; its sites are {', '.join(self.sites)}")
         return replace(self, components=[c for c in self.components if any(fnmatch(c.site, glob) for glob in sites)])
 
     def averaged(self) -> "Direction":
-        """One vector for each site, the mean over its tokens or steps."""
+        """One vector for each site, the mean over its tokens or steps.
+
+        >>> texts = ["a zebra in winter"], ["a zebra in summer"]
+        >>> placed = wb.direction(model, *texts, "text_encoder.0.mlp", pool="positions")
+        >>> placed["text_encoder.0.mlp"].dims, placed.averaged()["text_encoder.0.mlp"].dims
+        (('token', 'channel'), ('channel',))
+        """
         pooled = [replace(c, axis="pooled", vectors=c.vectors.mean(0, keepdim=True)) for c in self.components]
         return Direction(pooled, {"averaged": self.provenance})
 
@@ -118,7 +134,11 @@ class Direction:
         return self * (1 / divisor)
 
     def as_interventions(self) -> tuple[Intervention, ...]:
-        """What it stands for where interventions are meant: itself, added once."""
+        """What it stands for where interventions are meant: itself, added once.
+
+        >>> winter.as_interventions() == winter.steer()
+        True
+        """
         return self.steer()
 
     def __neg__(self) -> "Direction":
@@ -148,7 +168,11 @@ class Direction:
         return Direction(mine.values(), {"sum": [self.provenance, other.provenance]})
 
     def cosine(self, other: "Direction") -> pd.Series:
-        """Cosine similarity to another direction at each site that both have; NaN where one is zero."""
+        """Cosine similarity to another direction at each site that both have; NaN where one is zero.
+
+        >>> winter.cosine(-winter).round(3).head(2).to_dict()
+        {'text_encoder.0.mlp': -1.0, 'text_encoder.1.mlp': -1.0}
+        """
         theirs, found = {component.site: component for component in other.components}, {}
         for ours in self.components:
             if (other_one := theirs.get(ours.site)) is not None:
@@ -164,7 +188,11 @@ class Direction:
         return pd.Series(found, name="cosine")
 
     def table(self) -> pd.DataFrame:
-        """One row for each site: shape, length of the vectors and their standard error in multiples of the activations' mean norm."""
+        """One row for each site: shape, length of the vectors and their standard error in multiples of the activations' mean norm.
+
+        >>> list(winter.table())
+        ['site', 'rows', 'channels', 'mean_norm', 'relative_length', 'relative_error']
+        """
         return pd.DataFrame(
             [
                 dict(
@@ -212,6 +240,12 @@ class Direction:
         own states, as CASteer's published code has it.
 
         Raises KeyError for a glob that matches no site, ValueError for a unit of a zero vector.
+
+        >>> text = "a zebra in the savanna"
+        >>> first = winter.steer({"text_encoder.0.mlp": 1.0}, unit=True, tokens="subject")
+        >>> run = model.run([wb.World("plain", text), wb.World("winter", text, first, subject="zebra")])
+        >>> run.fired
+        {('winter', 0): 1}
         """
         by_site = strength if isinstance(strength, Mapping) else dict.fromkeys(self.sites, strength)
         found: dict[str, list[Intervention]] = {}
@@ -234,7 +268,12 @@ class Direction:
         steps: Schedule = None,
         rows: Rows | None = None,
     ) -> tuple[Intervention, ...]:
-        """Interventions that take -beta relu(<x, v>) v, v at unit norm, from every activation x, which keeps its norm (CASteer)."""
+        """Interventions that take -beta relu(<x, v>) v, v at unit norm, from every activation x, which keeps its norm (CASteer).
+
+        >>> warmer = winter.at("text_encoder.0.mlp").remove(2.0)
+        >>> model.run(wb.World("warmer", "a zebra in winter", warmer)).fired
+        {('warmer', 0): 1}
+        """
         return tuple(
             remove(c.site, vector, beta * factor, keep_norm=keep_norm, tokens=tokens, steps=when, rows=rows)
             for c in self.components
@@ -242,7 +281,12 @@ class Direction:
         )
 
     def save(self, path: str | Path):
-        """Write a safetensors file: vectors, and in its metadata sites, norms and provenance."""
+        """Write a safetensors file: vectors, and in its metadata sites, norms and provenance.
+
+        >>> winter.save("winter.safetensors")
+        >>> wb.Direction.load("winter.safetensors").digest == winter.digest
+        True
+        """
         about = [dict(site=c.site, axis=c.axis, norm=c.norm, error=c.error) for c in self.components]
         files.write(
             Path(path),
@@ -253,7 +297,12 @@ class Direction:
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
-        """Read what `save` wrote; raises FileNotFoundError, and ValueError for a file that is no direction or was altered."""
+        """Read what `save` wrote; raises FileNotFoundError, and ValueError for a file that is no direction or was altered.
+
+        >>> winter.save("winter.safetensors")
+        >>> wb.Direction.load("winter.safetensors").sites[:2]
+        ('text_encoder.0.mlp', 'text_encoder.1.mlp')
+        """
         vectors, about = files.read(Path(path), "direction")
         return cls(
             [Component(**entry, vectors=vectors[entry["site"]]) for entry in about["components"]], about["provenance"]
@@ -282,6 +331,14 @@ def direction(
 
     Raises KeyError for a glob that matches no site, ValueError for prompts that the pooling does not fit, and warns when both
     sides are the same prompts: their direction is zero.
+
+    >>> positive, negative = wb.prompt_pairs("winter")
+    >>> winter = wb.direction(model, positive, negative, "text_encoder.{0,1}.mlp", pool="positions")
+    >>> winter.sites, dict(winter["text_encoder.0.mlp"].sizes)
+    (('text_encoder.0.mlp', 'text_encoder.1.mlp'), {'token': 32, 'channel': 96})
+    >>> unet = wb.direction(model, positive[:2], negative[:2], "unet.mid.cross")
+    >>> dict(unet["unet.mid.cross"].sizes)
+    {'step': 2, 'channel': 96}
     """
     given = {"positive": [_prompt(p) for p in positive], "negative": [_prompt(p) for p in negative]}
     if empty := [side for side, prompts in given.items() if not prompts]:

@@ -45,6 +45,11 @@ class Concept:
 
     text: what `concept_similarity` compares images with. opposite: the same for `opposite_similarity`. labels: zero-shot texts of
     each value of the attribute, of which `value` is the concept's: `concept_probability`, and `concept`, whether it is the likeliest.
+
+    >>> concept = wb.Concept("a photo in winter", "a photo in summer")
+    >>> labels = {"winter": "a photo in winter", "summer": "a photo in summer"}
+    >>> wb.Concept("a photo in winter", labels=labels, value="winter").value
+    'winter'
     """
 
     text: str
@@ -60,7 +65,14 @@ class Concept:
             raise ValueError(f"Concept(value={self.value!r}): its labels are {list(self.labels)}; name one of these")
 
     def measured(self, scorer: Scorer, embeddings: torch.Tensor) -> dict[str, np.ndarray]:
-        """The concept's metrics of images, by their embeddings (image, channel), each (image,)."""
+        """The concept's metrics of images, by their embeddings (image, channel), each (image,).
+
+        >>> scorer = wb.Scorer()
+        >>> embeddings = scorer.image_embeddings(run["zebra"])
+        >>> found = wb.Concept("a photo in winter", "a photo in summer").measured(scorer, embeddings)
+        >>> {name: values.shape for name, values in found.items()}
+        {'concept_similarity': (2,), 'opposite_similarity': (2,)}
+        """
         found = {"concept_similarity": scorer.similarity(embeddings=embeddings, texts=self.text).numpy()}
         if self.opposite:
             found["opposite_similarity"] = scorer.similarity(embeddings=embeddings, texts=self.opposite).numpy()
@@ -76,7 +88,12 @@ class Concept:
 
 @dataclass(frozen=True, kw_only=True)
 class SteerSpec(Spec):
-    """How a direction is applied, and what is run."""
+    """How a direction is applied, and what is run.
+
+    >>> spec = wb.SteerSpec(keep_norm=True, steps=wb.window(0.0, 0.5), seeds=(0, 1))
+    >>> spec.steps
+    (0.0, 0.5)
+    """
 
     unit: bool = True
     """Strengths are multiples of each site's mean activation norm, not of the direction as it is."""
@@ -95,7 +112,11 @@ class SteerSpec(Spec):
             object.__setattr__(self, "steps", as_window("steps", self.steps))
 
     def applied(self) -> dict[str, Any]:
-        """Options of `Direction.steer`."""
+        """Options of `Direction.steer`.
+
+        >>> wb.SteerSpec(unit=True, tokens="subject").applied()
+        {'unit': True, 'keep_norm': False, 'tokens': 'subject', 'steps': None}
+        """
         steps = None if self.steps is None else steps_of(self.steps)
         return dict(unit=self.unit, keep_norm=self.keep_norm, tokens=self.tokens, steps=steps)
 

@@ -25,7 +25,12 @@ from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec(SteerSpec):
-    """What the search may choose."""
+    """What the search may choose.
+
+    >>> spec = wb.SearchSpec(trials=20, weakest=0.1, strongest=2.0, fidelity="ssim")
+    >>> spec.concept, spec.fidelity
+    ('concept_similarity', 'ssim')
+    """
 
     trials: int = 40
     """More of them go on from those that a folder holds."""
@@ -50,6 +55,11 @@ class Search:
 
     table: one row for each trial, the unsteered images first: concept and fidelity with intervals over images, whether it is on the
     Pareto front, and the strength of each site, NaN where the site was left alone.
+
+    >>> two, concept = winter.at("text_encoder.[01].mlp"), wb.Concept("a photo in winter")
+    >>> found = wb.steer_search(model, prompts, two, concept, wb.SearchSpec(trials=2))
+    >>> len(found.table), found.sites
+    (3, ('text_encoder.0.mlp', 'text_encoder.1.mlp'))
     """
 
     table: pd.DataFrame
@@ -60,6 +70,12 @@ class Search:
         """Strength of each site in the trial with most of the concept among those of at least that fidelity.
 
         Raises ValueError when no trial has it.
+
+        >>> two, concept = winter.at("text_encoder.[01].mlp"), wb.Concept("a photo in winter")
+        >>> found = wb.steer_search(model, prompts, two, concept, wb.SearchSpec(trials=2))
+        >>> strengths = found.best(fidelity=-1.0)  # of each site, for winter.steer
+        >>> set(strengths) <= set(found.sites)
+        True
         """
         kept = self.table[1:][self.table[1:][self.spec.fidelity] >= fidelity]
         if kept.empty:
@@ -159,6 +175,11 @@ def steer_search(
 
     Optuna's multi-objective TPE (Ozaki et al. 2022) proposes each trial from those before. Trials are kept in `folder` with their
     strengths; the same call goes on, and finds what an uninterrupted one would. Raises as `steer_sweep` does.
+
+    >>> concept = wb.Concept("a photo in winter")
+    >>> found = wb.steer_search(model, prompts, winter, concept, wb.SearchSpec(trials=2))
+    >>> len(found.table), len(found.sites)
+    (3, 12)
     """
     shards = Searching(model, prompts, direction, concept, spec, scorer, batch_size).complete(folder)
     rows = [search_means(shards.rows(UNSTEERED), spec)]

@@ -24,7 +24,11 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec(SteerSpec):
-    """Which strengths are tried."""
+    """Which strengths are tried.
+
+    >>> wb.SweepSpec(strengths=(0.5, 1.0), together=False).strengths
+    (0.5, 1.0)
+    """
 
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     together: bool = True
@@ -40,6 +44,11 @@ class Sweep:
     """What a sweep found.
 
     data: scores `unsteered` (metric, prompt, seed) and `steered` (metric, prompt, seed, site, strength).
+
+    >>> first, concept = winter.at("text_encoder.0.mlp"), wb.Concept("a photo in winter")
+    >>> sweep = wb.steer_sweep(model, prompts, first, concept, wb.SweepSpec(strengths=(1.0,)))
+    >>> dict(sweep.data.unsteered.sizes)
+    {'metric': 7, 'prompt': 2, 'seed': 1}
     """
 
     data: xr.Dataset
@@ -52,7 +61,13 @@ class Sweep:
         level: float = LEVEL,
         resamples: int = RESAMPLES,
     ) -> xr.Dataset:
-        """`value` under steering and `change` against the unsteered images, with intervals as `workbench.effects` has them."""
+        """`value` under steering and `change` against the unsteered images, with intervals as `workbench.effects` has them.
+
+        >>> first, concept = winter.at("text_encoder.0.mlp"), wb.Concept("a photo in winter")
+        >>> sweep = wb.steer_sweep(model, prompts, first, concept, wb.SweepSpec(strengths=(1.0,)))
+        >>> dict(sweep.effects("concept_similarity").change.sizes)
+        {'site': 1, 'strength': 1}
+        """
         scores = measured_by(self.data, metric)
         contrasts = {"value": scores.steered, "change": scores.steered - scores.unsteered}
         attrs = self.data.attrs | {"metric": metric}
@@ -60,7 +75,15 @@ class Sweep:
 
     def table(self, concept: str = "concept_similarity", fidelity: str = "similarity") -> pd.DataFrame:
         """One row for each site and strength, and one for the unsteered images: both metrics and the pixel distance with their
-        intervals, and whether it is on the Pareto front."""
+        intervals, and whether it is on the Pareto front.
+
+        >>> first, concept = winter.at("text_encoder.0.mlp"), wb.Concept("a photo in winter")
+        >>> sweep = wb.steer_sweep(model, prompts, first, concept, wb.SweepSpec(strengths=(1.0,)))
+        >>> sweep.table()[["site", "strength"]]
+                         site  strength
+        0           unsteered       0.0
+        1  text_encoder.0.mlp       1.0
+        """
         rows = pd.MultiIndex.from_product(
             [self.data.site.values, self.data.strength.values], names=["site", "strength"]
         ).to_frame(index=False)
@@ -92,6 +115,12 @@ def steer_sweep(
 
     Finished cells are kept in `folder`; the same call goes on. Raises KeyError and ValueError for what does not fit the
     model, all before the first image.
+
+    >>> concept = wb.Concept("a photo in winter", "a photo in summer")
+    >>> first = winter.at("text_encoder.0.mlp")
+    >>> sweep = wb.steer_sweep(model, prompts, first, concept, wb.SweepSpec(strengths=(0.5, 1.0)))
+    >>> dict(sweep.data.steered.sizes)
+    {'site': 1, 'strength': 2, 'metric': 8, 'prompt': 2, 'seed': 1}
     """
     if 0 in spec.strengths:
         raise ValueError(f"strengths={spec.strengths}: 0 is the unsteered image, which every sweep has; leave it out")

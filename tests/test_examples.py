@@ -1,0 +1,79 @@
+"""Every public function, class and method has an example in its docstring that runs, and prints what it says."""
+
+import doctest
+import inspect
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import pytest
+
+import workbench as wb
+
+
+def public() -> dict[str, object]:
+    """Public functions and classes by their shortest name, and the public methods and properties that a class has of its own."""
+    named = {name: getattr(wb, name) for name in wb.__all__}
+    for module in [value for value in named.values() if inspect.ismodule(value)]:
+        own = getattr(module, "__all__", [name for name, value in vars(module).items() if is_own(module, value)])
+        named |= {f"{module.__name__.removeprefix('workbench.')}.{name}": getattr(module, name) for name in own}
+    shortest: dict[int, str] = {}
+    for name, value in sorted(named.items(), key=lambda each: each[0].count(".")):
+        if not inspect.ismodule(value):
+            shortest.setdefault(id(value), name)
+    found = {name: named[name] for name in shortest.values()}
+    for name, value in list(found.items()):
+        if inspect.isclass(value):
+            found |= {f"{name}.{member}": held for member, held in members(value)}
+    return found
+
+
+def is_own(module, value) -> bool:
+    """Whether a function is one of a module's public ones, not imported there."""
+    return inspect.isfunction(value) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
+
+
+def members(kind: type) -> Iterator[tuple[str, object]]:
+    """Public methods and properties of a class, without those that it inherits."""
+    for name, held in vars(kind).items():
+        held = held.__func__ if isinstance(held, (classmethod, staticmethod)) else held
+        if not name.startswith("_") and (inspect.isfunction(held) or isinstance(held, property)):
+            yield name, held
+
+
+def example(name: str, value: object, namespace: dict) -> doctest.DocTest:
+    """The example in a docstring, in a namespace of its own."""
+    return doctest.DocTestParser().get_doctest(inspect.getdoc(value) or "", dict(namespace), name, None, None)
+
+
+def failures(test: doctest.DocTest) -> str:
+    """What an example prints otherwise than it says, or raises; nothing where it is right."""
+    said: list[str] = []
+    doctest.DocTestRunner().run(test, out=said.append)
+    return "".join(said)
+
+
+@pytest.fixture(scope="module")
+def namespace() -> dict:
+    """What all examples begin with, as `help(workbench)` says."""
+    begun = example("workbench", wb, {})
+    said: list[str] = []
+    doctest.DocTestRunner().run(begun, out=said.append, clear_globs=False)
+    assert not said, "".join(said)
+    return begun.globs
+
+
+@pytest.mark.parametrize("name", PUBLIC := public())
+def test_the_example_does_what_it_says(name, namespace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test = example(name, PUBLIC[name], namespace)
+    assert test.examples or isinstance(PUBLIC[name], property), f"{name} has no example; write one into its docstring"
+    assert not (said := failures(test)), said
+    assert not namespace["model"].edits, "the example leaves an edit in the model of the others"
+    plt.close("all")
+
+
+def test_examples_that_fail_are_found():
+    wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, None)
+    assert "Expected:\n    3\nGot:\n    2" in failures(wrong)
+    assert {"load", "Model.run", "World.from_json", "edit.locoedit", "edit.Moments.of", "plot.heatmap"} <= set(PUBLIC)
+    assert "edit.Edit" not in PUBLIC and "Edit.preview" in PUBLIC
