@@ -184,7 +184,7 @@ def _agree(spec: Spec, hash: str, store: Store):
         if held is not None:
             raise ValueError(
                 f"folder={str(store)!r} holds the results of another specification; name another folder, or ask for the "
-                f"same:{_differences(held, spec)}"
+                f"same:{differences(held, spec)}"
             )
 
 
@@ -197,12 +197,12 @@ def _spec(data: bytes) -> Spec | None:
     return spec if isinstance(spec, dict) else None
 
 
-def _differences(held: Any, asked: Any, name: str = "") -> str:
-    """A line for each value that differs, as deep in the mappings as it stands."""
+def differences(held: Any, asked: Any, said: tuple[str, str] = ("the folder has", "asked"), name: str = "") -> str:
+    """A line for each value that differs, as deep in the mappings as it stands. said: what stands before each of the two."""
     if not (isinstance(held, dict) and isinstance(asked, dict)):
-        return f"\n  {name}: the folder has {_short(held)}, asked {_short(asked)}"
+        return f"\n  {name}: {said[0]} {_short(held)}, {said[1]} {_short(asked)}"
     keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
-    return "".join(_differences(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+    return "".join(differences(held.get(key), asked.get(key), said, f"{name}.{key}".lstrip(".")) for key in keys)
 
 
 def _short(value: Any) -> str:
