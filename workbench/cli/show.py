@@ -9,7 +9,7 @@ import workbench as wb
 from workbench.cli.common import Common, beside
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Gallery(Common):
     """Write a folder of results as one HTML page to click through, OUT.html: heat-maps with intervals, prompts and pictures."""
 

@@ -78,7 +78,7 @@ class Shards:
 
     def table(self) -> pd.DataFrame:
         """All rows so far, long-form."""
-        return pd.concat([self._tables[part] for part in sorted(self._tables)], ignore_index=True)
+        return pd.concat([self._tables[part] for part in self.parts], ignore_index=True)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -88,6 +88,11 @@ class Shards:
             for package, number in versions.items():
                 found.setdefault(package, []).append(number)
         return {package: ", ".join(sorted(set(numbers))) for package, numbers in found.items()}
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of those that are finished."""
+        return sorted(self._tables)
 
     def __len__(self):
         return len(self._tables)

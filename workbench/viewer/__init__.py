@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workbench.viewer.behind import drawings_of, without_drawings
 from workbench.viewer.page import gallery
-from workbench.viewer.studies import SCORES, Results, drawings_of, studies_of, study_of
+from workbench.viewer.sources import Results, sources_of
+from workbench.viewer.studies import studies_of
 
 if TYPE_CHECKING:
     from workbench.models import Model
     from workbench.steering.direction import Direction
+    from workbench.viewer.drawing import Drawing
     from workbench.viewer.widget import Explorer
 
 __all__ = ["explore", "gallery"]
@@ -46,14 +49,13 @@ def explore(
             f"wb.explore needs ipywidgets and anywidget ({error}), which the extra [notebook] brings: {EXTRA}; "
             "wb.gallery(results, 'page.html') writes the same as a page without them"
         ) from None
-    found = studies_of(results)
-    studies = [study_of(title, each) for title, each in found.items()]
-    drawings = [None] * len(studies)
+    held = sources_of(results)
+    studies, sources = studies_of(held), list(held.values())
+    drawings: list[Drawing | None] = [None] * len(studies)
     if model is None:
-        for study in studies:
-            study.hint = study.hint and f"{SCORES} wb.explore(results, model) draws them."
+        without_drawings(studies, sources, "wb.explore(results, model) draws them.")
     else:
-        drawings = drawings_of(studies, list(found.values()), model, direction)
+        drawings = drawings_of(studies, sources, model, direction)
         for study, drawing in zip(studies, drawings):
             study.live = drawing is not None
-    return Explorer(studies, list(found.values()), drawings)
+    return Explorer(studies, sources, drawings)

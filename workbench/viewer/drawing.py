@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -52,8 +52,10 @@ class Drawing(ABC):
 class Redrawing(Drawing):
     """Worlds of an experiment, from its results."""
 
-    changed: str  # what results call a cell's world
-    captions: Mapping[str, str]  # of that one, and of the worlds that it is compared with, the reference first
+    changed: ClassVar[str]  # what results call a cell's world
+    captions: ClassVar[
+        Mapping[str, str]
+    ]  # of that one, and of the worlds that it is compared with, the reference first
 
     def __init__(self, data: xr.Dataset, model: Model):
         self.data, self.model = data, model
@@ -134,7 +136,11 @@ class Rebuilt(Redrawing):
 
 class TraceDrawing(Rebuilt):
     changed = "restored"
-    captions = {"clean": "clean", "corrupted": "corrupted", "restored": "corrupted, restored here"}
+    captions: ClassVar[Mapping[str, str]] = {
+        "clean": "clean",
+        "corrupted": "corrupted",
+        "restored": "corrupted, restored here",
+    }
 
     @cached_property
     def experiment(self) -> Tracing:
@@ -162,7 +168,11 @@ def _is_at(target: Target, place: Place) -> bool:
 
 class LocoGenDrawing(Rebuilt):
     changed = "patched"
-    captions = {"clean": "unaltered", "full": "target prompt at all layers", "patched": "target prompt here"}
+    captions: ClassVar[Mapping[str, str]] = {
+        "clean": "unaltered",
+        "full": "target prompt at all layers",
+        "patched": "target prompt here",
+    }
 
     @cached_property
     def experiment(self) -> Generating:
@@ -206,7 +216,7 @@ class SweepDrawing(Redrawing):
     """Of a sweep, whose results hold no more than a digest of its direction."""
 
     changed = "steered"
-    captions = {"unsteered": "unsteered", "steered": "steered"}
+    captions: ClassVar[Mapping[str, str]] = {"unsteered": "unsteered", "steered": "steered"}
 
     def __init__(self, data: xr.Dataset, model: Model, direction: Direction):
         spec = json.loads(data.attrs["spec"])

@@ -13,20 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from workbench.engine import Run
 from workbench.files import write_bytes
 from workbench.inputs import count, user_path
 from workbench.progress import Bar
-from workbench.viewer.studies import (
-    SCORES,
-    Results,
-    as_urls,
-    drawings_of,
-    picture_of,
-    place_of,
-    studies_of,
-    study_of,
-)
+from workbench.viewer.behind import as_urls, drawings_of, picture_of, place_of, without_drawings
+from workbench.viewer.sources import Held, Results, sources_of
+from workbench.viewer.studies import studies_of
 from workbench.viewer.views import Study, View, key
 
 if TYPE_CHECKING:
@@ -45,7 +37,7 @@ PAGE = """<!doctype html>
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
 <title>{title}</title>
 <style>
-body {{ margin: 0 auto; max-width: 840px; padding: 16px; background: #fff; }}
+body {{ margin: 0 auto; max-width: 1320px; padding: 16px; background: #fff; }}
 {style}
 </style>
 </head>
@@ -56,6 +48,7 @@ body {{ margin: 0 auto; max-width: 840px; padding: 16px; background: #fff; }}
 </body>
 </html>
 """
+DRAW = "With model= wb.gallery draws them into the page, with --pictures `workbench gallery`."
 START = """
 const held = document.getElementById("studies");
 if (held) mount(document.getElementById("viewer"), JSON.parse(held.textContent));
@@ -88,15 +81,16 @@ def gallery(
     """
     target = user_path(path, "path")
     asked = count(pictures, "pictures", least=0)
-    found = studies_of(results)
-    studies = [study_of(title, each) for title, each in found.items()]
+    held = sources_of(results)
+    studies = studies_of(held)
     if model is not None and asked:
-        draw_all(studies, list(found.values()), model, direction, asked)
+        draw_all(studies, list(held.values()), model, direction, asked)
     else:
-        for study in studies:
-            study.hint = study.hint and f"{SCORES} A page that is made with model= has them."
+        without_drawings(studies, list(held.values()), DRAW)
     for study in studies:  # nothing else can be had in a page
-        study.choices = [axis if axis.name == "prompt" else replace(axis, values=axis.values[:1]) for axis in study.choices]
+        study.choices = [
+            axis if axis.name == "prompt" else replace(axis, values=axis.values[:1]) for axis in study.choices
+        ]
     return write_bytes(target, page(studies).encode())
 
 
@@ -116,7 +110,7 @@ def page(studies: Sequence[Study]) -> str:
 
 def draw_all(
     studies: Sequence[Study],
-    results: Sequence[Run | xr.Dataset],
+    results: Sequence[Held],
     model: "Model",
     direction: "Direction | None",
     prompts: int,
@@ -150,7 +144,7 @@ def _cells(study: Study, prompts: int) -> Iterator[tuple[str, tuple[View, dict[s
 
 def _draw(
     study: Study,
-    results: Run | xr.Dataset,
+    results: Held,
     drawing: "Drawing",
     cells: Mapping[str, tuple[View, dict[str, int]]],
     bar: Bar,

@@ -1,127 +1,45 @@
 """What is shown of a run, of an experiment's results, or of a folder of them."""
 
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from PIL import Image
 
 from workbench.engine import Run
-from workbench.experiments.results import averages, effects, measured_by, open_results
-from workbench.experiments.shards import SPEC
-from workbench.inputs import shown, user_path
+from workbench.experiments.results import averages, effects, measured_by
+from workbench.experiments.shards import Shards
 from workbench.localize.locogen import LocoGen
 from workbench.metrics import pixel_distance
 from workbench.pictures import data_url
 from workbench.steering.sweep import Sweep
-from workbench.viewer.views import Axis, Study, View, axis_of, effect_views, key
+from workbench.viewer.sources import Held, unfinished
+from workbench.viewer.tables import table_views
+from workbench.viewer.views import Axis, Measured, Study, View, axis_of, effect_views, key
 
-if TYPE_CHECKING:
-    from workbench.models import Model
-    from workbench.steering.direction import Direction
-    from workbench.viewer.drawing import Drawing
-
-Results = Union[Run, xr.Dataset, LocoGen, Sweep, str, Path]  # noqa: UP007  some names are texts
 LARGEST = 256  # side of a picture in pixels
-SCORES = "Results hold scores and no pictures."
-KINDS = "a run, what wb.causal_trace, wb.locogen, wb.steer_sweep or wb.open_results return, or a folder of such results"
 
 
-def studies_of(results: Results | Mapping[str, Results], argument: str = "results") -> dict[str, Run | xr.Dataset]:
-    """Runs and results by title. A folder is one experiment's, or holds those of several, which are called by their own folders.
-
-    Raises ValueError for anything else, FileNotFoundError for a folder without results. Experiments in a folder that are no scores
-    by world are left out, with a warning.
-    """
-    if isinstance(results, Mapping) and not isinstance(results, xr.Dataset):
-        found: dict[str, Run | xr.Dataset] = {}
-        for title, each in results.items():
-            inner = studies_of(each, f"{argument}[{title!r}]")
-            found |= {title if len(inner) == 1 else f"{title}/{name}": one for name, one in inner.items()}
-        if not found:
-            raise ValueError(f"{argument} is empty; give {KINDS}")
-        return found
-    if isinstance(results, (LocoGen, Sweep)):
-        results = results.data
+def study_of(title: str, results: Held) -> Study:
+    """What is shown of one of them, without the pictures that a model draws. Of what has no heat-map it says why."""
     if isinstance(results, Run):
-        return {"run": results}
-    if isinstance(results, xr.Dataset):
-        if "spec" not in results.attrs or "metric" not in results.coords:
-            raise ValueError(
-                f"{argument}: a Dataset of {list(results.data_vars)[:4]} is no experiment's; give {KINDS}, not yet averaged "
-                "by wb.effects"
-            )
-        spec = json.loads(results.attrs["spec"])
-        return {f"{spec['experiment']}: {spec['prompt_set']}": results}
-    if isinstance(results, (str, Path)):
-        return _in_folder(user_path(results, argument))
-    raise ValueError(f"{argument}={shown(results)}, a {type(results).__name__}: give {KINDS}")
+        return of_run(title, results)
+    if isinstance(results, str):
+        return Study(title, [results], [])
+    try:
+        return of_rows(title, results) if isinstance(results, Shards) else of_results(title, results)
+    except ValueError as error:
+        return Study(title, [f"Not shown: {error}"], [])
 
 
-def _in_folder(folder: Path) -> dict[str, Run | xr.Dataset]:
-    inner = sorted({path.parent for path in folder.rglob(SPEC)} - {folder})
-    if not inner or (folder / SPEC).exists():
-        return studies_of(open_results(folder))
-    found: dict[str, Run | xr.Dataset] = {}
-    left_out = []
-    for each in inner:
-        try:
-            found[each.relative_to(folder).as_posix()] = open_results(each)
-        except (ValueError, FileNotFoundError) as error:
-            left_out.append(str(error))
-    if not found:
-        raise ValueError(f"{folder}: none of its {len(inner)} experiments can be shown; the first: {left_out[0]}")
-    for why in left_out:
-        warnings.warn(f"left out: {why}", stacklevel=4)
-    return found
-
-
-def study_of(title: str, results: Run | xr.Dataset) -> Study:
-    """What is shown of one of them, without the pictures that a model draws."""
-    return of_run(title, results) if isinstance(results, Run) else of_results(title, results)
-
-
-def drawing_of(results: Run | xr.Dataset, model: "Model", direction: "Direction | None") -> "Drawing":
-    """Draws pictures behind the cells. Raises ValueError where this model cannot."""
-    from workbench.viewer import drawing
-
-    if isinstance(results, Run):
-        return drawing.LatentsDrawing(results, model)
-    worlds, axes = set(results.data_vars), set(results.sizes)
-    if "restored" in worlds:
-        return drawing.TraceDrawing(results, model)
-    if "patched" in worlds:
-        return drawing.LocoGenDrawing(results, model)
-    if "steered" in worlds and {"site", "strength"} <= axes:
-        if direction is None:
-            raise ValueError(
-                "results of a sweep hold no more than a digest of their direction; give direction= to draw their pictures"
-            )
-        return drawing.SweepDrawing(results, model, direction)
-    name = json.loads(results.attrs["spec"])["experiment"]
-    raise ValueError(
-        f"only pictures of causal traces, LocoGen and sweeps are drawn again, not those of {name!r}; leave the model out"
-    )
-
-
-def drawings_of(
-    studies: Sequence[Study], results: Sequence[Run | xr.Dataset], model: "Model", direction: "Direction | None"
-) -> list["Drawing | None"]:
-    """Of each study what draws its pictures; one that this model cannot draw says why. Raises ValueError where it can draw none."""
-    drawings: list[Drawing | None] = []
-    for study, each in zip(studies, results):
-        try:
-            drawings.append(drawing_of(each, model, direction))
-        except ValueError as error:
-            drawings.append(None)
-            study.hint = f"No pictures: {error}"
-    if not any(drawings):
-        raise ValueError(f"{studies[0].title}: {studies[0].hint.removeprefix('No pictures: ')}")
-    return drawings
+def studies_of(results: Mapping[str, Held]) -> list[Study]:
+    """All of them. Raises ValueError where none has a heat-map."""
+    studies = [study_of(title, each) for title, each in results.items()]
+    if not any(study.views for study in studies):
+        said = "; ".join(f"{study.title}: {' '.join(study.about)}" for study in studies[:3])
+        raise ValueError(f"results: there is no heat-map to show. {said}")
+    return studies
 
 
 def of_run(title: str, run: Run) -> Study:
@@ -171,13 +89,30 @@ def of_results(title: str, data: xr.Dataset) -> Study:
     """Heat-maps of every metric of an experiment. Raises ValueError for results without axes beside prompts and seeds."""
     spec = json.loads(data.attrs["spec"])
     texts = [name for name, each in data.coords.items() if each.dims == ("prompt",) and name != "prompt"]
-    views = list(_views(data.drop_vars(texts), list(spec.get("site_facts", {}))))
+    order = list(spec.get("site_facts", {}))
+    views = [view for measured in measured_effects(data.drop_vars(texts)) for view in effect_views(measured, order)]
     if not views:
-        raise ValueError(f"{title}: its scores have no axis beside prompts and seeds, so there is no heat-map to show")
+        said = unfinished(spec, json.loads(data.attrs.get("parts", "[]")))
+        raise ValueError(f"its scores have no axis beside prompts and seeds, so there is no heat-map. {said}".strip())
     choices = [axis_of(data, name) for name in ("seed", "draw") if name in data.dims]
     prompts = [spec["prompts"][int(number)] for number in data.prompt.values]
     choices.insert(0, Axis("prompt", tuple(each["prompt"] for each in prompts), about=_of_prompts(prompts)))
-    return Study(title, list(_about(spec, data)), views, choices, hint=SCORES)
+    counts = [_counted(data.sizes[axis], axis) for axis in ("prompt", "draw", "seed") if axis in data.dims]
+    versions, parts = (json.loads(data.attrs.get(name, "null")) or [] for name in ("versions", "parts"))
+    about = _about(spec, " x ".join(counts), dict(versions), parts)
+    return Study(title, about, views, choices)
+
+
+def of_rows(title: str, shards: Shards) -> Study:
+    """Heat-maps of every measure of edits, or of edited pairs. Raises ValueError for rows of another form."""
+    views, pictures = table_views(shards.table(), shards.spec)
+    about = _about(
+        shards.spec,
+        _counted(len(pictures.values), "pair" if "pairs" in shards.spec else "prompt"),
+        shards.versions,
+        shards.parts,
+    )
+    return Study(title, about, views, [pictures])
 
 
 def _of_prompts(prompts: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], ...]:
@@ -188,17 +123,22 @@ def _of_prompts(prompts: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], 
     )
 
 
-def _about(spec: Mapping[str, Any], data: xr.Dataset) -> Iterator[str]:
-    model, asked = spec["model"], len(spec["prompts"])
-    yield (
-        f"{spec['experiment']} of {model['pipeline']} with {model['scheduler']['class']}, {spec['num_inference_steps']} steps, "
-        f"guidance {spec['guidance_scale']:g}"
-    )
-    counts = [f"{data.sizes[axis]} {axis}s" for axis in ("prompt", "draw", "seed") if axis in data.dims]
-    part = f" ({asked} were asked for; the others are not finished)" if data.sizes["prompt"] < asked else ""
-    yield f"prompt set {spec['prompt_set']}: {' x '.join(counts)}{part}"
-    versions = json.loads(data.attrs.get("versions", "{}"))
-    yield f"computed with {', '.join(f'{name} {number}' for name, number in versions.items())}"
+def _about(spec: Mapping[str, Any], counts: str, versions: Mapping[str, str], parts: Sequence[str]) -> list[str]:
+    model = spec["model"]
+    lines = [
+        f"{spec['experiment']} of {model['pipeline']} with {model['scheduler']['class']}, "
+        f"{_counted(spec['num_inference_steps'], 'step')}, guidance {spec['guidance_scale']:g}",
+        counts if spec["prompt_set"] == "none" else f"prompt set {spec['prompt_set']}: {counts}",
+    ]
+    if versions:
+        lines.append(f"computed with {', '.join(f'{name} {number}' for name, number in versions.items())}")
+    if parts and (lacking := unfinished(spec, parts)):
+        lines.append(lacking)
+    return lines
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _of_prompt(metric: str) -> bool:
@@ -206,61 +146,31 @@ def _of_prompt(metric: str) -> bool:
     return not metric.startswith("concept")
 
 
-def _views(data: xr.Dataset, order: Sequence[str]) -> Iterator[View]:
+def measured_effects(data: xr.Dataset) -> Iterator[Measured]:
+    """Everything that the scores of an experiment say, metric by metric."""
     worlds = set(data.data_vars)
     for metric in sorted(data.metric.values.tolist(), key=_of_prompt):
-        scores = {name: each for name, each in measured_by(data, metric).items() if each.notnull().any()}
-        common = dict(order=order)
+        scores = {str(name): each for name, each in measured_by(data, metric).items() if each.notnull().any()}
         name = metric.replace("_", " ")
         if "restored" in worlds:
             if {"clean", "corrupted", "restored"} <= set(scores):
                 contrast = scores["restored"] - scores["corrupted"]
-                found = effects(data, metric)
-                yield from effect_views(
-                    found, scores, contrast, value="indirect_effect", label=f"indirect effect on {name}", signed=True, **common
-                )
+                label = f"indirect effect on {name}"
+                yield Measured(label, "indirect_effect", effects(data, metric), scores, contrast)
         elif "patched" in worlds:
             if {"clean", "full", "patched"} <= set(scores):
                 rises = metric.startswith("target_")
-                found = LocoGen(data).effects(metric.removeprefix("target_"), "max" if rises else "min")
+                averaged = LocoGen(data).effects(metric.removeprefix("target_"), "max" if rises else "min")
                 contrast = (scores["clean"] - scores["patched"]) * (-1 if rises else 1)
                 label = f"direct effect: {'rise' if rises else 'fall'} of {name}"
-                yield from effect_views(found, scores, contrast, value="direct_effect", label=label, signed=True, **common)
+                yield Measured(label, "direct_effect", averaged, scores, contrast)
         elif worlds == {"unsteered", "steered"}:
             if len(scores) == 2:
-                contrast, found = scores["steered"] - scores["unsteered"], Sweep(data).effects(metric)
-                yield from effect_views(
-                    found, scores, contrast, value="change", label=f"change of {name}", signed=True, **common
-                )
-                yield from effect_views(found, scores, scores["steered"], value="value", label=name, signed=False, **common)
+                averaged = Sweep(data).effects(metric)
+                yield Measured(f"change of {name}", "change", averaged, scores, scores["steered"] - scores["unsteered"])
+                yield Measured(name, "value", averaged, scores, scores["steered"], signed=False)
         else:
             for world, each in scores.items():
-                if set(each.dims) > {"prompt", "seed", "draw"} & set(each.dims) and "prompt" in each.dims:
-                    found = averages({"value": each}, attrs=data.attrs | {"metric": metric})
-                    yield from effect_views(
-                        found, {world: each}, each, value="value", label=f"{name}, {world}", signed=False, **common
-                    )
-
-
-def place_of(results: Run | xr.Dataset, view: View, at: Mapping[str, int]) -> dict[str, Any]:
-    """A cell by the values of its axes, as a `Drawing` takes it. at: by their numbers."""
-    place = {axis.name: axis.values[at[axis.name]] for axis in view.axes}
-    if "kind" in place and isinstance(results, xr.Dataset):
-        layer, kind = place.pop("layer"), place.pop("kind")
-        place["site"] = results.site.values[(results.layer == layer) & (results.kind == kind)].item()
-    return place
-
-
-def picture_of(results: Run | xr.Dataset, at: Mapping[str, int]) -> tuple[int, int, int]:
-    """Prompt, seed and draw, as results call them, of what is chosen among the pictures behind a cell."""
-    if isinstance(results, Run):
-        return 0, 0, 0
-    prompt, seed, draw = (
-        int(results[axis].values[at[axis]]) if axis in results.dims else 0 for axis in ("prompt", "seed", "draw")
-    )
-    return prompt, seed, draw
-
-
-def as_urls(captioned: Iterable[tuple[str, Image.Image]]) -> list[tuple[str, str]]:
-    """Captioned pictures as a page holds them."""
-    return [(caption, data_url(picture, LARGEST)) for caption, picture in captioned]
+                if "prompt" in each.dims and set(each.dims) - {"prompt", "seed", "draw"}:
+                    averaged = averages({"value": each}, attrs=data.attrs | {"metric": metric})
+                    yield Measured(f"{name}, {world}", "value", averaged, {world: each}, each, signed=False)

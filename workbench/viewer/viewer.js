@@ -11,6 +11,7 @@ const NAMES = {
   width: "layers in the window",
   site: "site",
 };
+const WHOLE = ["probability", "share of images", "share of pictures"]; // what goes from 0 to 1
 const MARK = "•";
 const NARROW = 12; // columns up to which cells show their numbers
 
@@ -67,6 +68,7 @@ function boundsOf(view) {
   const known = view.cells.value.filter((value) => value !== null);
   const most = Math.max(...known.map(Math.abs), 0);
   if (view.signed) return [-most || -1, most || 1];
+  if (WHOLE.includes(view.unit)) return [0, 1];
   return [Math.min(...known, known.length ? Infinity : 0), Math.max(...known, known.length ? -Infinity : 1)];
 }
 
@@ -83,7 +85,8 @@ class Viewer {
     this.controls = make("div", { class: "wb-controls" });
     this.map = make("div", { class: "wb-map" });
     this.detail = make("div", { class: "wb-detail", "aria-live": "polite" });
-    this.root.replaceChildren(this.top, this.controls, this.map, this.detail);
+    this.body = make("div", { class: "wb-body" }, this.map, this.detail);
+    this.root.replaceChildren(this.top, this.controls, this.body);
     this.open(0);
   }
 
@@ -92,7 +95,10 @@ class Viewer {
     this.study = this.studies[number];
     this.at = {};
     for (const axis of this.study.choices) this.at[axis.name] = 0;
-    this.look(0);
+    const shown = this.study.views.length > 0; // else the lines at the top say why
+    this.controls.hidden = this.body.hidden = !shown;
+    if (shown) this.look(0);
+    else this.showTop();
   }
 
   // Show a view; what is selected stays so where the view has its axis.
@@ -153,10 +159,9 @@ class Viewer {
   }
 
   showTop() {
-    const title =
-      this.studies.length > 1
-        ? make("label", {}, "results ", this.chooser(this.studies.map((study) => study.title), this.number, (i) => this.open(i), "study"))
-        : make("h2", {}, this.study.title);
+    const titles = this.studies.map((study) => study.title);
+    const chooser = () => make("label", {}, "results ", this.chooser(titles, this.number, (i) => this.open(i), "study"));
+    const title = titles.length > 1 ? chooser() : make("h2", {}, this.study.title);
     this.top.replaceChildren(title, ...this.study.about.map((line) => make("p", {}, line)));
   }
 
@@ -228,7 +233,8 @@ class Viewer {
       make("thead", {}, make("tr", {}, make("td", { class: "wb-corner" }, `${title(downPrefix, down)} ↓`, make("br"), across ? `${title(acrossPrefix, across)} →` : ""), ...heads)),
       make("tbody", {}, ...body),
     );
-    this.map.replaceChildren(make("div", { class: "wb-scroll", tabindex: -1 }, table), this.legend());
+    const heading = [this.view.label, this.view.group].filter(Boolean).join(": ");
+    this.map.replaceChildren(make("h3", {}, heading), make("div", { class: "wb-scroll", tabindex: -1 }, table), this.legend());
     this.select();
   }
 
@@ -406,7 +412,8 @@ class Viewer {
       totals.push(`the cell's share of it ${withInterval(percent(share), ends[0], ends[1], this.view.interval)}`);
     }
     const entered = this.value("prompts");
-    if (entered !== null) totals.push(`from ${entered} prompt${entered === 1 ? "" : "s"}`);
+    const single = this.study.choices.some((axis) => axis.name === "seed") ? "prompt" : "picture";
+    if (entered !== null && entered !== undefined) totals.push(`from ${entered} ${single}${entered === 1 ? "" : "s"}`);
     if (totals.length) lines.push(make("p", {}, totals.join("; ")));
     return lines;
   }
@@ -434,13 +441,17 @@ class Viewer {
       ...Object.entries(this.view.references).map(([name, values]) => [name, values]),
       ...Object.entries(this.view.behind).map(([name, values]) => [name, values.slice(this.index() * count, (this.index() + 1) * count)]),
     ];
+    const behind = columns.slice(Object.keys(this.view.references).length);
+    const there = (i) => !behind.length || behind.some(([, values]) => values[i] !== null);
     const rows = axis.values.map((text, i) => {
+      if (!there(i)) return ""; // a cell need not be over all prompts
       const button = make("button", { type: "button", "data-prompt": i, "aria-pressed": i === this.at.prompt, onclick: () => this.move({ prompt: i }, true) }, text);
       return make("tr", { class: i === this.at.prompt ? "wb-chosen" : "" }, make("th", { scope: "row" }, button), ...columns.map(([, values]) => make("td", {}, say(values[i]))));
     });
     const heads = columns.map(([name]) => make("th", { scope: "col" }, name));
     const pictured = this.study.live || this.study.urls.length ? "; the pictures are of the prompt that is chosen" : "";
-    const caption = `Means of each prompt over its seeds${this.study.choices.some((each) => each.name === "draw") ? " and draws" : ""}${pictured}.`;
+    const over = ["seed", "draw"].filter((name) => this.study.choices.some((each) => each.name === name)).map((name) => `${name}s`);
+    const caption = `${over.length ? `Means of each prompt over its ${over.join(" and ")}` : "What each picture behind the cell measured"}${pictured}.`;
     return make(
       "div",
       { class: "wb-scroll" },

@@ -7,6 +7,7 @@
 The numbers are those of `workbench.effects`, `LocoGen.effects` and `Sweep.effects`; nothing is measured here.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,17 +35,23 @@ class Axis:
 
     def plain(self) -> dict[str, Any]:
         values = [f"{value:g}" if isinstance(value, float) else str(value) for value in self.values]
-        return {"name": self.name, "values": values, "ordered": self.ordered, "about": [list(each) for each in self.about]}
+        return {
+            "name": self.name,
+            "values": values,
+            "ordered": self.ordered,
+            "about": [list(each) for each in self.about],
+        }
 
 
 @dataclass(frozen=True)
 class View:
     """One heat-map.
 
-    group: which sites, where those of one measure are in several views. axes: of the cells. cells: `value`, and where there are intervals `low`, `high`, `marked`; where there is a total, `share` of it
-    with `share_low`, `share_high`; `prompts`, how many entered: (axes...). totals: effects that belong to no cell, with their
-    intervals. references: scores of each prompt, by what was scored. behind: the same of each cell, (axes..., prompt), the effect
-    last. signed: whether zero is in the middle. down, across: the axes that are shown first.
+    group: which sites, where those of one measure are in several views. axes: of the cells. cells: `value`, and where there are
+    intervals `low`, `high`, `marked`; where there is a total, `share` of it with `share_low`, `share_high`; `prompts`, how many
+    entered: (axes...). totals: effects that belong to no cell, with their intervals. references: scores of each prompt, by what was
+    scored. behind: the same of each cell, (axes..., prompt), the effect last. signed: whether zero is in the middle. down, across:
+    the axes that are shown first.
     """
 
     label: str
@@ -119,13 +126,20 @@ def key(at: Mapping[str, int]) -> str:
 def axis_of(data: xr.DataArray | xr.Dataset, name: str) -> Axis:
     """An axis with what stands beside it, such as the strengths of a trial."""
     labels = data[name].values
-    beside = [other for other, each in data.coords.items() if each.dims == (name,) and other != name]
+    beside = [other for other, each in data.coords.items() if each.dims == (name,) and other not in (name, "part")]
     about = tuple(
-        tuple(f"{other}: {data[other].values[i]}" for other in beside if str(data[other].values[i]))
+        tuple(f"{other}: {_said(data[other].values[i])}" for other in beside if str(data[other].values[i]))
         for i in range(len(labels))
     )
     ordered = name in ORDERED or np.issubdtype(labels.dtype, np.number)
     return Axis(name, tuple(labels.tolist()), ordered, about)
+
+
+def _said(setting: Any) -> str:
+    """A setting beside an axis; strengths of several sites, which results keep as JSON, one after the other."""
+    if not str(setting).startswith("{"):
+        return str(setting)
+    return ", ".join(f"{name} {strength:.3g}" for name, strength in json.loads(setting).items()) or "none"
 
 
 def by_layer(data: xr.Dataset, order: Sequence[str]) -> xr.Dataset:
@@ -159,67 +173,86 @@ def alike(data: xr.Dataset, value: str) -> Iterator[xr.Dataset]:
             yield data.sel(site=sites).sel({axis: list(values) for axis, values in zip(axes, has)})
 
 
-def effect_views(
-    effects: xr.Dataset,
-    scores: Mapping[str, xr.DataArray],
-    contrast: xr.DataArray,
-    *,
-    value: str,
-    label: str,
-    signed: bool,
-    order: Sequence[str],
-) -> Iterator[View]:
-    """Heat-maps of averaged effects, one for each group of sites.
+@dataclass(frozen=True)
+class Measured:
+    """Averaged effects, and the single scores behind them.
 
-    scores: by world, single ones of the effects' metric, (prompt, [draw,] seed[, axes...]). contrast: the single effects, with axes.
-    order: of the model's sites.
+    value: which of the effects. scores: by world, (prompt, [draw,] seed[, axes...]). contrast: the single effects, with axes.
+    signed: whether zero is in the middle.
     """
-    names = {"value": value, "low": f"{value}_low", "high": f"{value}_high"}
-    if ratio := effects.attrs["ratio"]:
-        names |= {"share": ratio, "share_low": f"{ratio}_low", "share_high": f"{ratio}_high"}
-    cells = effects[[*names.values(), "prompts"]].rename({old: new for new, old in names.items()})
-    if value == effects.attrs["effect"]:
-        cells = cells.assign(marked=_marked(effects, value, contrast))
-    inner = [axis for axis in ("draw", "seed") if axis in contrast.dims]
-    singles = {name: each.mean([axis for axis in inner if axis in each.dims]) for name, each in scores.items()}
-    placed = {name: each for name, each in singles.items() if set(each.dims) > {"prompt"}}
-    if signed:
-        placed["effect"] = contrast.mean(inner)
+
+    label: str
+    value: str
+    effects: xr.Dataset
+    scores: Mapping[str, xr.DataArray]
+    contrast: xr.DataArray
+    signed: bool = True
+
+    def cells(self) -> xr.Dataset:
+        """What `View.cells` has, (axes...)."""
+        names = {"value": self.value, "low": f"{self.value}_low", "high": f"{self.value}_high"}
+        if ratio := self.effects.attrs["ratio"]:
+            names |= {"share": ratio, "share_low": f"{ratio}_low", "share_high": f"{ratio}_high"}
+        cells = self.effects[[*names.values(), "prompts"]].rename({old: new for new, old in names.items()})
+        if self.value == self.effects.attrs["effect"]:
+            cells = cells.assign(marked=_marked(self.effects, self.value, self.contrast))
+        return cells
+
+    def totals(self) -> dict[str, tuple[float, float, float]]:
+        """Effects that belong to no cell, with their intervals."""
+        totals = {}
+        for name in ("total_effect", "pooled_effect"):
+            if name in self.effects and not self.effects[name].dims:
+                value, low, high = (float(self.effects[f"{name}{end}"]) for end in ("", "_low", "_high"))
+                totals[name.replace("_", " ")] = (value, low, high)
+        return totals
+
+    def singles(self) -> tuple[dict[str, np.ndarray], dict[str, xr.DataArray]]:
+        """Of each prompt the scores that have no axes, (prompt,), and those that have, (prompt, axes...), with settings and effects."""
+        inner = [axis for axis in ("draw", "seed") if axis in self.contrast.dims]
+        means = {name: each.mean([axis for axis in inner if axis in each.dims]) for name, each in self.scores.items()}
+        placed = {name: each for name, each in means.items() if set(each.dims) > {"prompt"}}
+        references = {name: each.values for name, each in means.items() if name not in placed}
+        for name, beside in self.contrast.coords.items():  # such as the strength of each prompt in each round
+            if set(beside.dims) > {"prompt"} and np.issubdtype(beside.dtype, np.number):
+                placed[str(name)] = beside.drop_vars(str(name))
+        if self.signed:
+            placed["effect"] = self.contrast.mean(inner)
+        return references, placed
+
+
+def effect_views(measured: Measured, order: Sequence[str]) -> Iterator[View]:
+    """Heat-maps of averaged effects, one for each group of sites. order: of the model's sites."""
+    cells, (references, placed) = measured.cells(), measured.singles()
     behind = xr.Dataset({f"behind {name}": each for name, each in placed.items()})
-    references = {name: each.values for name, each in singles.items() if name not in placed}
-    totals = {
-        name.replace("_", " "): tuple(float(effects[f"{name}{end}"]) for end in ("", "_low", "_high"))
-        for name in ("total_effect", "pooled_effect")
-        if name in effects and not effects[name].dims
-    }
     groups = list(alike(cells.merge(behind, compat="override"), "value"))
     for group in groups:
-        places = group.layer.values if len(groups) > 1 else ()
         data = by_layer(group, order)
-        data = data.assign(value=data["value"].transpose(*_cell_axes(data)))
-        axes = tuple(axis_of(data["value"], name) for name in data["value"].dims)
-        several = [axis.name for axis in axes if len(axis.values) > 1] or [axes[0].name]
+        names = _cell_axes(data)
+        several = [name for name in names if data.sizes[name] > 1] or names[:1]
         across = [name for name in ("token", "strength", "steps", "kind", *several) if name in several[1:]]
-        numbers = {name: data[name].transpose(*data["value"].dims).values for name in cells.data_vars}
+        numbers = {str(name): data[name].transpose(*names).values for name in cells.data_vars}
+        places: list[str] = group.layer.values.tolist() if len(groups) > 1 else []
         yield View(
-            label,
-            effects.attrs["unit"],
-            axes,
+            measured.label,
+            measured.effects.attrs["unit"],
+            tuple(axis_of(data["value"], name) for name in names),
             numbers | {"prompts": np.nan_to_num(numbers["prompts"])},
-            signed,
+            measured.signed,
             several[0],
             across[0] if across else "",
-            " to ".join(dict.fromkeys([places[0], places[-1]])) if len(places) else "",
-            f"{100 * effects.attrs['level']:g} % interval",
-            totals,
+            " to ".join(dict.fromkeys(places[:1] + places[-1:])),
+            f"{100 * measured.effects.attrs['level']:g} % interval",
+            measured.totals(),
             references,
-            {name.removeprefix("behind "): data[name].transpose(*data["value"].dims, "prompt").values for name in behind},
+            {name: data[f"behind {name}"].transpose(*names, "prompt").values for name in placed},
         )
 
 
 def _cell_axes(data: xr.Dataset) -> list[str]:
-    first = [name for name in ("layer", "site", "kind") if name in data["value"].dims]
-    return [*first, *(name for name in data["value"].dims if name not in first)]
+    """Layers and components first."""
+    names = [str(name) for name in data["value"].dims]
+    return sorted(names, key=lambda name: name not in ("layer", "site", "kind"))
 
 
 def _marked(effects: xr.Dataset, value: str, contrast: xr.DataArray) -> xr.DataArray:

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
-import xarray as xr
 
-from workbench.engine import Run
+from workbench.viewer.behind import as_urls, picture_of, place_of
 from workbench.viewer.page import SCRIPT, STYLE
-from workbench.viewer.studies import as_urls, picture_of, place_of
+from workbench.viewer.sources import Held
 from workbench.viewer.views import Study, key
 
 if TYPE_CHECKING:
@@ -25,14 +24,14 @@ class Explorer(anywidget.AnyWidget):
 
     _esm = SCRIPT
     _css = STYLE
-    studies = traitlets.List().tag(sync=True)
-    asked = traitlets.Dict().tag(sync=True)
-    answer = traitlets.Dict().tag(sync=True)
+    studies: traitlets.List = traitlets.List().tag(sync=True)
+    asked: traitlets.Dict = traitlets.Dict().tag(sync=True)
+    answer: traitlets.Dict = traitlets.Dict().tag(sync=True)
 
     def __init__(
         self,
         studies: Sequence[Study],
-        results: Sequence[Run | xr.Dataset],
+        results: Sequence[Held],
         drawings: Sequence["Drawing | None"],
     ):
         super().__init__(studies=[study.plain() for study in studies])
