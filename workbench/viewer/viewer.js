@@ -45,7 +45,11 @@ function shortened(names) {
   const parts = names.map((name) => name.split("."));
   let shared = 0;
   const numbers = names.some((name) => name.includes("-") || /^[\d.]+$/.test(name));
-  while (!numbers && names.length > 1 && parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared])) {
+  while (
+    !numbers &&
+    names.length > 1 &&
+    parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared])
+  ) {
     shared += 1;
   }
   return [parts[0].slice(0, shared).join("."), parts.map((part) => part.slice(shared).join("."))];
@@ -107,7 +111,8 @@ class Viewer {
     this.view = this.study.views[number];
     this.bounds = boundsOf(this.view);
     const strongest = this.view.cells.value.reduce(
-      (best, value, i, all) => (value !== null && (all[best] === null || Math.abs(value) > Math.abs(all[best])) ? i : best),
+      (best, value, i, all) =>
+        value !== null && (all[best] === null || Math.abs(value) > Math.abs(all[best])) ? i : best,
       0,
     );
     const first = this.place(strongest);
@@ -160,7 +165,13 @@ class Viewer {
 
   showTop() {
     const titles = this.studies.map((study) => study.title);
-    const chooser = () => make("label", {}, "results ", this.chooser(titles, this.number, (i) => this.open(i), "study"));
+    const chooser = () =>
+      make(
+        "label",
+        {},
+        "results ",
+        this.chooser(titles, this.number, (i) => this.open(i), "study"),
+      );
     const title = titles.length > 1 ? chooser() : make("h2", {}, this.study.title);
     this.top.replaceChildren(title, ...this.study.about.map((line) => make("p", {}, line)));
   }
@@ -172,25 +183,44 @@ class Viewer {
 
   showControls() {
     const labels = this.study.views.map((view) => [view.label, view.group].filter(Boolean).join(": "));
-    const rows = [make("label", {}, "measure ", this.chooser(labels, this.viewNumber, (i) => this.look(i), "view"))];
+    const rows = [
+      make(
+        "label",
+        {},
+        "measure ",
+        this.chooser(labels, this.viewNumber, (i) => this.look(i), "view"),
+      ),
+    ];
     const names = this.several().map((axis) => axis.name);
     if (names.length > 2) {
-      for (const [which, other] of [["down", "across"], ["across", "down"]]) {
+      for (const [which, other] of [
+        ["down", "across"],
+        ["across", "down"],
+      ]) {
         const pick = (i) => {
           if (names[i] === this[other]) this[other] = this[which];
           this[which] = names[i];
           this.show();
         };
-        rows.push(make("label", {}, `${which} `, this.chooser(names.map(called), names.indexOf(this[which]), pick, which)));
+        rows.push(
+          make("label", {}, `${which} `, this.chooser(names.map(called), names.indexOf(this[which]), pick, which)),
+        );
       }
     }
     const shown = [this.down, this.across];
     const pictured = this.study.live || this.study.urls.length;
-    const choices = (pictured ? this.study.choices : []).filter((axis) => axis.values.length > 1 && axis.name !== "prompt");
+    const choices = (pictured ? this.study.choices : []).filter(
+      (axis) => axis.values.length > 1 && axis.name !== "prompt",
+    );
     for (const axis of [...this.several(), ...choices]) {
       if (axis.ordered) rows.push(this.slider(axis));
       else if (!shown.includes(axis.name)) {
-        const chooser = this.chooser(axis.values, this.at[axis.name], (i) => this.move({ [axis.name]: i }, true), axis.name);
+        const chooser = this.chooser(
+          axis.values,
+          this.at[axis.name],
+          (i) => this.move({ [axis.name]: i }, true),
+          axis.name,
+        );
         rows.push(make("label", {}, `${called(axis.name)} `, chooser));
       }
     }
@@ -220,7 +250,9 @@ class Viewer {
     const [downPrefix, rows] = shortened(down.values);
     const [acrossPrefix, columns] = across ? shortened(across.values) : ["", [this.view.unit]];
     const upright = columns.some((name) => name.length > 6) && columns.length > 3;
-    const heads = columns.map((name) => make("th", { scope: "col" }, make("span", { class: upright ? "wb-upright" : "" }, name)));
+    const heads = columns.map((name) =>
+      make("th", { scope: "col" }, make("span", { class: upright ? "wb-upright" : "" }, name)),
+    );
     const title = (prefix, axis) => [prefix, axis ? called(axis.name) : ""].join(" ").trim();
     this.cells = [];
     const body = rows.map((name, row) => {
@@ -229,12 +261,35 @@ class Viewer {
     });
     const table = make(
       "table",
-      { role: "grid", "aria-label": `${this.view.label}: ${title(downPrefix, down)} by ${title(acrossPrefix, across)}`, onkeydown: (event) => this.key(event) },
-      make("thead", {}, make("tr", {}, make("td", { class: "wb-corner" }, `${title(downPrefix, down)} ↓`, make("br"), across ? `${title(acrossPrefix, across)} →` : ""), ...heads)),
+      {
+        role: "grid",
+        "aria-label": `${this.view.label}: ${title(downPrefix, down)} by ${title(acrossPrefix, across)}`,
+        onkeydown: (event) => this.key(event),
+      },
+      make(
+        "thead",
+        {},
+        make(
+          "tr",
+          {},
+          make(
+            "td",
+            { class: "wb-corner" },
+            `${title(downPrefix, down)} ↓`,
+            make("br"),
+            across ? `${title(acrossPrefix, across)} →` : "",
+          ),
+          ...heads,
+        ),
+      ),
       make("tbody", {}, ...body),
     );
     const heading = [this.view.label, this.view.group].filter(Boolean).join(": ");
-    this.map.replaceChildren(make("h3", {}, heading), make("div", { class: "wb-scroll", tabindex: -1 }, table), this.legend());
+    this.map.replaceChildren(
+      make("h3", {}, heading),
+      make("div", { class: "wb-scroll", tabindex: -1 }, table),
+      this.legend(),
+    );
     this.select();
   }
 
@@ -283,11 +338,21 @@ class Viewer {
 
   legend() {
     const stops = this.view.signed ? DIVERGING : SEQUENTIAL;
-    const bar = make("span", { class: "wb-bar", role: "img", "aria-label": `colours from ${say(this.bounds[0])} to ${say(this.bounds[1])}` });
+    const bar = make("span", {
+      class: "wb-bar",
+      role: "img",
+      "aria-label": `colours from ${say(this.bounds[0])} to ${say(this.bounds[1])}`,
+    });
     bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
     const parts = [say(this.bounds[0]), bar, say(this.bounds[1]), make("span", {}, this.view.unit)];
     if (this.view.cells.marked && this.view.cells.marked.some(Boolean)) {
-      parts.push(make("span", {}, `${MARK} ${this.view.interval} without 0, at least a tenth of the largest, of 5 prompts or more (of one prompt, seeds)`));
+      parts.push(
+        make(
+          "span",
+          {},
+          `${MARK} ${this.view.interval} without 0, at least a tenth of the largest, of 5 prompts or more (of one prompt, seeds)`,
+        ),
+      );
     }
     return make("p", { class: "wb-legend" }, ...parts);
   }
@@ -320,7 +385,8 @@ class Viewer {
 
   // Select another place. Only what changes is made again, so that the control in hand stays.
   move(at, draw) {
-    const slice = (place) => this.view.axes.map((axis) => ([this.down, this.across].includes(axis.name) ? "" : place[axis.name])).join();
+    const slice = (place) =>
+      this.view.axes.map((axis) => ([this.down, this.across].includes(axis.name) ? "" : place[axis.name])).join();
     const before = slice(this.at);
     Object.assign(this.at, at);
     for (const axis of [...this.view.axes, ...this.study.choices]) {
@@ -350,7 +416,11 @@ class Viewer {
 
   // How pictures are named: as `workbench.viewer.views.key` names them.
   pictureKey(axes) {
-    return axes.map((axis) => axis.name).sort().map((name) => `${name}=${this.at[name]}`).join(" ");
+    return axes
+      .map((axis) => axis.name)
+      .sort()
+      .map((name) => `${name}=${this.at[name]}`)
+      .join(" ");
   }
 
   pictureKeys() {
@@ -388,7 +458,9 @@ class Viewer {
       const name = `${called(axis.name)}: ${axis.values[this.at[axis.name]]}`;
       parts.push(make("h4", {}, name), make("ul", {}, ...lines.map((line) => make("li", {}, line))));
     }
-    const inside = this.detail.contains(document.activeElement) ? document.activeElement.getAttribute("data-prompt") : null;
+    const inside = this.detail.contains(document.activeElement)
+      ? document.activeElement.getAttribute("data-prompt")
+      : null;
     this.detail.replaceChildren(...parts);
     if (inside !== null) this.detail.querySelector(`[data-prompt="${inside}"]`)?.focus();
   }
@@ -403,8 +475,18 @@ class Viewer {
   notes() {
     const value = this.value("value");
     const text = withInterval(value, this.value("low"), this.value("high"), this.view.interval);
-    const lines = [make("p", { class: "wb-value" }, `${this.view.label}: `, make("b", {}, text), value === null ? "; no prompt has this here" : ` ${this.view.unit}`)];
-    const totals = Object.entries(this.view.totals).map(([name, [mean, low, high]]) => `${name} ${withInterval(mean, low, high, this.view.interval)}`);
+    const lines = [
+      make(
+        "p",
+        { class: "wb-value" },
+        `${this.view.label}: `,
+        make("b", {}, text),
+        value === null ? "; no prompt has this here" : ` ${this.view.unit}`,
+      ),
+    ];
+    const totals = Object.entries(this.view.totals).map(
+      ([name, [mean, low, high]]) => `${name} ${withInterval(mean, low, high, this.view.interval)}`,
+    );
     const share = this.value("share");
     if (share !== null) {
       const percent = (part) => (part === null ? null : `${Number((100 * part).toPrecision(2))} %`);
@@ -425,7 +507,12 @@ class Viewer {
     let said = "";
     if (this.waiting.has(name)) said = "drawing ...";
     else if (this.errors[name]) said = `No pictures: ${this.errors[name]}`;
-    else if (!this.study.pictures[key] && this.study.live && this.value("value") !== null && (this.study.choices.length || key !== without)) {
+    else if (
+      !this.study.pictures[key] &&
+      this.study.live &&
+      this.value("value") !== null &&
+      (this.study.choices.length || key !== without)
+    ) {
       said = "Click the cell, or press Enter in it, to draw its pictures.";
     } else if (!found) said = this.study.hint;
     const figures = (found || []).map(([caption, number]) =>
@@ -439,23 +526,48 @@ class Viewer {
     const count = axis.values.length;
     const columns = [
       ...Object.entries(this.view.references).map(([name, values]) => [name, values]),
-      ...Object.entries(this.view.behind).map(([name, values]) => [name, values.slice(this.index() * count, (this.index() + 1) * count)]),
+      ...Object.entries(this.view.behind).map(([name, values]) => [
+        name,
+        values.slice(this.index() * count, (this.index() + 1) * count),
+      ]),
     ];
     const behind = columns.slice(Object.keys(this.view.references).length);
     const there = (i) => !behind.length || behind.some(([, values]) => values[i] !== null);
     const rows = axis.values.map((text, i) => {
       if (!there(i)) return ""; // a cell need not be over all prompts
-      const button = make("button", { type: "button", "data-prompt": i, "aria-pressed": i === this.at.prompt, onclick: () => this.move({ prompt: i }, true) }, text);
-      return make("tr", { class: i === this.at.prompt ? "wb-chosen" : "" }, make("th", { scope: "row" }, button), ...columns.map(([, values]) => make("td", {}, say(values[i]))));
+      const button = make(
+        "button",
+        {
+          type: "button",
+          "data-prompt": i,
+          "aria-pressed": i === this.at.prompt,
+          onclick: () => this.move({ prompt: i }, true),
+        },
+        text,
+      );
+      return make(
+        "tr",
+        { class: i === this.at.prompt ? "wb-chosen" : "" },
+        make("th", { scope: "row" }, button),
+        ...columns.map(([, values]) => make("td", {}, say(values[i]))),
+      );
     });
     const heads = columns.map(([name]) => make("th", { scope: "col" }, name));
     const pictured = this.study.live || this.study.urls.length ? "; the pictures are of the prompt that is chosen" : "";
-    const over = ["seed", "draw"].filter((name) => this.study.choices.some((each) => each.name === name)).map((name) => `${name}s`);
+    const over = ["seed", "draw"]
+      .filter((name) => this.study.choices.some((each) => each.name === name))
+      .map((name) => `${name}s`);
     const caption = `${over.length ? `Means of each prompt over its ${over.join(" and ")}` : "What each picture behind the cell measured"}${pictured}.`;
     return make(
       "div",
       { class: "wb-scroll" },
-      make("table", { class: "wb-prompts" }, make("caption", {}, caption), make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prompt"), ...heads)), make("tbody", {}, ...rows)),
+      make(
+        "table",
+        { class: "wb-prompts" },
+        make("caption", {}, caption),
+        make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prompt"), ...heads)),
+        make("tbody", {}, ...rows),
+      ),
     );
   }
 }
