@@ -67,7 +67,13 @@ def folder(model, direction, scorer, tmp_path_factory):
     wb.causal_trace(model, prompts, spec, scorer=scorer, folder=folder / "trace")
     concept, swept = wb.Concept("winter"), wb.SweepSpec(strengths=(0.5, 1.0, 4.0), **FEW)
     wb.steer_sweep(model, prompts, direction, concept, swept, scorer=scorer, folder=folder / "sweep")
-    wb.locogen(model, prompts, wb.LocoGenSpec(windows=((0, 1), (1, 1), (0, 2)), **FEW), scorer=scorer, folder=folder / "deep" / "locogen")
+    wb.locogen(
+        model,
+        prompts,
+        wb.LocoGenSpec(windows=((0, 1), (1, 1), (0, 2)), **FEW),
+        scorer=scorer,
+        folder=folder / "deep" / "locogen",
+    )
     wb.steer_search(
         model, prompts[:1], direction, concept, wb.SearchSpec(trials=2, **FEW), scorer=scorer, folder=folder / "search"
     )
