@@ -1,7 +1,9 @@
 """The long commands, run short: that they run, and write what they say."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -23,6 +25,20 @@ from workbench.studies import (
     windows,
     winter,
 )
+from workbench.viewer.sources import sources_of
+from workbench.viewer.studies import studies_of
+
+
+def on_page(folder: Path, title: str, measure: str) -> dict[tuple[str, ...], list[float]]:
+    """What the page of a folder's results says of a measure: of each cell its value and the ends of its interval."""
+    (study,) = [study for study in studies_of(sources_of(folder)) if study.title == title]
+    (view,) = [view for view in study.views if view.label == measure]
+    return {
+        tuple(axis.values[i] for axis, i in zip(view.axes, index)): [
+            float(view.cells[end][index]) for end in ("value", "low", "high")
+        ]
+        for index in zip(*np.nonzero(np.isfinite(view.cells["value"])))
+    }
 
 
 def test_the_demo_draws_its_heatmaps(tmp_path, capsys):
@@ -105,6 +121,9 @@ def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path
     assert len(finished) == 3 * 6 + 1 and finished == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")
     }
+    changed = table[table.measure == "changed"].set_index(["editor", "set"])[["value", "low", "high"]]
+    shown = on_page(tmp_path, "runs/benchmark", "changed")
+    assert shown == {cell: pytest.approx(list(row), abs=1e-4) for cell, row in zip(changed.index, changed.values)}
     with pytest.raises(ValueError, match=r"editors=\['magic'\]: unknown; there are swap, "):
         swap.main(swap.SwapOptions(editors=("magic",)))
 
@@ -266,6 +285,16 @@ def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
     assert one.value.item() < 1e-4
     assert ((table.low <= table.value + 1e-4) & (table.value <= table.high + 1e-4)).all()
     assert all((tmp_path / f"prompt_to_prompt{end}.png").stat().st_size > 20_000 for end in ("", "_images"))
+    for measure, label in (("distance", "distance"), ("target", "shows the target")):
+        rows = table[(table.study == "swap") & (table.measure == measure)]
+        shown = on_page(tmp_path / "r", "swap", label)
+        assert shown == {
+            (row.arm,): pytest.approx([row.value, row.low, row.high], abs=1e-4) for row in rows.itertuples()
+        }
+    assert on_page(tmp_path / "r", "real", "distance").keys() >= {
+        ("VAE alone", "source"),
+        ("null-text, guidance 3", "P2P"),
+    }
     prompt_to_prompt.main(replace(options, studies=("overhead",), repeats=1))
     again = pd.read_csv(tmp_path / "prompt_to_prompt.csv")
     assert (again[again.study == "overhead"].value > 0).all()

@@ -45,6 +45,7 @@ def test_importing_imports_nothing_heavy():
         ("p2p --kind redraw", 2, "redraw"),
         ("edit --help", 0, "Words whose meaning is changed"),
         ("check --every-stie", 2, "--every-stie"),
+        ("gallery --help", 0, "Draw every cell again for so many prompts"),
         ("sites --help", 0, "globs (default:"),
     ],
 )

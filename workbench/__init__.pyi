@@ -70,5 +70,7 @@ from .steering.search import steer_search as steer_search
 from .steering.sweep import Sweep as Sweep
 from .steering.sweep import SweepSpec as SweepSpec
 from .steering.sweep import steer_sweep as steer_sweep
+from .viewer import explore as explore
+from .viewer import gallery as gallery
 
 __version__: str

@@ -1,7 +1,9 @@
 """Pictures as people have them, brought to one form: upright RGB with 8 bits a colour, or refused by name."""
 
 import warnings
+from base64 import b64encode
 from collections.abc import Iterable
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -72,6 +74,20 @@ def as_array(images) -> np.ndarray:
     if len(sizes := sorted({picture.size for picture in pictures})) != 1:
         raise ValueError(f"images: pictures of the sizes {sizes}; give at least one, and bring them to one size")
     return np.stack([np.asarray(picture, np.float32) / 255 for picture in pictures])
+
+
+def data_url(picture: Image.Image, most: int | None = None) -> str:
+    """A picture as a text that a page shows: a PNG; no larger than `most` pixels on a side where that is given, then as WebP."""
+    held = BytesIO()
+    if most is None or max(picture.size) <= most:
+        picture.save(held, "png")
+        kind = "png"
+    else:
+        small = picture.copy()
+        small.thumbnail((most, most))
+        small.save(held, "webp", quality=85)
+        kind = "webp"
+    return f"data:image/{kind};base64,{b64encode(held.getvalue()).decode()}"
 
 
 def black(images: np.ndarray) -> np.ndarray:

@@ -48,6 +48,10 @@ COMMANDS = {
         "Make words act as others by changing weights; write the edit, its LoRA where it can be one, and pictures before and after.",
     ),
     BENCHMARK: Command("", "Run a benchmark on the embedded model."),
+    "gallery": Command(
+        "workbench.cli.show:Gallery",
+        "Write a folder of results as one HTML page to click through, OUT.html: heat-maps with intervals, prompts and pictures.",
+    ),
     "sites": Command("workbench.cli.find:ListSites", "Print a model's sites in execution order."),
     "check": Command(
         "workbench.cli.check:CheckModel",

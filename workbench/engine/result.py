@@ -1,9 +1,7 @@
 """What a run returns: images, latents and recorded values, labelled."""
 
-from base64 import b64encode
 from dataclasses import dataclass, field
 from html import escape
-from io import BytesIO
 
 import numpy as np
 import xarray as xr
@@ -76,6 +74,8 @@ class Run:
         return f"Run of worlds {shown}; seeds {seeds}: pictures of {sizes['y']} x {sizes['x']}{kept}"
 
     def _repr_html_(self):
+        from workbench.pictures import data_url
+
         left = SHOWN
         rows: list[str] = []
         for world in self.worlds:
@@ -84,15 +84,9 @@ class Run:
                 break
             pictures = self.pil(world.name)[:left]
             left -= len(pictures)
-            cells = "".join(f"<img style='margin:1px;height:96px' src='{_as_url(picture)}'>" for picture in pictures)
+            cells = "".join(f"<img style='margin:1px;height:96px' src='{data_url(picture)}'>" for picture in pictures)
             rows.append(f"<tr><th style='text-align:right'>{escape(world.name)}</th><td>{cells}</td></tr>")
         return f"<table>{''.join(rows)}</table><p>{escape(repr(self))}</p>"
-
-
-def _as_url(picture: Image.Image) -> str:
-    held = BytesIO()
-    picture.save(held, "png")
-    return f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"
 
 
 def not_finite(images: np.ndarray) -> bool:

@@ -62,7 +62,7 @@ def dataset(shards: Shards) -> xr.Dataset:
     """Rows as labelled arrays, one for each kind of world, over the columns that it has.
 
     Settings stand beside their axes as coordinates, sites with their `layer`, `kind` and `part`, prompts with their texts. In
-    `attrs`, as JSON: `spec`, all that was asked, and `versions`, of what computed the rows.
+    `attrs`, as JSON: `spec`, all that was asked, `versions`, of what computed the rows, and `parts`, those that are finished.
     """
     table, along = shards.table(), shards.spec.get("coordinates", {})
     if missing := [column for column in ("world", "metric", "value") if column not in table]:
@@ -83,7 +83,8 @@ def dataset(shards: Shards) -> xr.Dataset:
         if column in table:
             settings = _array(table.dropna(subset=[column, *axes]), column, axes, order, whole)
             data = data.assign_coords({column: settings})
-    data = data.assign_attrs(spec=json.dumps(shards.spec), versions=json.dumps(shards.versions))
+    about = {"spec": shards.spec, "versions": shards.versions, "parts": shards.parts}
+    data = data.assign_attrs({name: json.dumps(value) for name, value in about.items()})
     return _described(data, shards.spec)
 
 

@@ -78,7 +78,7 @@ class Shards:
 
     def table(self) -> pd.DataFrame:
         """All rows so far, long-form."""
-        return pd.concat([self._tables[part] for part in sorted(self._tables)], ignore_index=True)
+        return pd.concat([self._tables[part] for part in self.parts], ignore_index=True)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -88,6 +88,11 @@ class Shards:
             for package, number in versions.items():
                 found.setdefault(package, []).append(number)
         return {package: ", ".join(sorted(set(numbers))) for package, numbers in found.items()}
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of those that are finished."""
+        return sorted(self._tables)
 
     def __len__(self):
         return len(self._tables)
@@ -184,7 +189,7 @@ def _agree(spec: Spec, hash: str, store: Store):
         if held is not None:
             raise ValueError(
                 f"folder={str(store)!r} holds the results of another specification; name another folder, or ask for the "
-                f"same:{_differences(held, spec)}"
+                f"same:{differences(held, spec)}"
             )
 
 
@@ -197,12 +202,12 @@ def _spec(data: bytes) -> Spec | None:
     return spec if isinstance(spec, dict) else None
 
 
-def _differences(held: Any, asked: Any, name: str = "") -> str:
-    """A line for each value that differs, as deep in the mappings as it stands."""
+def differences(held: Any, asked: Any, said: tuple[str, str] = ("the folder has", "asked"), name: str = "") -> str:
+    """A line for each value that differs, as deep in the mappings as it stands. said: what stands before each of the two."""
     if not (isinstance(held, dict) and isinstance(asked, dict)):
-        return f"\n  {name}: the folder has {_short(held)}, asked {_short(asked)}"
+        return f"\n  {name}: {said[0]} {_short(held)}, {said[1]} {_short(asked)}"
     keys = sorted(key for key in {*held, *asked} if held.get(key) != asked.get(key))
-    return "".join(_differences(held.get(key), asked.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+    return "".join(differences(held.get(key), asked.get(key), said, f"{name}.{key}".lstrip(".")) for key in keys)
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,7 @@ from workbench.interventions import Intervention, World
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
-from workbench.prompts import PromptSet, label_texts
+from workbench.prompts import Prompt, PromptSet, label_texts
 from workbench.scorer import Scorer, check_labels
 from workbench.sites import Sites
 
@@ -162,7 +162,7 @@ class Steered(Experiment):
     def worlds(self, variant: Variant) -> list[World]:
         """One for each prompt, called by its number."""
         return [
-            World(str(p), prompt.prompt, interventions, subject=prompt.subject or None)
+            world_of(str(p), prompt, interventions)
             for p, (prompt, interventions) in enumerate(zip(self.prompts, variant.interventions, strict=True))
         ]
 
@@ -188,6 +188,11 @@ class Steered(Experiment):
             rows += self.value_rows(p, place, self.concept.measured(self.scorer, embedded))
         bar.update(images.sizes["world"] * images.sizes["seed"])
         return rows
+
+
+def world_of(name: str, prompt: Prompt, interventions: Interventions) -> World:
+    """What is run of a prompt under interventions."""
+    return World(name, prompt.prompt, interventions, subject=prompt.subject or None)
 
 
 def image_means(rows: pd.DataFrame) -> pd.DataFrame:

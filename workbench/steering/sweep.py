@@ -124,13 +124,19 @@ def steer_sweep(
     """
     if 0 in spec.strengths:
         raise ValueError(f"strengths={spec.strengths}: 0 is the unsteered image, which every sweep has; leave it out")
+    variants = variants_of(direction, spec, len(prompts))
+    study = Steered(model, prompts, concept, spec, scorer, batch_size, variants, direction.sites)
+    sites = list(dict.fromkeys(variant.place["site"] for variant in variants.values()))
+    return Sweep(study.dataset(folder).sel(site=sites, strength=sorted(spec.strengths)))
+
+
+def variants_of(direction: Direction, spec: SweepSpec, prompts: int) -> dict[str, Variant]:
+    """Every site at every strength, by the names of their parts. prompts: so many are steered alike."""
     sites = [*direction.sites, *([ALL] if spec.together and len(direction.sites) > 1 else [])]
     variants = {}
     for site in sites:
         for strength in spec.strengths:
             steered = direction.steer(strength if site == ALL else {site: strength}, **spec.applied())
             place = dict(site=site, strength=float(strength))
-            variants[f"{site}-{strength:g}"] = Variant(place, [steered] * len(prompts))
-    study = Steered(model, prompts, concept, spec, scorer, batch_size, variants, direction.sites)
-    data = study.dataset(folder)
-    return Sweep(data.sel(site=sites, strength=sorted(spec.strengths)))
+            variants[f"{site}-{strength:g}"] = Variant(place, [steered] * prompts)
+    return variants
