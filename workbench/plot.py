@@ -137,7 +137,15 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     ax.set(ylabel=f"{_label(effects, value)},\n{level:.0%} interval")
     ax.set_title(title or "", loc="left")
     if len(ax.get_legend_handles_labels()[1]) > 1:
-        ax.legend(fontsize=SMALL, ncols=len(kinds) + 1, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+        ax.legend(
+            fontsize=SMALL,
+            ncols=len(kinds) + 1,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            borderpad=0,
+            columnspacing=1,
+            handletextpad=0.3,
+        )
     return ax
 
 

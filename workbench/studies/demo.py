@@ -93,8 +93,8 @@ def figure(table: pd.DataFrame, model: Model, images: xr.DataArray, options: Dem
         from_table(rows, model.sites, "indirect_effect", "probability")
         for _, rows in table.groupby("panel", sort=False)
     )
-    sheet = plt.figure(figsize=(WIDTH, 10.6), layout="constrained")
-    top, middle, bottom = sheet.subfigures(3, 1, height_ratios=(3.3, 3.4, 3.2))
+    sheet = plt.figure(figsize=(WIDTH, 9.8), layout="constrained")
+    top, middle, bottom = sheet.subfigures(3, 1, height_ratios=(3.3, 2.9, 3.2))
     axes = top.subplots(1, 2, width_ratios=(1.9, 1), sharey=True)
     shared = dict(limit=float(abs(table.indirect_effect).max()), bar=False)
     plot.heatmap(by_token, "token", "layer", ax=axes[0], title="hidden state after each layer", **shared)
@@ -103,7 +103,7 @@ def figure(table: pd.DataFrame, model: Model, images: xr.DataArray, options: Dem
     bar(axes, "indirect effect (probability)")
     for ax, some in zip(middle.subplots(1, 2), (images[:2], images[2:])):
         plot.image_grid(some, ax=ax)
-    plot.profile(unet, ax=bottom.subplots(), title="UNet: one module restored at every step")
+    plot.profile(unet, ax=bottom.subplots(), title="UNet: one module restored")
     sigma = f"{options.noise_multiple:g} standard deviations"
     sheet.suptitle(
         f'Where is "{options.subject}" kept? Its embedding gets noise of {sigma}, then one state is restored:\n'
