@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export MPLBACKEND = Agg
 
-.PHONY: demo test laws types notebook notebooks docs dist figures kills
+.PHONY: demo test laws types notebook notebooks docs dist figures redraw kills
 demo: .venv/installed
 	$(BIN)/python -m workbench.studies.demo
 
@@ -53,6 +53,18 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.memory --out figures/memory/memory.csv
 	$(BIN)/python -m workbench.studies.matrix --out figures/matrix
 	$(BIN)/python -m workbench.menagerie.evaluate --out figures/menagerie
+
+# The same pictures from the committed tables, measuring nothing: some minutes of one core. Of one study: its line alone.
+redraw: .venv/installed
+	$(BIN)/python -m workbench.studies.demo --redraw --out figures/demo/zebra_trace.png
+	$(BIN)/python -m workbench.studies.survey --redraw --out figures/causal_trace
+	$(BIN)/python -m workbench.studies.agreement --redraw --out figures/localizers
+	$(BIN)/python -m workbench.studies.looking --redraw --out figures/attention
+	$(BIN)/python -m workbench.studies.winter --redraw --out figures/winter
+	$(BIN)/python -m workbench.studies.swap --redraw --out figures/swap
+	$(BIN)/python -m workbench.studies.windows --redraw --out figures/windows
+	$(BIN)/python -m workbench.studies.prompt_to_prompt --redraw --out figures/prompt_to_prompt
+	$(BIN)/python -m workbench.studies.matrix --redraw --out figures/matrix
 
 # Studies killed at a hundred random moments lose nothing: a quarter of an hour.
 kills: .venv/installed

@@ -18,7 +18,7 @@ def closed():
     plt.close("all")
 
 
-def effects(tokens=("subject_last",), steps=("0-1",)) -> xr.Dataset:
+def effects(tokens=("subject_last",), steps=("0-1",), prompts=12) -> xr.Dataset:
     sites = [f"{layer}.{kind}" for layer in LAYERS for kind in KINDS]
     value = np.random.default_rng(0).normal(0, 0.1, (len(sites), len(tokens), len(steps)))
     dims = ("site", "token", "steps")
@@ -26,7 +26,8 @@ def effects(tokens=("subject_last",), steps=("0-1",)) -> xr.Dataset:
         "indirect_effect": (dims, value),
         "indirect_effect_low": (dims, value - 0.1),
         "indirect_effect_high": (dims, value + 0.1),
-        "significant": (dims, np.abs(value) > 0.1),
+        "significant": (dims, np.abs(value) > 0.05),
+        "prompts": (dims, np.full(value.shape, prompts)),
         "total_effect": 0.4,
     }
     coords = dict(
@@ -35,6 +36,7 @@ def effects(tokens=("subject_last",), steps=("0-1",)) -> xr.Dataset:
         steps=list(steps),
         layer=("site", np.repeat(LAYERS, 2)),
         kind=("site", KINDS * 3),
+        part=("site", ["text"] * 6),
     )
     return xr.Dataset(data, coords, attrs=dict(unit="probability", level=0.95))
 
@@ -49,9 +51,9 @@ def test_a_heatmap_shows_every_cell_its_sign_and_its_unit():
         "0",
         "1",
         "2",
-    ] and ax.get_ylabel() == "text_encoder layer"
+    ] and ax.get_ylabel() == "text encoder layer"
     assert [label.get_text() for label in ax.get_xticklabels()] == KINDS and ax.get_title() == "zebra"
-    assert mesh.colorbar.ax.get_ylabel() == "indirect effect (probability)"
+    assert mesh.colorbar.ax.get_ylabel().startswith("indirect effect (probability)\ndot: at least 0.05, 95% interval")
     assert sum(text.get_text() == "•" for text in ax.texts) == int(found.significant.sum())
 
 
@@ -71,7 +73,7 @@ def test_a_profile_shows_intervals_in_execution_order():
         "total effect",
         *KINDS,
     ]
-    assert ax.get_ylabel() == "indirect effect (probability), 95% interval" and len(ax.get_xticks()) == 6
+    assert ax.get_ylabel() == "indirect effect (probability),\n95% interval" and len(ax.get_xticks()) == 3
 
 
 def test_an_image_grid_has_a_row_a_world():
@@ -89,7 +91,7 @@ def test_an_image_grid_has_a_row_a_world():
 @pytest.mark.parametrize("more", [{}, dict(tokens=("a", "b")), dict(steps=("0-0.5", "0.5-1"))])
 def test_the_overview_fits_what_was_traced(more):
     figure = overview(effects(**more), "title")
-    assert len([ax for ax in figure.axes if ax.get_ylabel().startswith("text_encoder")]) == (2 if more else 1)
+    assert len([ax for ax in figure.axes if ax.get_ylabel().startswith("text encoder")]) == (2 if more else 1)
 
 
 def test_a_frontier_joins_what_nothing_beats():
@@ -111,6 +113,22 @@ def test_activation_differences_are_relative_to_the_norm():
     ax = plot.activation_difference({"winter": Direction(parts)})
     assert (
         ax.lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0]
-        and ax.get_xlabel() == "text_encoder site, in execution order"
+        and ax.get_xlabel() == "text encoder site, in execution order"
     )
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.mlp", "1.mlp", "2.mlp"]
+
+
+def test_dots_mark_what_is_large_and_over_enough_prompts():
+    found = effects()
+    dots = lambda **more: sum(text.get_text() == "•" for text in plot.heatmap(found, "kind", "layer", **more).texts)
+    size = np.abs(found.indirect_effect.values.ravel())
+    assert dots() == (size > 0.05).sum() > 0 == dots(least=1.0)
+    found = effects(prompts=5)
+    assert dots() == 0 and "dot" not in plt.gcf().axes[-1].get_ylabel()
+
+
+def test_tokens_are_words():
+    ax = plot.heatmap(
+        effects(tokens=("0:startoftext", "1:a", "2:zebra", "3:endoftext")).sel(site=LAYERS[0] + ".mlp"), "token", "kind"
+    )
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["start", "a", "zebra", "end"]

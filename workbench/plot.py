@@ -1,30 +1,53 @@
 """Pictures of results. Every function takes `ax=None`, draws there, and returns the axes; none shows or saves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
+from workbench.drawing import COLOURS, GREY, SMALL, WIDTH, cells, intervals, place_names, room, wrapped
 from workbench.engine import Run
 from workbench.experiments.results import UNITS
 from workbench.experiments.statistics import pareto
+from workbench.localize.compare import Comparison
 from workbench.steering.direction import Direction
 
+LEAST = 0.05  # of an effect that gets a dot, in its own unit
+FEW = 6  # prompts: of fewer, chance alone gives all the same sign in more than one case of twenty
 NAMES = {
     "indirect_effect": "indirect effect",
     "direct_effect": "direct effect",
     "total_effect": "total effect",
     "kind": "component",
+    "inputs": "what is given the target prompt",
     "concept_similarity": "similarity to the concept",
     "similarity": "similarity to the original prompt",
     "concept": "images classified as the concept",
+    "probability": "right subject",
     "change": "change against unsteered",
     "steps": "denoising steps (share of the run)",
     "window": "cross-attention layers given the target prompt",
+}
+DOT = f"dot: at least {LEAST:g}, 95 % interval without 0"
+# How texts name parts of the model, kinds of sites, and tokens.
+PARTS = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder", "unet": "UNet"}
+WORDS = {
+    "cross": "cross-attention",
+    "self": "self-attention",
+    "ff": "feed-forward",
+    "hidden": "hidden state",
+    "k": "keys",
+    "v": "values",
+    "kv": "keys and values",
+    "startoftext": "start",
+    "endoftext": "end",
+    "eos": "end",
+    "subject": "subject",
+    "subject_last": "last subject token",
+    "after_subject": "after the subject",
 }
 
 
@@ -37,12 +60,15 @@ def heatmap(
     ax: Axes | None = None,
     title: str | None = None,
     limit: float | None = None,
+    least: float = LEAST,
+    bar: bool = True,
 ) -> Axes:
     """Effects over two of their axes: "token", "steps", "site", a site's "layer" and "kind", or LocoGen's "window".
 
     effects: what `workbench.effects` or `LocoGen.effects` returns, one number for each cell (select the rest:
     `effects.sel(token="eos")`). value: the indirect or direct effect when left out. Colours diverge from zero, up to `limit` when
-    given; a dot marks cells whose interval leaves out zero. Raises ValueError for several numbers in one cell.
+    given. A dot marks cells of at least the size `least` whose interval leaves out zero and is over six prompts or more. bar:
+    whether there is a colour bar. Raises ValueError for several numbers in one cell.
 
     >>> effects = wb.effects(trace, "probability")
     >>> axes = wb.plot.heatmap(effects, "steps", "layer", title="What brings the zebra back?")
@@ -57,51 +83,36 @@ def heatmap(
             f"heatmap(value={value!r}): no cell has a value ({empty}): no prompt had what was asked there, or the total effect is zero, "
             "where no ratio is defined; draw the effects themselves"
         )
-    if table.duplicated([x, y]).any():
-        apart = [
-            axis
-            for axis in effects[value].dims
-            if axis not in (x, y) and table.groupby([x, y])[axis].nunique().max() > 1
-        ]
-        first = apart[0]
-        raise ValueError(
-            f"heatmap(x={x!r}, y={y!r}): several values for one cell, which differ in {apart}; select one, as in "
-            f"effects.sel({first}={table[first].iloc[0]!r})"
-        )
-    grid = lambda column: table.pivot(index=y, columns=x, values=column).reindex(
-        index=table[y].unique(), columns=table[x].unique()
+    _check_single("heatmap", effects, table, value, [x, y])
+    table = table.assign(dot=(table.significant == True) & (table[value].abs() >= least) & (table.prompts >= FEW))  # noqa: E712
+    order = {name: table[name].unique() for name in (x, y)}
+    grid, marked = (
+        table.pivot(index=y, columns=x, values=name).reindex(index=order[y], columns=order[x])
+        for name in (value, "dot")
     )
-    cells, marks = grid(value), grid("significant").map(lambda mark: "•" if mark is True else "")
-    bound = limit or float(np.nanmax(np.abs(cells.to_numpy(float)))) or 1.0
-    ax = (
-        ax
-        or plt.subplots(
-            figsize=(max(4.2, 1.6 + 0.42 * cells.shape[1]), max(2.8, 1.6 + 0.3 * cells.shape[0])), layout="constrained"
-        )[1]
-    )
-    sns.heatmap(
-        cells.astype(float),
+    marked = marked == True  # noqa: E712, a cell without a value has none
+    (across, columns), (down, rows) = (_shorten(order[name], name) for name in (x, y))
+    limit = limit or float(np.nanmax(np.abs(grid.to_numpy(float)))) or 1.0
+    if ax is None:
+        size = (max(4.4, 2.4 + 0.42 * len(columns)), max(2.8, 1.6 + 0.3 * len(rows)))
+        ax = plt.subplots(figsize=(min(WIDTH, size[0]), size[1]), layout="constrained")[1]
+    label = _label(effects, value)
+    if marked.to_numpy().any():
+        label += f"\ndot: at least {least:g}, {effects.attrs.get('level', 0.95):.0%} interval without 0"
+    cells(
+        grid.set_axis(rows, axis=0).set_axis(columns, axis=1),
         ax=ax,
-        cmap="RdBu_r",
-        vmin=-bound,
-        vmax=bound,
-        annot=marks,
-        fmt="",
-        annot_kws={"color": "black"},
-        xticklabels=True,
-        yticklabels=True,
-        cbar_kws={"label": _label(effects, value)},
+        limit=limit,
+        notes=marked.map({True: "•", False: ""}.get).to_numpy() if marked.to_numpy().any() else None,
+        bar=label if bar else "",
+        title=title or "",
     )
-    for axis, name, labels in (("x", x, cells.columns), ("y", y, cells.index)):
-        prefix, short = _shorten(labels)
-        getattr(ax, f"set_{axis}ticklabels")(short, rotation=0 if axis == "y" or max(map(len, short)) < 4 else 90)
-        getattr(ax, f"set_{axis}label")(f"{prefix} {NAMES.get(name, name)}".strip())
-    ax.set_title(title or "")
+    ax.set(xlabel=across, ylabel=down)
     return ax
 
 
 def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Effects of sites in execution order, with their intervals, one colour for each kind; the dashed line is the total.
+    """Effects of sites by layer in execution order, with their intervals, one colour for each kind; the dashed line is the total.
 
     effects: one number for each site (select the rest); value: the indirect or direct effect when left out. Raises ValueError for
     several.
@@ -111,29 +122,37 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
     table = _table(effects, value)
-    if table.duplicated(["site"]).any():
-        apart = [axis for axis in effects[value].dims if axis != "site" and table[axis].nunique() > 1]
-        raise ValueError(
-            f"profile: several values for one site, which differ in {apart}; select one, as in "
-            f"effects.sel({apart[0]}={table[apart[0]].iloc[0]!r})"
-        )
-    ax = ax or plt.subplots(figsize=(2 + 0.16 * len(table), 4), layout="constrained")[1]
-    at = pd.Series(range(len(table)), index=table["site"])
-    for colour, (kind, rows) in zip(sns.color_palette("colorblind", 10), table.groupby("kind", sort=False)):
-        spread = np.abs(rows[[f"{value}_low", f"{value}_high"]].to_numpy().T - rows[value].to_numpy())
-        ax.errorbar(at[rows["site"]], rows[value], spread, fmt="o", ms=4, capsize=2, color=colour, label=kind)
+    _check_single("profile", effects, table, value, ["site"])
+    windows = "window" in table
+    layers = list(dict.fromkeys(table["window" if windows else "layer"]))
+    kinds = list(dict.fromkeys(table.kind))
+    if ax is None:
+        size = (min(WIDTH, max(4.4, 1.6 + 0.36 * len(layers))), 3.4)
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    for i, kind in enumerate(kinds):
+        rows = table[table.kind == kind]
+        at = [layers.index(layer) for layer in rows["window" if windows else "layer"]]
+        aside = 0.7 * ((i + 0.5) / len(kinds) - 0.5)  # kinds of one layer stand side by side
+        ends = rows[f"{value}_low"], rows[f"{value}_high"]
+        intervals(ax, np.add(at, aside), rows[value], *ends, color=COLOURS[i], label=WORDS.get(kind, kind))
     ax.axhline(0, color="black", lw=0.8)
     if value.endswith("direct_effect"):
-        ax.axhline(float(effects.total_effect), color="grey", ls="--", lw=1, label="total effect")
-    windows = "window" in table
-    prefix, short = ("", list(table["window"])) if windows else _shorten(table["layer"])
-    ax.set_xticks(range(len(table)), short, rotation=90, fontsize=7)
-    ax.set(
-        xlabel=NAMES["window"] if windows else f"{prefix} layer, in execution order".strip(),
-        ylabel=f"{_label(effects, value)}, {effects.attrs['level']:.0%} interval",
-        title=title or "",
-    )
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.axhline(float(effects.total_effect), color=GREY, ls="--", lw=1, label="total effect")
+    label, names = (NAMES["window"], layers) if windows else _shorten(layers, "layer")
+    place_names(ax, names, label=label if windows else f"{label}, in execution order")
+    level = effects.attrs.get("level", 0.95)
+    ax.set(ylabel=f"{_label(effects, value)},\n{level:.0%} interval")
+    ax.set_title(title or "", loc="left")
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        ax.legend(
+            fontsize=SMALL,
+            ncols=len(kinds) + 1,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            borderpad=0,
+            columnspacing=1,
+            handletextpad=0.3,
+        )
     return ax
 
 
@@ -146,18 +165,24 @@ def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str
     images = getattr(images, "images", images)
     rows, columns, height, width = images.shape[:4]
     names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
-    longest = max(len(line) for name in names[1] for line in name.split("\n"))
-    space = 0.6 + (0.08 * longest if longest > 10 else 0)  # inches, for the title and what stands below
-    ax = ax or plt.subplots(figsize=(1.5 + 1.2 * columns, space + 1.2 * rows), layout="constrained")[1]
+    if ax is None:
+        beside = 0.7 + 0.065 * min(24, max(map(len, names[0])))  # inches
+        each = min(1.2, (WIDTH - beside) / columns)
+        below = 0.8 + 0.15 * max(len(name) // 12 for name in names[1])
+        size = (max(2.4, beside + each * columns), below + each * rows * height / width)
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
     sheet = np.ones((rows * (height + 2), columns * (width + 2), 3), np.float32)
     for r in range(rows):
         for c in range(columns):
-            sheet[r * (height + 2) : r * (height + 2) + height, c * (width + 2) : c * (width + 2) + width] = images[
-                r, c
-            ]
+            top, left = r * (height + 2), c * (width + 2)
+            sheet[top : top + height, left : left + width] = images[r, c]
     ax.imshow(sheet)
-    ax.set_xticks(np.arange(columns) * (width + 2) + width / 2, names[1], rotation=90 if longest > 10 else 0)
-    ax.set_yticks(np.arange(rows) * (height + 2) + height / 2, names[0])
+    letters = room(ax, columns, SMALL)
+    captions = [wrapped(name, letters) for name in names[1]]
+    long = any(len(line) > letters for caption in captions for line in caption.split("\n"))
+    at = [np.arange(count) * (length + 2) + length / 2 for count, length in ((rows, height), (columns, width))]
+    ax.set_xticks(at[1], names[1] if long else captions, rotation=90 if long else 0)
+    ax.set_yticks(at[0], [wrapped(name, 24) for name in names[0]])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel=images.dims[1], title=title or "")
@@ -166,8 +191,10 @@ def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str
     return ax
 
 
-def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """A word's attention map (y, x) over its image (y, x, colour) in [0, 1] or a PIL one.
+def overlay(
+    image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str | None = None, bar: bool = True
+) -> Axes:
+    """A word's attention map (y, x) over its image (y, x, colour) in [0, 1] or a PIL one. bar: whether there is a colour bar.
 
     >>> zebra = maps.word("zebra").mean(["site", "steps", "head"])
     >>> axes = wb.plot.overlay(maps.images[0, 0], zebra[0, 0], title="zebra")
@@ -179,60 +206,47 @@ def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str
     shown = ax.imshow(
         word_map.transpose("y", "x"), extent=place, cmap="inferno", alpha=0.55, interpolation="bilinear", vmin=0
     )
-    ax.figure.colorbar(shown, ax=ax, label="attention probability")
+    if bar:
+        ax.figure.colorbar(shown, ax=ax, label="attention probability")
     ax.set_axis_off()
     ax.set_title(title or "")
     return ax
 
 
-def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest.
+def ranks(comparison: Comparison | pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest; or such a table, which `Comparison.table` gives.
 
     >>> axes = wb.plot.ranks(comparison)
     """
-    table = comparison.table(resamples=2).pivot(index="layer", columns="localizer", values="rank")
-    table = table.reindex(index=comparison.scores.layer.values, columns=comparison.scores.localizer.values)
-    ax = ax or plt.subplots(figsize=(5, 5.5), layout="constrained")[1]
-    prefix, short = _shorten([name.removesuffix(".cross") for name in table.index])
-    sns.heatmap(
-        table,
-        ax=ax,
-        cmap="viridis_r",
-        annot=True,
-        cbar_kws={"label": "rank (1 = strongest layer)"},
-        yticklabels=[f"{name} ({i})" for i, name in enumerate(short)],
-        xticklabels=True,
-    )
-    ax.set(xlabel="localizer", ylabel=f"{prefix} cross-attention layer (number)", title=title or "")
-    ax.set_xticklabels(ax.get_xticklabels(), rotation=30, ha="right")
+    table = comparison.table(resamples=2) if isinstance(comparison, Comparison) else comparison
+    grid = table.pivot(index="layer", columns="localizer", values="rank")
+    grid = grid.reindex(index=table.layer.unique(), columns=table.localizer.unique())
+    ax = ax or plt.subplots(figsize=(4.4, 4.8), layout="constrained")[1]
+    _, short = _shorten([name.removesuffix(".cross") for name in grid.index], "layer")
+    grid.index = [f"{name} ({number})" for number, name in enumerate(short)]
+    grid.columns = [name.replace(" ", "\n") for name in grid]
+    cells(grid, ax=ax, cmap="viridis_r", notes=grid.astype(int), title=title or "")
+    ax.set(xlabel="localizer", ylabel="cross-attention layer (number)")
     return ax
 
 
-def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Spearman correlations between a `Comparison`'s localizers with their intervals; on the diagonal, between halves of the prompts.
+def agreement(comparison: Comparison | pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Spearman correlations over layers between a `Comparison`'s localizers, with their intervals; on the diagonal, between halves of
+    the prompts. Or a table of them, which `Comparison.agreement` gives.
 
     >>> axes = wb.plot.agreement(comparison)
     """
-    names = list(comparison.scores.localizer.values)
-    cells, notes = np.full((len(names),) * 2, np.nan), np.full((len(names),) * 2, "", dtype=object)
-    for row in comparison.agreement().itertuples():
-        for i, j in {(names.index(row.a), names.index(row.b)), (names.index(row.b), names.index(row.a))}:
-            cells[i, j], notes[i, j] = row.spearman, f"{row.spearman:.2f}\n({row.low:.2f} to {row.high:.2f})"
-    ax = ax or plt.subplots(figsize=(6, 4.6), layout="constrained")[1]
-    sns.heatmap(
-        cells,
-        ax=ax,
-        cmap="RdBu_r",
-        vmin=-1,
-        vmax=1,
-        annot=notes,
-        fmt="",
-        annot_kws={"fontsize": 8},
-        cbar_kws={"label": "Spearman correlation over layers"},
-    )
-    ax.set_xticklabels(names, rotation=30, ha="right")
-    ax.set_yticklabels(names, rotation=0)
-    ax.set_title(title or "")
+    table = comparison.agreement() if isinstance(comparison, Comparison) else comparison
+    names = list(dict.fromkeys([*table.a, *table.b]))
+    grid = pd.DataFrame(np.nan, names, names)
+    notes = pd.DataFrame("", names, names)
+    for row in table.itertuples():
+        for a, b in ((row.a, row.b), (row.b, row.a)):
+            grid.loc[a, b], notes.loc[a, b] = row.spearman, f"{row.spearman:.2f}\n({row.low:.2f} to\n{row.high:.2f})"
+    ax = ax or plt.subplots(figsize=(4.6, 3.6), layout="constrained")[1]
+    grid.columns = [name.replace(" ", "\n") for name in grid]
+    cells(grid, ax=ax, limit=1.0, notes=notes, title=title or "")
+    ax.set(xlabel="Spearman correlation over layers (95 % interval)")
     return ax
 
 
@@ -253,30 +267,18 @@ def frontier(
     >>> sweep = wb.steer_sweep(model, prompts, two, concept, wb.SweepSpec(strengths=(1.0, 2.0)))
     >>> axes = wb.plot.frontier(sweep.table(), "concept_similarity", "similarity")
     """
-    ax = ax or plt.subplots(figsize=(6.5, 4.6), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(5.6, 4), layout="constrained")[1]
     kinds = [(None, table)] if by is None else list(table.groupby(by, sort=False))
-    for colour, (kind, rows) in zip(sns.color_palette("colorblind", len(kinds)), kinds):
-        spread = [
-            np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
-            for name in (concept, fidelity)
-        ]
-        ax.errorbar(
-            rows[concept],
-            rows[fidelity],
-            spread[1],
-            spread[0],
-            fmt="o",
-            ms=4,
-            lw=0.6,
-            alpha=0.6,
-            color=colour,
-            label=kind,
-        )
+    for colour, (kind, rows) in zip(COLOURS, kinds):
+        at, up = ((rows[name], rows[f"{name}_low"], rows[f"{name}_high"]) for name in (concept, fidelity))
+        pale = dict(color=colour, alpha=0.5, lw=0.6, capsize=0)
+        intervals(ax, at[0], *up, **pale, label=kind)
+        intervals(ax, up[0], *at, lying=True, **pale)
         front = rows[pareto(rows, concept, fidelity)].sort_values(concept)
         ax.plot(front[concept], front[fidelity], color=colour, lw=1.5, label="Pareto front" if by is None else None)
-    label = lambda name: f"{NAMES.get(name, name)} ({UNITS.get(name, name)}), mean and 95 % interval"
-    ax.set(xlabel=label(concept), ylabel=label(fidelity), title=title or "")
-    ax.legend(fontsize=8)
+    across, up = (f"{NAMES.get(name, name)} ({UNITS.get(name, name)})" for name in (concept, fidelity))
+    ax.set(xlabel=f"{across}, 95 % interval", ylabel=f"{up}, 95 % interval", title=title or "")
+    ax.legend(fontsize=SMALL)
     return ax
 
 
@@ -288,45 +290,57 @@ def activation_difference(
     >>> axes = wb.plot.activation_difference({"winter": winter, "half of it": winter * 0.5})
     """
     sites = list(dict.fromkeys(site for direction in directions.values() for site in direction.sites))
-    ax = ax or plt.subplots(figsize=(2.5 + 0.3 * len(sites), 3.6), layout="constrained")[1]
-    for name, direction in directions.items():
+    if ax is None:
+        size = (min(WIDTH, max(4.4, 1.6 + 0.36 * len(sites))), 3.4)
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    for colour, (name, direction) in zip(COLOURS, directions.items()):
         rows = direction.table()
-        ax.errorbar(
-            [sites.index(site) for site in rows.site],
-            rows.relative_length,
-            rows.relative_error,
-            marker="o",
-            ms=4,
-            capsize=2,
-            label=name,
-        )
-    prefix, short = _shorten(sites)
-    ax.set_xticks(range(len(sites)), short, rotation=90 if len(sites) > 8 else 0)
-    ax.set(
-        xlabel=f"{prefix} site, in execution order".strip(),
-        ylabel="difference of means / mean activation norm",
-        title=title or "",
-    )
-    ax.set_ylim(bottom=0)
-    ax.legend(fontsize=8)
+        at = [sites.index(site) for site in rows.site]
+        ends = rows.relative_length - rows.relative_error, rows.relative_length + rows.relative_error
+        intervals(ax, at, rows.relative_length, *ends, fmt="o-", color=colour, label=name)
+    label, names = _shorten(sites, "site")
+    place_names(ax, names, label=f"{label}, in execution order")
+    ax.set(ylabel="difference of means / mean activation norm", title=title or "")
+    ax.set_ylim(0, auto=True)  # a shared axis goes on to grow
+    ax.legend(fontsize=SMALL)
     return ax
 
 
 def _table(effects: xr.Dataset, value: str) -> pd.DataFrame:
-    names = [value, f"{value}_low", f"{value}_high", "significant"]
+    names = [value, f"{value}_low", f"{value}_high", "significant", "prompts"]
     return effects[names].to_dataframe().reset_index().dropna(subset=[value])
 
 
+def _check_single(name: str, effects: xr.Dataset, table: pd.DataFrame, value: str, places: list[str]):
+    """Raise unless a table has one value for each place."""
+    if not table.duplicated(places).any():
+        return
+    first, apart = places[0], [axis for axis in effects[value].dims if axis not in places]
+    apart = [axis for axis in apart if table.groupby(places)[axis].nunique().max() > 1]
+    given, each = (f"x={first!r}, y={places[1]!r}", "cell") if len(places) > 1 else ("", first)
+    raise ValueError(
+        f"{name}({given}): several values for one {each}, which differ in {apart}; select one, as in "
+        f"effects.sel({apart[0]}={table[apart[0]].iloc[0]!r})"
+    )
+
+
 def _label(effects: xr.Dataset, value: str) -> str:
-    return f"{NAMES.get(value, value)} ({'of the total effect' if value in ('recovery', 'share') else effects.attrs['unit']})"
+    unit = "of the total effect" if value in ("recovery", "share") else effects.attrs["unit"]
+    return f"{NAMES.get(value, value)} ({unit})"
 
 
-def _shorten(labels) -> tuple[str, list[str]]:
-    """What all labels begin with, up to a dot, and the rest of each."""
+def _shorten(labels: Sequence, axis: str) -> tuple[str, list[str]]:
+    """An axis in words, and its labels without what all begin with, up to a dot; tokens as words, not numbers."""
     labels = [str(label) for label in labels]
-    parts = [label.split(".") for label in labels]
+    name = NAMES.get(axis, axis)
+    if axis == "token":
+        labels = [label.split(":", 1)[1] if label.split(":")[0].isdecimal() else label for label in labels]
+    if axis not in ("layer", "site"):
+        return name, [WORDS.get(label, label) for label in labels]
+    parts = [label.split(".") for label in labels if "." in label]  # "all" is no place
     shared = 0
-    while len(set(labels)) > 1 and len({tuple(part[: shared + 1]) for part in parts}) == 1:
+    while len(parts) > 1 and len({tuple(part[: shared + 1]) for part in parts}) == 1:
         shared += 1
-    shared = 0 if any("-" in label for label in labels) else shared  # windows of steps hold dots of their own
-    return ".".join(parts[0][:shared]), [".".join(part[shared:]) for part in parts]
+    begin = ".".join(parts[0][:shared]) + "." if shared else ""
+    of = ".".join([PARTS.get(parts[0][0], parts[0][0]), *parts[0][1:shared]]) if shared else ""
+    return f"{of} {name}".strip(), [label.removeprefix(begin) for label in labels]

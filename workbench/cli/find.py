@@ -91,6 +91,8 @@ class Locate(Question):
     def run(self):
         import matplotlib.pyplot as plt
 
+        from workbench.drawing import WIDTH
+
         model, prompts, spec = self.load(), wb.prompt_set(self.prompts)[: self.first], self.spec
         if self.compare:
             trace = TraceSpec(
@@ -103,9 +105,9 @@ class Locate(Question):
                 model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common()
             )
             print(compared.agreement().round(3).to_string(index=False))
-            figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-            wb.plot.ranks(compared, ax=axes[0], title=f"{self.prompts}: rank of each layer")
-            wb.plot.agreement(compared, ax=axes[1], title="agreement; on the diagonal, of halves of the prompts")
+            figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.8), layout="constrained")
+            wb.plot.ranks(compared, ax=axes[0], title="rank of each layer")
+            wb.plot.agreement(compared, ax=axes[1], title="agreement; diagonal: of halves")
             self.save(compared.table().sort_values("rank", kind="stable"), figure)
             return
         found = wb.locogen(model, prompts, spec, **self.common())
@@ -113,7 +115,7 @@ class Locate(Question):
         where = {name: values[0] for name, values in several.items()}
         panels = [found.effects(self.metric, self.direction, width=width) for width in spec.widths]
         figure, axes = plt.subplots(
-            len(panels), 1, figsize=(10, 3.6 * len(panels)), layout="constrained", squeeze=False
+            len(panels), 1, figsize=(WIDTH, 3.6 * len(panels)), layout="constrained", squeeze=False
         )
         said = ", ".join(f"{name} {where[name]}" for name, values in several.items() if len(values) > 1)
         for ax, width, panel in zip(axes.flat, spec.widths, panels):

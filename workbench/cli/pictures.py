@@ -8,6 +8,7 @@ import xarray as xr
 
 from workbench import plot
 from workbench.cli.common import beside
+from workbench.drawing import WIDTH, bar
 
 
 def overview(found: xr.Dataset, title: str) -> plt.Figure:
@@ -20,13 +21,14 @@ def overview(found: xr.Dataset, title: str) -> plt.Figure:
         figure, axes = plt.subplots(
             1,
             len(kinds),
-            figsize=(len(kinds) * (2 + 0.4 * found.sizes[x]), 2 + 0.28 * rows),
+            figsize=(min(WIDTH, 1 + len(kinds) * (1 + 0.4 * found.sizes[x])), 2 + 0.28 * rows),
             layout="constrained",
             squeeze=False,
         )
         limit = float(np.nanmax(np.abs(found.indirect_effect)))
         for ax, kind, panel in zip(axes.flat, kinds, panels):
-            plot.heatmap(panel, x, "layer", ax=ax, title=kind, limit=limit)
+            plot.heatmap(panel, x, "layer", ax=ax, title=plot.WORDS.get(kind, kind), limit=limit, bar=False)
+        bar(axes.flat, f"indirect effect ({found.attrs['unit']})\n{plot.DOT}")
         figure.suptitle(title)
         return figure
     if (found.part == "text").all():

@@ -1,7 +1,7 @@
 """Results: rows as labelled arrays, read back whole, and averaged with intervals."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import xarray as xr
 from workbench.experiments.shards import SPEC, Shards, opened
 from workbench.experiments.statistics import LEVEL, RESAMPLES, crossed_weights, ends, weighted_means
 from workbench.experiments.store import Store, as_store
+from workbench.families.base import Site
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
 PLACES = ("site", "token", "width", "inputs", "heads", "steps")  # what an effect is an effect of
@@ -209,6 +210,33 @@ def strongest(found: xr.Dataset) -> pd.DataFrame:
     order = np.argsort(-table[effect].abs(), kind="stable")
     places = [axis for axis in PLACES if axis in table]
     return table.iloc[order][[*places, *names, "significant", "prompts"]].reset_index(drop=True)
+
+
+def from_table(
+    table: pd.DataFrame, sites: Iterable[Site], effect: str, unit: str, *, level: float = LEVEL
+) -> xr.Dataset:
+    """Effects (site, token) of a table as `strongest` gives it, in execution order; (site,) where it says no tokens, or one.
+
+    sites: the model's.
+    """
+    known = {site.name: site for site in sites}
+    order = [name for name in known if name in set(table.site)]
+    columns = [effect, f"{effect}_low", f"{effect}_high", "significant", "prompts"]
+    tokens = sorted(table.token.unique(), key=_position) if "token" in table else []
+    if len(tokens) > 1:
+        found = table.set_index(["site", "token"])[columns].to_xarray().sel(site=order, token=tokens)
+    else:
+        found = table.set_index("site").loc[order, columns].to_xarray()
+    facts = {"layer": [known[name].place for name in order], "kind": [known[name].kind for name in order]}
+    coords = {name: ("site", values) for name, values in facts.items()}
+    total = {"total_effect": table.total_effect.iloc[0]} if "total_effect" in table else {}
+    return found.assign(total).assign_coords(coords).assign_attrs(effect=effect, unit=unit, level=level)
+
+
+def _position(token: str) -> int:
+    """The number of a token "3:zebra"; named ones, as "eos", stay as they come."""
+    number = token.split(":")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def with_interval(values: Any, name: str) -> str:

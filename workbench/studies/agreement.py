@@ -1,12 +1,13 @@
 """Which layers carry which attribute, by four localizers? `python -m workbench.studies.agreement` measures and draws it.
 
-`locogen.png`: direct effect of each window, for six attributes; `locogen_images.png`: one image for each window;
-`localizers.png`: where the localizers agree; `locogen.csv`, `localizers.csv` and `agreement.csv`: every number with its
-interval; `locogen_best.csv`: each attribute's best window; `locogen_search.csv`: whether the search from coarse to fine
-finds the same one, in how many runs. Finished parts are kept in `runs/agreement`: what was stopped goes on with the same
-command.
+`locogen.png`: direct effect of each window, for six attributes; `locogen_images.png`: images for the best windows;
+`localizers.png`, `localizers_others.png`: where the localizers agree; `locogen.csv`, `localizers.csv` and `agreement.csv`:
+every number with its interval; `locogen_best.csv`: each attribute's best window; `locogen_search.csv`: whether the search from
+coarse to fine finds the same one, in how many runs. Finished parts are kept in `runs/agreement`: what was stopped goes on with
+the same command. `--redraw` draws from the tables in `--out`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import tyro
 import xarray as xr
+from matplotlib.figure import Figure
 
 from workbench import plot
-from workbench.experiments.results import strongest, with_interval
+from workbench.drawing import WIDTH, bar, house, save
+from workbench.experiments.results import from_table, strongest, with_interval
 from workbench.localize.compare import Comparison, compare_localizers
 from workbench.localize.locogen import LocoGen, locogen_images, locogen_search
+from workbench.localize.patching import window_numbers
 from workbench.localize.specs import LocoGenSpec, TraceSpec
 from workbench.models import Model, load
 from workbench.prompts import prompt_set
@@ -28,7 +32,8 @@ ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
 DIRECTION = {
     "fact": "max"
 }  # facts by how far the other individual's look rises, the rest by how far their own value falls
-WIDTH = 2
+WINDOW = 2  # layers
+SHOWN = ("object", "season")  # in the first figure of localizers; the rest stands in another
 
 
 @dataclass
@@ -42,9 +47,17 @@ class AgreementOptions:
     batch_size: int = 32
     runs: Path = Path("runs/agreement")
     out: Path = Path("runs/figures")
+    redraw: bool = False
+    """Measure nothing, draw from the tables in `out`."""
 
 
 def main(options: AgreementOptions):
+    if not options.redraw:
+        measure(options)
+    draw(options)
+
+
+def measure(options: AgreementOptions):
     model, scorer = load(), Scorer()
     found: dict[str, Comparison] = {}
     searches = []
@@ -71,18 +84,18 @@ def main(options: AgreementOptions):
             model,
             prompts,
             spec,
-            width=WIDTH,
+            width=WINDOW,
             direction=direction,
             scorer=scorer,
             folder=options.runs / attribute / "search",
             batch_size=options.batch_size,
         )
-        best = found[attribute].locogen.best(WIDTH, direction=direction)
+        best = found[attribute].locogen.best(WINDOW, direction=direction)
         searches.append(
             dict(
                 attribute=attribute,
                 best=" + ".join(best),
-                searched=" + ".join(search.best(WIDTH, direction=direction)),
+                searched=" + ".join(search.best(WINDOW, direction=direction)),
                 windows=search.windows,
                 exhaustive=search.exhaustive,
             )
@@ -102,17 +115,25 @@ def main(options: AgreementOptions):
         joined.to_csv(options.out / f"{stem}.csv", index=False)
     pd.DataFrame(searches).to_csv(options.out / "locogen_search.csv", index=False)
     print(pd.DataFrame(searches).to_string(index=False))
-    count = f"{options.prompts} prompts x {options.seeds} seeds"
-    by_width = {
-        width: {name: attribute_effects(each.locogen, name, width) for name, each in found.items()}
-        for width in (WIDTH, 1)
-    }
-    windows_figure(by_width, count).savefig(options.out / "locogen.png", dpi=110)
-    agreement_figure(found, count).savefig(options.out / "localizers.png", dpi=70)
-    images_figure(model, options).savefig(options.out / "locogen_images.png", dpi=130)
     best = pd.DataFrame([verdict(name, each.locogen) for name, each in found.items()])
     best.to_csv(options.out / "locogen_best.csv", index=False)
     print(best.to_string(index=False))
+
+
+def draw(options: AgreementOptions):
+    model, count = load(), f"{options.prompts} prompts x {options.seeds} seeds"
+    tables = {name: pd.read_csv(options.out / f"{name}.csv") for name in ("locogen", "localizers", "agreement")}
+    save(windows_figure(tables["locogen"], model, count), options.out / "locogen.png")
+    names = tables["localizers"].attribute.unique()
+    for stem, some in (
+        ("localizers", [name for name in names if name in SHOWN]),
+        ("localizers_others", [name for name in names if name not in SHOWN]),
+    ):
+        if some:
+            figure = agreement_figure(tables["localizers"], tables["agreement"], some, count)
+            save(figure, options.out / f"{stem}.png")
+    best = pd.read_csv(options.out / "locogen_best.csv")
+    save(images_figure(best_windows(model, best, options)), options.out / "locogen_images.png")
 
 
 def attribute_effects(found: LocoGen, name: str, width: int | None = None) -> xr.Dataset:
@@ -123,7 +144,7 @@ def attribute_effects(found: LocoGen, name: str, width: int | None = None) -> xr
 def verdict(name: str, found: LocoGen) -> dict:
     """The best window of an attribute, what it does, and whether shuffled windows do as much."""
     direction = DIRECTION.get(name, "min")
-    layers, effect = found.best(WIDTH, direction=direction), found.effects(direction=direction, width=WIDTH)
+    layers, effect = found.best(WINDOW, direction=direction), found.effects(direction=direction, width=WINDOW)
     first, last = (found.layers.index(layer) for layer in (layers[0], layers[-1]))
     return {
         "attribute": name,
@@ -132,60 +153,70 @@ def verdict(name: str, found: LocoGen) -> dict:
         "best window": f"{first}-{last}",
         "layers": " + ".join(layers),
         "direct effect": with_interval(effect.sel(site=layers[0]).squeeze(), "direct_effect"),
-        "p against shuffled windows": round(found.chance(WIDTH, direction=direction), 4),
+        "p against shuffled windows": round(found.chance(WINDOW, direction=direction), 4),
     }
 
 
-def windows_figure(effects: dict[int, dict[str, xr.Dataset]], count: str) -> plt.Figure:
-    """Attributes x windows, and attributes x single layers."""
-    figure, axes = plt.subplots(2, 1, figsize=(11, 7.5), layout="constrained")
-    for ax, (width, by_name) in zip(axes, effects.items()):
-        rows = [effect.expand_dims(attribute=[name]) for name, effect in by_name.items()]
+@house
+def windows_figure(table: pd.DataFrame, model: Model, count: str) -> Figure:
+    """Attributes x windows, and attributes x single layers, on one scale."""
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), layout="constrained")
+    layers = [site.name for site in model.sites("unet.*.cross")]
+    for ax, width in zip(axes, (WINDOW, 1)):
+        rows = []
+        for attribute, some in table[table.width == width].groupby("attribute", sort=False):
+            effect = from_table(some, model.sites("unet.*.cross"), "direct_effect", "probability")
+            names = [window_numbers(layers.index(site), width) for site in effect.site.values]
+            rows.append(effect.assign_coords(window=("site", names)).expand_dims(attribute=[attribute]))
         joined = xr.concat(rows, dim="attribute", coords="minimal", compat="override", combine_attrs="drop_conflicts")
-        plot.heatmap(
-            joined,
-            "window",
-            "attribute",
-            ax=ax,
-            limit=1.0,
-            title=f"windows of {width}" if width > 1 else "single layers",
-        )
+        title = f"windows of {width}" if width > 1 else "single layers"
+        plot.heatmap(joined, "window", "attribute", ax=ax, limit=1.0, title=title, bar=False).set_ylabel("")
+    axes[0].set_xlabel("")
+    bar(axes, f"direct effect on the grader's probability\n{plot.DOT}")
+    figure.suptitle(f"LocoGen: the target prompt at one window of layers, every step; {count}")
+    return figure
+
+
+@house
+def agreement_figure(ranked: pd.DataFrame, agreed: pd.DataFrame, attributes: Sequence[str], count: str) -> Figure:
+    """Ranks of the layers and correlations of the localizers, two attributes a row."""
+    lines = -(-len(attributes) // 2)
+    figure = plt.figure(figsize=(WIDTH, 7.6 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(2 * lines, 2, height_ratios=[4.4, 3.2] * lines, squeeze=False)
+    for i, attribute in enumerate(attributes):
+        above, below = axes[2 * (i // 2)][i % 2], axes[2 * (i // 2) + 1][i % 2]
+        plot.ranks(ranked[ranked.attribute == attribute], ax=above, title=f"{attribute}: rank of each layer")
+        plot.agreement(agreed[agreed.attribute == attribute], ax=below, title=f"{attribute}: agreement")
+        above.set_xlabel("")
+        for ax in (above, below) if i % 2 else ():
+            ax.set(ylabel="", yticklabels=[])
+    for ax in axes.flat:
+        if not ax.has_data():
+            ax.remove()
     figure.suptitle(
-        f"LocoGen: the target prompt at one window of layers, every step; effect on the grader's probability.\n{count}; a dot: "
-        "the 95 % interval leaves out 0"
+        f"Four localizers on the same prompts and seeds ({count});\nrank 1: the strongest layer; agreement of one with itself: "
+        "between halves of the prompts"
     )
     return figure
 
 
-def agreement_figure(found: dict[str, Comparison], count: str) -> plt.Figure:
-    """Ranks of the layers and correlations of the localizers, two attributes a row."""
-    rows = -(-len(found) // 2)
-    figure, axes = plt.subplots(rows, 4, figsize=(27, 5.4 * rows), layout="constrained", squeeze=False)
-    for ax in axes.flat[2 * len(found) :]:
-        ax.remove()
-    for i, (name, each) in enumerate(found.items()):
-        plot.ranks(each, ax=axes.flat[2 * i], title=f"{name}: rank of each layer")
-        plot.agreement(
-            each, ax=axes.flat[2 * i + 1], title=f"{name}: agreement; on the diagonal, of halves of the prompts"
-        )
-    figure.suptitle(f"Four localizers on the same prompts and seeds ({count})")
-    return figure
+def best_windows(model: Model, best: pd.DataFrame, options: AgreementOptions) -> xr.DataArray:
+    """Pictures (prompt, window, y, x, colour): unaltered, target prompt at all layers, and at each window that is an attribute's best."""
+    starts = sorted({int(window.split("-")[0]) for window in best["best window"]})
+    windows = tuple((start, WINDOW) for start in starts)
+    spec = LocoGenSpec(windows=windows, seeds=(0,), num_inference_steps=options.num_inference_steps)
+    prompts = [prompt_set(attribute)[0] for attribute in best.attribute]
+    strips = [locogen_images(model, prompt, spec, batch_size=options.batch_size) for prompt in prompts]
+    names = pd.Index([f"{prompt.prompt} \u2192 {prompt.target}" for prompt in prompts], name="prompt")
+    return xr.concat([strip.sel(seed=0, drop=True) for strip in strips], dim=names).rename(world="window")
 
 
-def images_figure(model: Model, options: AgreementOptions) -> plt.Figure:
-    """One image for each window, one row an attribute."""
-    strips = []
-    for attribute in options.attributes:
-        prompt = prompt_set(attribute)[0]
-        spec = LocoGenSpec(widths=(WIDTH,), seeds=(0,), num_inference_steps=options.num_inference_steps)
-        strips.append(locogen_images(model, prompt, spec, batch_size=options.batch_size).sel(seed=0, drop=True))
-    names = [f"{prompt_set(name)[0].prompt}\n-> {prompt_set(name)[0].target}" for name in options.attributes]
-    images = xr.concat(strips, dim=pd.Index(names, name="prompt -> target"))
-    figure, ax = plt.subplots(figsize=(4 + 0.9 * images.sizes["world"], 1.2 + 0.95 * len(names)), layout="constrained")
+@house
+def images_figure(images: xr.DataArray) -> Figure:
+    """A row a prompt, a column a window."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.98 * images.sizes["prompt"]), layout="constrained")
     plot.image_grid(
-        images.rename(world="window"),
-        ax=ax,
-        title="LocoGen: the target prompt at two neighbouring cross-attention layers, seed 0",
+        images, ax=ax, title="LocoGen: the target prompt at two neighbouring cross-attention layers, seed 0"
     )
     ax.set(xlabel="layers given the target prompt", ylabel="")
     return figure

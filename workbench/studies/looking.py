@@ -1,7 +1,7 @@
 """Which layers look where the word is? `python -m workbench.studies.looking` holds word maps against the truth.
 
 Rendered pictures, whose masks are known, are noised to a step of the run and shown to the UNet once. The map of the subject's
-word is compared with the subject's true mask: `attention_iou.png`, `attention_iou.csv`.
+word is compared with the subject's true mask: `attention_iou.png`, `attention_iou.csv`. `--redraw` draws from the table in `--out`.
 """
 
 import random
@@ -14,8 +14,10 @@ import pandas as pd
 import tyro
 import xarray as xr
 from einops import reduce
+from matplotlib.figure import Figure
 
 from workbench import plot
+from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, place_names, save
 from workbench.experiments.statistics import mean
 from workbench.interventions import World
 from workbench.localize.attention import AttentionMaps, attention_maps, mask_iou
@@ -25,6 +27,7 @@ from workbench.models import Model, load
 from workbench.progress import each
 
 RESAMPLES = 9999
+EXAMPLES = 4
 CHANCE, CENTRE = "chance", "mean mask of the other pictures"
 
 
@@ -36,6 +39,8 @@ class LookingOptions:
     seed: int = 7
     batch_size: int = 32
     out: Path = Path("runs/figures")
+    redraw: bool = False
+    """Measure nothing, draw from the table in `out`."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,17 @@ class Picture:
 
 def main(options: LookingOptions):
     model, pictures = load(), draw_pictures(options)
-    rows, examples = [], None
+    if not options.redraw:
+        measure(model, pictures, options)
+    draw(model, pictures[:EXAMPLES], options)
+
+
+def measure(model: Model, pictures: list[Picture], options: LookingOptions):
+    rows = []
     for step in each(options.steps, "noise levels", "level"):
         for at in range(0, len(pictures), options.batch_size):
             some = pictures[at : at + options.batch_size]
-            maps = attention_maps(
-                model,
-                [picture.world for picture in some],
-                images={picture.world.name: picture.image for picture in some},
-                step=step,
-                seeds=(options.seed,),
-                batch_size=options.batch_size,
-            )
+            maps = seen(model, some, step, options)
             for picture in some:
                 found = mask_iou(word_map(maps, picture), picture.mask)
                 rows += [
@@ -73,8 +77,6 @@ def main(options: LookingOptions):
                     )
                     for site, values in maps.maps.items()
                 ]
-            if examples is None and step == options.steps[len(options.steps) // 2]:
-                examples = [(picture, word_map(maps, picture)) for picture in some[:4]]
     rows += [
         dict(step=step, site=name, picture=picture, iou=iou)
         for step in options.steps
@@ -83,9 +85,32 @@ def main(options: LookingOptions):
     table = layer_table(pd.DataFrame(rows))
     options.out.mkdir(parents=True, exist_ok=True)
     table.round(4).to_csv(options.out / "attention_iou.csv", index=False)
-    figure(table, examples, options, model).savefig(options.out / "attention_iou.png", dpi=100)
     print(table.sort_values("iou", ascending=False).round(3).head(12).to_string(index=False))
     print(table[table.site.isin([CHANCE, CENTRE])].round(3).to_string(index=False))
+
+
+def draw(model: Model, pictures: list[Picture], options: LookingOptions):
+    """Overlap by layer and noise, and the best layer's map over some pictures, half way through."""
+    table = pd.read_csv(options.out / "attention_iou.csv")
+    steps = table.step.unique()
+    half, layers = steps[len(steps) // 2], table[~table.site.isin([CHANCE, CENTRE])]
+    middle = layers[layers.step == half]
+    best = middle.loc[middle.iou.idxmax(), "site"]
+    maps = seen(model, pictures, half, options)
+    examples = [(picture, word_map(maps, picture).sel(site=best)) for picture in pictures]
+    save(figure(table, examples, best, model.num_inference_steps), options.out / "attention_iou.png")
+
+
+def seen(model: Model, pictures: list[Picture], step: int, options: LookingOptions) -> AttentionMaps:
+    """What the UNet attends to in some pictures that are noised to a step."""
+    return attention_maps(
+        model,
+        [picture.world for picture in pictures],
+        images={picture.world.name: picture.image for picture in pictures},
+        step=step,
+        seeds=(options.seed,),
+        batch_size=options.batch_size,
+    )
 
 
 def draw_pictures(options: LookingOptions) -> list[Picture]:
@@ -137,49 +162,36 @@ def layer_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figure(table: pd.DataFrame, examples: list, options: LookingOptions, model: Model) -> plt.Figure:
-    """Overlap by layer and noise, and the best layer's map over four pictures."""
-    figure = plt.figure(figsize=(13, 8), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+@house
+def figure(table: pd.DataFrame, examples: list[tuple[Picture, xr.DataArray]], best: str, steps: int) -> Figure:
+    """Overlap by layer and noise above, maps (y, x) over pictures below."""
+    sheet = plt.figure(figsize=(WIDTH, 6.6), layout="constrained")
+    top, bottom = sheet.subfigures(2, 1, height_ratios=(1.7, 1))
     ax, layers = top.subplots(), table[~table.site.isin([CHANCE, CENTRE])]
-    names = [name.removeprefix("unet.").removesuffix(".cross") for name in layers.site.unique()]
-    for offset, step in enumerate(options.steps):
-        rows = layers[layers.step == step]
-        share = step / model.num_inference_steps
-        at, spread = np.arange(len(rows)) + 0.15 * (offset - 1), [rows.iou - rows.low, rows.high - rows.iou]
-        ax.errorbar(at, rows.iou, spread, fmt="o", ms=4, capsize=2, label=f"after {share:.0%} of the denoising")
+    for i, (step, rows) in enumerate(layers.groupby("step")):
+        at, label = np.arange(len(rows)) + 0.2 * (i - 1), f"after {step / steps:.0%} of the denoising"
+        intervals(ax, at, rows.iou, rows.low, rows.high, color=COLOURS[i], label=label)
     highest = layers.groupby("site", sort=False).ceiling.first()
-    ax.scatter(
-        np.arange(len(highest)),
-        highest,
-        marker="_",
-        s=300,
-        color="black",
-        label="the true mask at the layer's resolution",
-    )
+    at, ceiling = np.arange(len(highest)), "the true mask at the layer's resolution"
+    ax.scatter(at, highest, marker="_", s=300, color="black", label=ceiling)
     for name, style in ((CHANCE, ":"), (CENTRE, "--")):
-        ax.axhline(table[table.site == name].iou.mean(), color="grey", ls=style, label=name)
-    ax.set_xticks(range(len(names)), [f"{name} ({i})" for i, name in enumerate(names)], rotation=45, ha="right")
-    ax.set(
-        ylabel="IoU with the true mask, 95 % interval",
-        xlabel="cross-attention layer (number)",
-        ylim=(0, 1),
-        title=f"Do word maps cover their subject? {options.pictures} rendered pictures, noised and seen once",
+        ax.axhline(table[table.site == name].iou.mean(), color=GREY, ls=style, label=name)
+    names = [site.removeprefix("unet.").removesuffix(".cross") for site in highest.index]
+    place_names(ax, [f"{name} ({i})" for i, name in enumerate(names)], label="cross-attention layer (number)")
+    pictures = int(table.pictures.max())
+    ax.set(ylabel="IoU with the true mask, 95 % interval", ylim=(0, 1))
+    ax.set_title(f"Do word maps cover their subject? {pictures} rendered pictures, noised and seen once")
+    ax.legend(ncols=2, loc="upper center")
+    panels = bottom.subplots(1, len(examples))
+    for panel, (picture, word) in zip(panels, examples):
+        plot.overlay(picture.image, word / word.max(), ax=panel, title=f'"{picture.world.subject}"', bar=False)
+        at = np.arange(len(picture.mask)) + 0.5
+        panel.contour(at, at, picture.mask, levels=[0.5], colors="cyan", linewidths=0.8)
+    bottom.colorbar(panels[0].images[-1], ax=list(panels), label="attention, of the map's largest", pad=0.02)
+    bottom.suptitle(
+        f"maps of the subject's word at {best.removeprefix('unet.').removesuffix('.cross')}; cyan: its true mask"
     )
-    ax.legend(fontsize=8)
-    middle = layers[layers.step == options.steps[len(options.steps) // 2]]
-    best = middle.loc[middle.iou.idxmax(), "site"]
-    for panel, (picture, maps) in zip(bottom.subplots(1, len(examples)), examples):
-        plot.overlay(
-            picture.image,
-            maps.sel(site=best),
-            ax=panel,
-            title=f'"{picture.world.subject}" at {best.removeprefix("unet.")}',
-        )
-        panel.contour(
-            np.arange(64) + 0.5, np.arange(64) + 0.5, picture.mask, levels=[0.5], colors="cyan", linewidths=0.8
-        )
-    return figure
+    return sheet
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import diffusers
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 import tyro
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 import workbench as wb
+from workbench.drawing import WIDTH, cells, house, save, wrapped
 from workbench.edit.low_rank import Edit, update_of
 from workbench.families import check_class
 from workbench.progress import each
@@ -52,16 +53,15 @@ class MatrixOptions:
     out: Path = Path("runs/figures/matrix")
     pipelines: tuple[str, ...] = tuple(tiny.PIPELINES)
     schedulers: tuple[str, ...] = tuple(tiny.SCHEDULERS)
+    redraw: bool = False
+    """Measure nothing, draw from the table in `out`."""
 
 
 def main(options: MatrixOptions):
-    options.out.mkdir(parents=True, exist_ok=True)
-    pairs = [(pipeline, scheduler) for pipeline in options.pipelines for scheduler in options.schedulers]
-    rows = [row for pair in each(pairs, "matrix", "pair") for row in cells(*pair)]
-    rows += list(refused())
-    table = pd.DataFrame(rows)
-    table.to_csv(options.out / "matrix.csv", index=False)
-    draw(table, options.out / "matrix.png")
+    if not options.redraw:
+        measure(options)
+    table = pd.read_csv(options.out / "matrix.csv")
+    save(figure(table), options.out / "matrix.png")
     shown = table[table.verdict != "refused"].pivot_table("deviation", "scheduler", "method", "max", sort=False)
     print(shown.map("{:.0e}".format).to_string())
     told = table[table.verdict == "refused"].assign(reason=table.reason.str.slice(0, 90))
@@ -71,7 +71,15 @@ def main(options: MatrixOptions):
         raise SystemExit(f"wrong cells:\n{table[table.verdict == 'wrong'].to_string(index=False)}")
 
 
-def cells(name: str, scheduler: str) -> Iterator[dict]:
+def measure(options: MatrixOptions):
+    options.out.mkdir(parents=True, exist_ok=True)
+    pairs = [(pipeline, scheduler) for pipeline in options.pipelines for scheduler in options.schedulers]
+    rows = [row for pair in each(pairs, "matrix", "pair") for row in compared(*pair)]
+    rows += list(refused())
+    pd.DataFrame(rows).to_csv(options.out / "matrix.csv", index=False)
+
+
+def compared(name: str, scheduler: str) -> Iterator[dict]:
     """Every method on one pipeline with one scheduler."""
     torch.manual_seed(0)
     plain = tiny.sharpen(tiny.PIPELINES[name]())
@@ -271,27 +279,19 @@ METHODS: dict[str, Callable[[Trial], float]] = {
 }
 
 
-def draw(table: pd.DataFrame, path: Path):
+@house
+def figure(table: pd.DataFrame) -> Figure:
     """The largest deviation over all pipelines, by scheduler and method."""
     measured = table[table.verdict != "refused"]
     grid = measured.pivot_table("deviation", "scheduler", "method", "max", sort=False)
-    figure, ax = plt.subplots(figsize=(8.4, 7.2), layout="constrained")
-    sns.heatmap(
-        grid.clip(lower=1e-8),
-        norm=LogNorm(1e-8, RIGHT),
-        cmap="viridis",
-        annot=grid.map(lambda each: f"{each:.0e}" if each else "0"),
-        fmt="",
-        annot_kws={"size": 8},
-        cbar_kws={"label": "largest difference of a pixel (range 1)"},
-        ax=ax,
-    )
+    grid.columns = [wrapped(method.replace("-to-", "-\nto-"), 12) for method in grid]
+    figure, ax = plt.subplots(figsize=(WIDTH, 6), layout="constrained")
+    notes = grid.map(lambda each: f"{each:.0e}" if each else "0").to_numpy()
     pipelines = ", ".join(measured.pipeline.unique())
-    ax.set(xlabel="", ylabel="", title=f"Largest deviation over {pipelines}")
-    ax.tick_params(axis="x", rotation=35)
-    plt.setp(ax.get_xticklabels(), ha="right")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    title = f"Largest difference of a pixel (range 1), over {pipelines}"
+    scale = dict(norm=LogNorm(1e-8, RIGHT), cmap="viridis")
+    cells(grid.clip(lower=1e-8), ax=ax, notes=notes, title=title, rotation=0, **scale)
+    return figure
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Five studies on the embedded model, each picture of its own prompt and seed, all
 `swap`, one animal for another: is the target there, are scene, season and position kept (grader), and what changes outside both
 subjects; against the new prompt from the same noise, over the injected share of the steps, by word, and with local blend.
 `refine`: a season or a style is added. `reweight`: a word's attention times c. `real`: rendered pictures, whose masks are known, are
-inverted, reconstructed and edited. `overhead`: time of an edited pair over two plain images. Finished parts are kept in `runs/`.
+inverted, reconstructed and edited. `overhead`: time of an edited pair over two plain images. Finished parts are kept in `runs/`,
+and `--redraw` draws from the table in `--out`.
 """
 
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from workbench.drawing import save
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
@@ -68,6 +70,8 @@ class P2POptions:
     runs: Path = Path("runs/p2p")
     """Where finished parts are kept."""
     out: Path = Path("runs/figures")
+    redraw: bool = False
+    """Measure nothing, draw from the table in `out`."""
 
 
 class PairEdits(Experiment):
@@ -289,22 +293,29 @@ def study(name: str, model: Model, scorer: Scorer, options: P2POptions) -> pd.Da
 
 
 def main(options: P2POptions):
-    model, scorer, names = load(), Scorer(), P2POptions.studies
-    if unknown := [name for name in options.studies if name not in names]:
-        raise ValueError(f"studies={unknown}: unknown; there are {', '.join(names)}")
+    if unknown := [name for name in options.studies if name not in P2POptions.studies]:
+        raise ValueError(f"studies={unknown}: unknown; there are {', '.join(P2POptions.studies)}")
+    model, path = load(), options.out / "prompt_to_prompt.csv"
+    if not options.redraw:
+        measure(model, path, options)
+    table = pd.read_csv(path)
+    if "swap" in set(table.study):
+        save(figures.arms_figure(table), path.with_suffix(".png"))
+    images = figures.pictures(model, swap_pairs(min(6, options.images)), options.num_inference_steps)
+    save(figures.images_figure(images), options.out / "prompt_to_prompt_images.png")
+
+
+def measure(model: Model, path: Path, options: P2POptions):
+    """Write the table; studies that were not asked for stay."""
+    scorer = Scorer()
     parts = [study(name, model, scorer, options) for name in options.studies]
     options.out.mkdir(parents=True, exist_ok=True)
     table = pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)  # timings have no interval
-    path = options.out / "prompt_to_prompt.csv"
-    if path.exists():  # studies that were not asked for stay
+    if path.exists():
         kept = pd.read_csv(path)
         table = pd.concat([kept[~kept.study.str.split(":").str[0].isin(options.studies)], table], ignore_index=True)
     table.round(4).to_csv(path, index=False)
     print(table.round(3).to_string(index=False))
-    if {"swap", "reweight"} <= set(table.study):
-        figures.curves(table, options.out / "prompt_to_prompt.png")
-    shown, images = swap_pairs(min(6, options.images)), options.out / "prompt_to_prompt_images.png"
-    figures.pictures(model, shown, images, options.num_inference_steps)
 
 
 if __name__ == "__main__":

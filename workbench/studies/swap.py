@@ -4,7 +4,8 @@ After IOAI 2024: swap two concepts by changing weights. Every editor is measured
 noise as the unedited model: swap accuracy (share of held-out prompts whose picture shows the other animal), collateral (share
 of control prompts whose top class changed), leakage (paraphrases, plurals, both animals, homonyms), and distance between
 images. Classes are the grader's zero-shot ones over all subjects. Edits are made, and their settings chosen (`--tune`), from
-`train` and `preserve` prompts alone. Finished cells are kept in `runs/`: a stopped benchmark goes on with the same command.
+`train` and `preserve` prompts alone. Finished cells are kept in `runs/`: a stopped benchmark goes on with the same command, and
+`--redraw` draws from the table in `--out`.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from workbench.drawing import save
 from workbench.experiments.statistics import Estimate, mean, share
 from workbench.models import load
 from workbench.prompts import prompt_set
@@ -39,6 +41,8 @@ class SwapOptions:
     runs: Path = Path("runs/swap")
     """Where finished parts are kept."""
     out: Path = Path("runs/figures")
+    redraw: bool = False
+    """Measure nothing, draw from the table in `out`."""
 
 
 def cell_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -95,10 +99,13 @@ def main(options: SwapOptions):
         num_inference_steps=options.num_inference_steps,
         batch_size=options.batch_size,
     )
-    table = cell_table(cells.table(options.runs / ("tune" if options.tune else "benchmark")))
+    path = options.out / ("swap_tuning.csv" if options.tune else "swap.csv")
+    if not options.redraw:
+        table = cell_table(cells.table(options.runs / ("tune" if options.tune else "benchmark")))
+        options.out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    table = pd.read_csv(path)
     ranked = score(table, *sets) if options.tune else score(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / ("swap_tuning.csv" if options.tune else "swap.csv"), index=False)
     print(ranked.round(3).to_string())
     if not options.tune:
         draw(cells, table, ranked, options)
@@ -106,12 +113,12 @@ def main(options: SwapOptions):
 
 def draw(cells: EditCells, table: pd.DataFrame, ranked: pd.DataFrame, options: SwapOptions):
     """Both pictures: all editors, and what the best and two published ones do to single prompts."""
-    swap_figures.frontier(table, options.out / "swap.png")
+    save(swap_figures.overview(table), options.out / "swap.png")
     best = ranked[(ranked.rules == "UNet") & (ranked.index != UNEDITED)].index[0]
     names = dict.fromkeys((best, "uce", "locoedit, all layers"))
     shown = {name: cells.edit(name) for name in names if name in cells.editors}
-    path = options.out / "swap_images.png"
-    swap_figures.before_and_after(cells.model, shown, cells.sets, path, options.num_inference_steps)
+    images = swap_figures.before_and_after(cells.model, shown, cells.sets, options.num_inference_steps)
+    save(swap_figures.images_figure(images), options.out / "swap_images.png")
 
 
 if __name__ == "__main__":

@@ -1,116 +1,112 @@
 """Pictures of the swap benchmark."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import xarray as xr
+from matplotlib.figure import Figure
 
 from workbench import plot
+from workbench.drawing import WIDTH, cells, dots, house
 from workbench.edit.low_rank import Edit
 from workbench.models import Model
 from workbench.prompts import PromptSet
+from workbench.studies.edits import CEILING, UNEDITED
 
-SHOWN = {
-    "held_out": "swapped",
-    "paraphrase": "swapped",
-    "plural": "swapped",
-    "two_animal": "changed",
-    "homonym": "changed",
-    "control": "changed",
+NAMES = {  # of editors, as texts have them
+    "swap": "swap, all layers",
+    "time": "TIME",
+    "uce": "UCE",
+    "rome": "ROME",
+    "locoedit, two layers": "LocoEdit, two layers",
+    "locoedit, all layers": "LocoEdit, all layers",
+    "diff_quickfix": "Diff-QuickFix*",
+    "embedding_swap": "embedding swap*",
+    "textual_inversion": "textual inversion*",
+    CEILING: "told the other animal's name",
 }
+LEAKS = {
+    ("paraphrase", "swapped"): "para-\nphrases\nswapped",
+    ("plural", "swapped"): "plurals\nswapped",
+    ("two_animal", "changed"): "both\nanimals\nchanged",
+    ("homonym", "changed"): "zebra\ncrossings\nchanged",
+}
+# What is shown of which prompt of a set, and the seed of its picture.
+SHOWN = (
+    ("held_out", 0, 0, "held out"),
+    ("held_out", -1, 2, "held out"),
+    ("paraphrase", 0, 7, "paraphrase"),
+    ("plural", 0, 9, "plural"),
+    ("two_animal", 0, 11, "both animals"),
+    ("homonym", 0, 13, "zebra crossing"),
+    ("control", 0, 4, "control"),
+    ("control", 80, 6, "control"),
+)
 
 
-def frontier(table: pd.DataFrame, path: Path):
-    """Efficacy against collateral with 95 % intervals, and what every editor does to every set."""
-    accuracy, collateral = _rows(table, "held_out", "swapped"), _rows(table, "control", "changed")
-    accuracy = accuracy.loc[
-        (collateral["value"].reindex(accuracy.index).fillna(0) - accuracy["value"]).sort_values().index
-    ]  # the best first
-    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 7.5), layout="constrained", width_ratios=(1.25, 1))
-    colours = dict(zip(accuracy.index, sns.color_palette("husl", len(accuracy))))
-    for editor, y in accuracy.iterrows():
-        if editor not in collateral.index:  # no edit: what the model draws of the other animal when it is told
-            left.axhline(y.value, color=colours[editor], ls="--", label=editor)
-            continue
-        x = collateral.loc[editor]
-        left.errorbar(
-            x.value,
-            y.value,
-            [[y.value - y.low], [y.high - y.value]],
-            [[x.value - x.low], [x.high - x.value]],
-            capsize=2,
-            ms=8,
-            fmt="o" if y.rules == "UNet" else "s",
-            color=colours[editor],
-            mfc=colours[editor] if y.rules == "UNet" else "white",
-            label=f"{editor} ({y.rules})",
-        )
-    left.axhline(0.9, color="grey", ls=":")
-    left.axvline(0.05, color="grey", ls=":")
-    left.set(
-        xlabel="collateral: control prompts whose top class changed",
-        ylabel="swap accuracy on held-out prompts",
-        title=f"Efficacy against collateral, {int(accuracy.n.iloc[0])} and {int(collateral.n.iloc[0])} images per editor, "
-        "95 % intervals; dotted: the target",
+@house
+def overview(table: pd.DataFrame) -> Figure:
+    """Every editor's accuracy and collateral with 95 % intervals, the best above, and what it does to every other set."""
+    accuracy, collateral = picked(table, "held_out", "swapped"), picked(table, "control", "changed")
+    score = accuracy.value - collateral.value.reindex(accuracy.index).fillna(0)
+    groups = table.drop_duplicates("editor").set_index("editor").rules.map(["UNet", "text encoder", "no edit"].index)
+    groups[UNEDITED] = max(groups)
+    order = sorted(accuracy.index, key=lambda editor: (groups[editor], -score[editor]))
+    names = [NAMES.get(editor, editor) for editor in order]
+    figure = plt.figure(figsize=(WIDTH, 0.29 * len(order) + 1.7), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
+    measured = (
+        (accuracy, f"swapped, held out\n({int(accuracy.n.max())} images)"),
+        (
+            collateral,
+            f"collateral, control\n({int(collateral.n.max())} images)",
+        ),
     )
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=4)
-    cells = pd.DataFrame(
-        {f"{name}\n{measure}": _rows(table, name, measure)["value"] for name, measure in SHOWN.items()}
-    ).reindex(accuracy.index)
-    sns.heatmap(cells, ax=right, annot=True, fmt=".2f", cmap="viridis", vmin=0, vmax=1, cbar=False)
-    right.set(ylabel="", title="Share of images, by set")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    for ax, (rows, title) in zip(axes, measured):
+        dots(rows.reindex(order).set_axis(names), ax=ax)
+        ax.set(xlim=(-0.03, 1.03), xlabel="share of images, 95 %", title=title)
+    leaks = {title: picked(table, *which).value.reindex(order) for which, title in LEAKS.items()}
+    grid = pd.DataFrame(leaks).set_axis(names)
+    notes = grid.map(lambda share: "" if np.isnan(share) else f"{share:.2f}").to_numpy()
+    scale = dict(cmap="viridis", vmin=0, vmax=1)
+    cells(grid, ax=axes[2], notes=notes, title="leakage: share of images", rotation=0, **scale)
+    for ax in axes[1:]:
+        ax.set_yticklabels([])
+    figure.suptitle("Swap of zebra and giraffe by every editor; *: changes the text encoder, outside the task's rules")
+    return figure
 
 
-def _rows(table: pd.DataFrame, name: str, measure: str) -> pd.DataFrame:
+def picked(table: pd.DataFrame, name: str, measure: str) -> pd.DataFrame:
     """One measure on one set, by editor."""
-    return table[(table.set == name) & (table.measure == measure)].set_index("editor")
+    return table[(table.set == name) & (table.measure == measure)].set_index("editor")[["value", "low", "high", "n"]]
 
 
-def before_and_after(model: Model, edits: Mapping[str, Edit], sets: Mapping[str, PromptSet], path: Path, steps: int):
-    """The same prompts and seeds under each edit: two held-out prompts of each animal, controls, and every leak."""
-    chosen = [
-        ("held_out", 0),
-        ("held_out", 1),
-        ("held_out", -1),
-        ("held_out", -2),
-        ("control", 0),
-        ("control", 35),
-        ("control", 80),
-    ]
-    chosen += [(name, i) for name in ("paraphrase", "plural", "two_animal", "homonym") for i in (0, -1)]
-    prompts = [sets[name][i % len(sets[name])].prompt for name, i in chosen]
-    rows = {"unedited": _drawn(model, prompts, steps)}
+def before_and_after(
+    model: Model, edits: Mapping[str, Edit], sets: Mapping[str, PromptSet], steps: int
+) -> xr.DataArray:
+    """The same prompts and seeds under each edit: (world, prompt, y, x, colour)."""
+    prompts = [sets[name][i % len(sets[name])].prompt for name, i, _, _ in SHOWN]
+    seeds = [seed for _, _, seed, _ in SHOWN]
+    rows = {"unedited": drawn(model, prompts, seeds, steps)}
     for name, edit in edits.items():
         with model.applied(edit):
-            rows[name] = _drawn(model, prompts, steps)
-    images = xr.DataArray(
-        np.stack(list(rows.values())),
-        dims=("world", "seed", "y", "x", "colour"),
-        coords={"world": list(rows), "seed": range(len(prompts))},
-    )
-    figure, ax = plt.subplots(figsize=(22, 1.35 * len(rows) + 1.4), layout="constrained")
-    plot.image_grid(images, ax=ax, title="Each column: one prompt and one starting noise")
-    ax.set_xticks(
-        ax.get_xticks(),
-        [
-            f"{name}:\n{fill(prompt, 19, break_long_words=False, break_on_hyphens=False)}"
-            for (name, _), prompt in zip(chosen, prompts)
-        ],
-        fontsize=7,
-    )
-    ax.set_xlabel("")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+            rows[NAMES.get(name, name)] = drawn(model, prompts, seeds, steps)
+    captions = [f"{title}:\n{prompt}" for prompt, (_, _, _, title) in zip(prompts, SHOWN)]
+    coords = {"world": list(rows), "prompt": captions}
+    return xr.DataArray(np.stack(list(rows.values())), coords, ("world", "prompt", "y", "x", "colour"))
 
 
-def _drawn(model: Model, prompts: Sequence[str], steps: int) -> np.ndarray:
+def drawn(model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> np.ndarray:
     """Images of prompts, each of its own seed: (image, y, x, colour)."""
-    images = model.generate(prompts, seeds=range(len(prompts)), num_inference_steps=steps)
+    images = model.generate(prompts, seeds=seeds, num_inference_steps=steps)
     return np.stack([np.asarray(image) for image in images]) / 255
+
+
+@house
+def images_figure(images: xr.DataArray) -> Figure:
+    """A row an edit, a column a prompt."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 1.6 + 0.95 * images.sizes["world"]), layout="constrained")
+    plot.image_grid(images, ax=ax, title="Each column: one prompt and one starting noise").set_xlabel("")
+    return figure

@@ -4,7 +4,7 @@ The same swap edit at every window of two neighbouring cross-attention layers, a
 all but each window, scored on training prompts that it was not made from: the probability of the other animal. Windows are
 then correlated (Spearman) with what localizers say of their layers: `figures/localizers/localizers.csv`, which
 `python -m workbench.studies.agreement` writes, or any table with the columns layer, localizer, score. Writes
-`windows.csv`, `windows_correlation.csv` and `windows.png`.
+`windows.csv`, `windows_correlation.csv` and `windows.png`. `--redraw` draws from the table in `--out`.
 """
 
 import random
@@ -17,8 +17,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
+from matplotlib.figure import Figure
 
 from workbench import edit as edits
+from workbench.drawing import TEXT, WIDTH, dots, house, save
 from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import correlation
 from workbench.models import Model, load
@@ -44,6 +46,8 @@ class WindowsOptions:
     batch_size: int = 25
     runs: Path = Path("runs/windows")
     out: Path = Path("runs/figures")
+    redraw: bool = False
+    """Measure nothing, draw from the table in `out`."""
 
 
 def layer_sets(model: Model, width: int, random_sets: int) -> dict[str, tuple[str, ...]]:
@@ -106,6 +110,12 @@ def _at(whole: Callable[[], Edit], layers: tuple[str, ...]) -> Edit:
 
 
 def main(options: WindowsOptions):
+    if not options.redraw:
+        measure(options)
+    save(figure(pd.read_csv(options.out / "windows.csv"), options.width), options.out / "windows.png")
+
+
+def measure(options: WindowsOptions):
     model, train, preserve = load(), prompt_set("swap/train"), prompt_set("swap/preserve")
     fit = Fit(tuple(train)[::2], tuple(preserve)[::2]).thinned(options.every)
     sets = layer_sets(model, options.width, options.random_sets)
@@ -129,27 +139,24 @@ def main(options: WindowsOptions):
     table = table[table.measure == MEASURE]
     found = correlations(table, sets, localizer_scores(options))
     found.round(3).to_csv(options.out / "windows_correlation.csv", index=False)
-    draw(table, options)
     shown = table[["editor", "value", "low", "high", "n"]]
     print(shown.to_string(index=False), found.round(3).to_string(index=False), sep="\n\n")
 
 
-def draw(table: pd.DataFrame, options: WindowsOptions):
-    figure, axes = plt.subplots(1, 2, figsize=(15, 4.8), layout="constrained", sharey=True)
-    lines = table.set_index("editor")
-    for ax, kinds in zip(axes, (("window", "random"), ("all but",))):
-        rows = table[table.editor.str.startswith(kinds)]
-        ax.errorbar(range(len(rows)), rows.value, [rows.value - rows.low, rows.high - rows.value], fmt="o", capsize=2)
-        for name, style in (("all layers", "--"), (UNEDITED, ":")):
-            ax.axhline(lines.value[name], color="grey", ls=style, label=name)
-        ax.set_xticks(range(len(rows)), rows.editor, rotation=90, fontsize=8)
-        ax.legend(fontsize=8)
-    axes[0].set(
-        title=f"Edited at {options.width} layers alone", ylabel="probability of the other animal, 95 % interval"
-    )
-    axes[1].set(title=f"Edited at all layers but {options.width}")
-    figure.savefig(options.out / "windows.png", dpi=110)
-    plt.close(figure)
+@house
+def figure(table: pd.DataFrame, width: int) -> Figure:
+    """Sets of layers edited alone, and all but each window, on one scale."""
+    rows = table[table.measure == MEASURE].set_index("editor")
+    lines = {name: rows.value[name] for name in ("all layers", UNEDITED)}
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 5.4), layout="constrained", sharex=True)
+    titles = f"edited at {width} layers alone", f"edited at all layers but {width}"
+    for ax, title, kinds in zip(axes, titles, (("window", "random"), ("all but",))):
+        chosen = pd.concat([rows[rows.index.str.startswith(kind)] for kind in kinds])
+        names = [name.removeprefix("window ").removeprefix("all but ").replace(",", ", ") for name in chosen.index]
+        dots(chosen.set_axis(names), ax=ax, lines=lines, title=title)
+        ax.set_ylabel("cross-attention layers (numbers)")
+    figure.supxlabel("probability of the other animal, 95 % interval", fontsize=TEXT)
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Winter is coming: steer thirty prompts towards winter, and see what is left of them: `workbench benchmark winter`.
 
-Writes `steering*.{csv,png}`, and the submission, images and `submission.csv`, under `runs/`.
+Writes `steering*.{csv,png}`, and the submission, images and `submission.csv`, under `runs/`. `--redraw` draws from the tables in `--out`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import pandas as pd
 import tyro
 import xarray as xr
 
+from workbench.drawing import save
 from workbench.experiments.results import averages, measured_by
 from workbench.experiments.statistics import ends, resampled_means, share
 from workbench.pictures import as_pil
@@ -145,6 +146,12 @@ def submit(study: Winter, method: Variant):
 
 def main(options: WinterOptions):
     study = Winter(options)
+    if not options.redraw:
+        measure(study, options)
+    draw(study, options)
+
+
+def measure(study: Winter, options: WinterOptions):
     options.out.mkdir(parents=True, exist_ok=True)
     print(
         f"telling the model costs {study.budget:.3f} similarity to the original prompt, the budget, and brings winter a lead over summer "
@@ -177,7 +184,6 @@ def main(options: WinterOptions):
         .to_string()
     )
     submit(study, methods[best])
-    winter_figures.layers(study.sweeps, options.out / "steering_layers.png")
     curves = method_table(study.frontier)
     curves.to_csv(options.out / "steering_frontier.csv", index=False)
     drops = [part * study.budget for part in SHARES]
@@ -186,7 +192,6 @@ def main(options: WinterOptions):
     )
     equal.to_csv(options.out / "steering_equal_fidelity.csv", index=False)
     print(equal.to_string(index=False))
-    winter_figures.frontier(curves, report, options.out / "steering.png")
     others = []
     for some in (("night",), ("watercolor",), ("winter", "watercolor")):
         strength, found = study.other(some)
@@ -198,13 +203,35 @@ def main(options: WinterOptions):
     others = pd.concat(others, ignore_index=True)
     others.to_csv(options.out / "steering_concepts.csv", index=False)
     print(others[others.metric == "concept"].drop(columns="metric").to_string(index=False))
+    text = [study.directions[name, TEXT] for name in SAID]
+    cosines = {f"{a}, {b}": round(float(x.cosine(y).mean()), 2) for (a, x), (b, y) in combinations(zip(SAID, text), 2)}
+    print("cosine between the concepts' directions, mean over layers:", cosines)
+
+
+def draw(study: Winter, options: WinterOptions):
+    """All pictures, from the tables; directions and the images of the strips are made."""
+    stems = {where: where.replace(" ", "_").lower() for where in SITES}
+    names = ["steering", "steering_frontier", "steering_equal_fidelity"]
+    names += [f"steering_{kind}_{stem}" for kind in ("sweep", "search") for stem in stems.values()]
+    tables = {name: pd.read_csv(options.out / f"{name}.csv") for name in names}
+    budget = float(tables["steering_equal_fidelity"]["drop"].max())
     text, unet = {name: study.directions[name, TEXT] for name in SAID}, study.directions["winter", UNET]
-    winter_figures.differences(text, unet, options.out / "steering_directions.png")
-    print(
-        "cosine between the concepts' directions, mean over layers:",
-        {f"{a}, {b}": round(float(text[a].cosine(text[b]).mean()), 2) for a, b in combinations(SAID, 2)},
-    )
-    winter_figures.strips({where: study.strip(where) for where in SITES}, options.out / "steering_images.png")
+    strips = {}
+    for where, stem in stems.items():
+        search = tables[f"steering_search_{stem}"]
+        strengths = study.chosen(search, budget)[list(study.directions["winter", where].sites)].dropna()
+        strips[where] = study.strip(where, strengths.astype(float).to_dict())
+    figures = {
+        "steering": winter_figures.methods_figure(tables["steering"]),
+        "steering_frontier": winter_figures.frontier_figure(tables["steering_frontier"]),
+        "steering_layers": winter_figures.layers_figure(
+            {where: tables[f"steering_sweep_{stem}"] for where, stem in stems.items()}
+        ),
+        "steering_directions": winter_figures.directions_figure(text, unet),
+        "steering_images": winter_figures.strips_figure(strips),
+    }
+    for name, figure in figures.items():
+        save(figure, options.out / f"{name}.png")
 
 
 def both_at_once(found: Sequence[xr.Dataset]) -> pd.DataFrame:

@@ -1,101 +1,119 @@
 """Pictures of the winter benchmark."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import seaborn as sns
 import xarray as xr
+from matplotlib.figure import Figure
 
 from workbench import plot
+from workbench.drawing import WIDTH, bar, cells, dots, house
 from workbench.steering.direction import Direction
-from workbench.steering.sweep import Sweep
+from workbench.steering.experiment import UNSTEERED
 
-PANELS = (("concept", "probability"), ("concept_similarity", "similarity"))
-
-
-def layers(sweeps: Mapping[str, Sweep], path: Path):
-    """Layer x strength: what each site gains of the concept and loses of the prompt."""
-    sizes = [sweep.data.sizes["site"] for sweep in sweeps.values()]
-    figure, axes = plt.subplots(
-        len(sweeps), 3, figsize=(15, 2 + 0.33 * sum(sizes)), layout="constrained", height_ratios=sizes
-    )
-    for row, (where, sweep) in zip(axes, sweeps.items()):
-        for ax, metric in zip(row, ("concept_similarity", "similarity", "probability")):
-            what = plot.NAMES.get(metric, "probability of the right subject")
-            plot.heatmap(sweep.effects(metric), "strength", "layer", "change", ax=ax, title=f"{where}: {what}")
-    prompts = next(iter(sweeps.values())).data.sizes["prompt"]
-    figure.suptitle(
-        f"Steering one layer (or all) towards winter, change against the unsteered images; {prompts} tuning prompts"
-    )
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+METRICS = {
+    "concept": "classified\nas winter",
+    "concept_similarity": "similarity\nto winter",
+    "probability": "right subject\n(probability)",
+    "similarity": "similarity to the\noriginal prompt",
+}
 
 
-def frontier(curves: pd.DataFrame, report: pd.DataFrame, path: Path):
-    """Both families from weak to strong, and every method of the report, on the held-out prompts."""
+@house
+def methods_figure(report: pd.DataFrame) -> Figure:
+    """Every method of the report by every metric, most winters first."""
+    report = report[~report.variant.str.contains(" minus ")]
+    winters = report[report.metric == "concept"].set_index("variant").value
+    order = sorted(winters.index, key=lambda name: (name == UNSTEERED, -winters[name]))
+    figure = plt.figure(figsize=(WIDTH, 0.29 * len(order) + 1.3), layout="constrained")
+    axes = figure.subplots(1, len(METRICS))
+    for ax, (metric, title) in zip(axes, METRICS.items()):
+        rows = report[report.metric == metric].set_index("variant")[["value", "low", "high"]].reindex(order)
+        dots(rows, ax=ax, lines={UNSTEERED: rows.value[UNSTEERED]}, title=title)
+        ax.locator_params(axis="x", nbins=4)
+    for ax in axes[1:]:
+        ax.set_yticklabels([])
+    figure.suptitle(f"Held-out prompts steered towards winter, {int(report.n.max())} images a row, 95 % intervals")
+    return figure
+
+
+@house
+def frontier_figure(curves: pd.DataFrame) -> Figure:
+    """Text encoder and UNet, searched layers and all, from weak to strong."""
     curves = wide(curves[curves.variant.isin(curves.dropna(subset="factor").variant)])
-    points = wide(report[~report.variant.str.contains(" minus ")])
-    figure, axes = plt.subplots(2, len(PANELS), figsize=(15, 11), layout="constrained")
-    for ax, (concept, fidelity) in zip(axes[0], PANELS):
-        plot.frontier(curves, concept, fidelity, by="variant", ax=ax, title="From weak to strong, factors 0.25 to 2")
-    for above, ax, (concept, fidelity) in zip(*axes, PANELS):
-        for (_, row), colour in zip(points.iterrows(), sns.color_palette("husl", len(points))):
-            spread = [
-                [[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in (concept, fidelity)
-            ]
-            ax.errorbar(
-                row[concept],
-                row[fidelity],
-                spread[1],
-                spread[0],
-                fmt="s" if row.variant.startswith("UNet") else "o",
-                capsize=2,
-                color=colour,
-                label=row.variant,
-            )
-        ax.set(xlabel=above.get_xlabel(), ylabel=above.get_ylabel(), title="All methods of the report")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("probability of the right subject, mean and 95 % interval")
-    axes[1, 1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(f"Steering held-out prompts towards winter, {report.n.max()} images a point")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.2), layout="constrained")
+    for ax, pair in zip(axes, (("concept", "probability"), ("concept_similarity", "similarity"))):
+        plot.frontier(curves, *pair, by="variant", ax=ax)
+    axes[1].get_legend().remove()
+    figure.suptitle("From weak to strong, 0.25 to 2 times the searched strengths")
+    return figure
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each method, with every metric as NAME, NAME_low, NAME_high."""
-    axes = [axis for axis in ("variant", "factor") if axis in table]
+    """One row for each method and factor, with every metric as NAME, NAME_low, NAME_high."""
     parts = [
-        table.pivot(index=axes, columns="metric", values=name).add_suffix({"value": ""}.get(name, f"_{name}"))
-        for name in ("value", "low", "high")
+        table.pivot(index=["variant", "factor"], columns="metric", values=name).add_suffix(end)
+        for name, end in (("value", ""), ("low", "_low"), ("high", "_high"))
     ]
     return pd.concat(parts, axis=1).reset_index()
 
 
-def differences(text: Mapping[str, Direction], unet: Direction, path: Path):
-    """How far each concept moves each layer's activations."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    plot.activation_difference(text, ax=axes[0], title="Text encoder, MLP outputs by position, 100 pairs of prompts")
-    plot.activation_difference(
-        {"winter": unet}, ax=axes[1], title="UNet, cross-attention outputs, mean over steps, 25 pairs"
-    )
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def strips(rows: Mapping[str, xr.DataArray], path: Path):
-    """Images over strengths, one panel for each family: (prompt, strength, y, x, colour)."""
+@house
+def layers_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each layer at each strength gains of winter and loses of the prompt and the subject, all on one scale."""
+    names = ("concept_similarity", "similarity", "probability")
+    metrics = [name for name in names if all(name in table for table in tables.values())]
+    sizes = [table.site.nunique() for table in tables.values()]
     figure, axes = plt.subplots(
-        1,
-        len(rows),
-        figsize=(9 * len(rows), 0.9 + 1.05 * max(len(images) for images in rows.values())),
-        layout="constrained",
+        len(tables), len(metrics), figsize=(WIDTH, 0.24 * sum(sizes) + 1.2), layout="constrained", height_ratios=sizes
     )
-    for ax, (where, images) in zip(np.atleast_1d(axes), rows.items()):
+    grids = {}
+    for where, table in tables.items():  # the first row is the unsteered images'
+        sites = table.site[1:].unique()
+        for name in metrics:
+            steered = table[1:].pivot(index="site", columns="strength", values=name).loc[sites]
+            grids[where, name] = steered - table[name].iloc[0]
+    limit = max(float(grid.abs().max().max()) for grid in grids.values())
+    for ax, ((where, name), grid) in zip(axes.flat, grids.items()):
+        sites = [site.removesuffix(".cross").removesuffix(".mlp").split(".", 1)[-1] for site in grid.index]
+        title = (
+            f"{where}: {plot.NAMES[name].replace('the concept', 'winter').replace('the original prompt', 'the prompt')}"
+        )
+        cells(grid.set_axis(sites).set_axis([f"{s:g}" for s in grid], axis=1), ax=ax, limit=limit, title=title)
+        if name != metrics[0]:
+            ax.set_yticklabels([])
+    for ax in axes[:, 0]:
+        ax.set_ylabel("steered layer")
+    for ax in axes[-1]:
+        ax.set_xlabel("strength")
+    bar(axes.flat, "change against the unsteered images")
+    return figure
+
+
+@house
+def directions_figure(text: Mapping[str, Direction], unet: Direction) -> Figure:
+    """How far each concept moves each layer's activations, on one scale."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.8), layout="constrained", sharey=True)
+    plot.activation_difference(text, ax=axes[0], title="MLP outputs by position, 100 pairs of prompts")
+    plot.activation_difference({"winter": unet}, ax=axes[1], title="cross-attention outputs, mean over steps, 25 pairs")
+    for ax in axes:
+        short = [label.get_text().removesuffix(".mlp").removesuffix(".cross") for label in ax.get_xticklabels()]
+        ax.set_xticklabels(short)
+    axes[1].get_legend().remove()
+    axes[1].set_ylabel("")
+    return figure
+
+
+@house
+def strips_figure(rows: Mapping[str, xr.DataArray]) -> Figure:
+    """Images over strengths, one panel for each place that is steered: (prompt, strength, y, x, colour)."""
+    lines = [len(images) for images in rows.values()]
+    figure, axes = plt.subplots(
+        len(rows), 1, figsize=(WIDTH, 0.6 + 1.02 * sum(lines)), layout="constrained", height_ratios=lines, squeeze=False
+    )
+    for ax, (where, images) in zip(axes.flat, rows.items()):
         plot.image_grid(images, ax=ax, title=where)
-        ax.set(xlabel="factor of the searched strengths", ylabel="")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+        ax.set(xlabel="", ylabel="")
+    ax.set_xlabel("factor of the searched strengths")
+    return figure

@@ -44,6 +44,8 @@ class WinterOptions:
     prompts: int | None = None
     """Only so many, to try it out."""
     batch_size: int = 16
+    redraw: bool = False
+    """Measure nothing, draw from the tables in `out`."""
 
 
 class WinterSetting:

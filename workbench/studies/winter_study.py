@@ -5,7 +5,6 @@ One rule chooses: most of the concept among what costs no more fidelity than tel
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -62,13 +61,14 @@ class Winter(WinterSetting):
         """How much more similar to winter than to summer telling makes them. Neutral prompts begin above 0: that is no measure."""
         return float(_lead(self.told_so.steered).mean())
 
-    def chosen(self, table: pd.DataFrame) -> pd.Series:
+    def chosen(self, table: pd.DataFrame, budget: float | None = None) -> pd.Series:
         """The rule: most similar to the concept, within the budget. The table's first row is the unsteered images'."""
-        kept = table[1:][table[1:].similarity >= table.similarity.iloc[0] - self.budget]
+        budget = self.budget if budget is None else budget
+        kept = table[1:][table[1:].similarity >= table.similarity.iloc[0] - budget]
         if kept.empty:
             raise ValueError(
                 f"every strength of {sorted(table.strength.dropna().unique())} costs more similarity than telling does "
-                f"({self.budget:.3f}); give --strengths smaller ones"
+                f"({budget:.3f}); give --strengths smaller ones"
             )
         return kept.loc[kept.concept_similarity.idxmax()]
 
@@ -157,7 +157,12 @@ class Winter(WinterSetting):
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every cell of the sweeps."""
-        return {where: sweep.table() for where, sweep in self.sweeps.items()}
+        found = {}
+        for where, sweep in self.sweeps.items():
+            more = sweep.table("concept", "probability")
+            names = [name for name in more if name.startswith(("concept", "probability"))]
+            found[where] = sweep.table().join(more[names])
+        return found
 
     @cached_property
     def tuned(self) -> dict[tuple[str, str], pd.DataFrame]:
@@ -239,13 +244,16 @@ class Winter(WinterSetting):
                     variants[f"{where} {layers} {factor}"] = Variant(place, [steered] * len(self.held_out))
         return self.measure("frontier", self.held_out, self.concepts["winter"], variants, self.reporting)
 
-    def strip(self, where: str, shown: Sequence[int] = (0, 1, 5, 22, 23)) -> xr.DataArray:
-        """Images of some prompts from weak to strong: (world, strength, y, x, colour)."""
+    def strip(
+        self, where: str, strengths: Mapping[str, float], shown: Sequence[int] = (0, 1, 5, 22, 23)
+    ) -> xr.DataArray:
+        """Images of some prompts from weak to strong, by strengths of layers: (world, strength, y, x, colour)."""
         factors, rows = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), {}
         for i in shown[: len(self.held_out)]:
             prompt = self.held_out[i % len(self.held_out)].prompt
             worlds = [
-                World(f"{factor:g}", prompt, self.strengthened(where, factor) if factor else ()) for factor in factors
+                World(f"{factor:g}", prompt, self.strengthened(where, factor, strengths) if factor else ())
+                for factor in factors
             ]
             run = self.model.run(
                 worlds,
@@ -253,7 +261,7 @@ class Winter(WinterSetting):
                 num_inference_steps=self.options.num_inference_steps,
                 progress=False,
             )
-            rows[fill(prompt, 24)] = run.images.isel(seed=0).rename(world="strength")
+            rows[prompt] = run.images.isel(seed=0).rename(world="strength")
         return xr.concat(rows.values(), pd.Index(rows, name="world"))
 
     def other(self, names: Sequence[str]) -> tuple[float, dict[str, xr.Dataset]]:
