@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.text import Text
 
 from workbench import drawing, plot
+from workbench.menagerie import evaluate
 from workbench.models import load
 from workbench.prompts import prompt_set
 from workbench.steering.direction import Component, Direction
@@ -112,6 +113,9 @@ DRAWN = {
     "winter, layers": swept,
     "winter, directions": directed,
     "winter, images": lambda: winter_figures.strips_figure({"UNet": pictures(5, 7), "text encoder": pictures(5, 7)}),
+    "menagerie": lambda: evaluate.contact_figure([LONG] * 24, [np.zeros((64, 128, 3))] * 24),
+    "menagerie, VAE": lambda: evaluate.vae_figure(*[torch.zeros(24, 3, 8, 8)] * 2),
+    "menagerie, guidance": lambda: evaluate.guidance_figure([1.0, 3.0], *[np.ones(2)] * 3, 3.0, 48),
     "matrix": lambda: matrix.figure(tables("matrix")["matrix"]),
 }
 

@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
+from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from workbench.drawing import GREY, SMALL, WIDTH, house, intervals, save, wrapped
 from workbench.experiments import statistics
 from workbench.loading import DATA
 from workbench.menagerie.captions import PLACE, attribute_prompts, caption
@@ -193,35 +195,41 @@ def reconstruct(quality: Quality, model: Sampler, scenes: Sequence[Scene], path:
     )
     quality.mean("VAE mean absolute error", (rebuilt / 2 + 0.5 - pictures / 255).abs().mean((1, 2, 3)).numpy())
     rebuilt = ((rebuilt + 1) * 127.5).round().byte()
-    figure, axes = plt.subplots(4, 12, figsize=(15, 5.4), layout="constrained")
+    save(vae_figure(pictures[:24], rebuilt[:24]), path)
+
+
+@house
+def vae_figure(pictures: torch.Tensor, rebuilt: torch.Tensor) -> Figure:
+    """24 pictures (picture, colour, y, x) above what the VAE makes of them."""
+    figure, axes = plt.subplots(6, 8, figsize=(WIDTH, 7), layout="constrained")
     for i, ax in enumerate(axes.flat):
-        ax.imshow((rebuilt if i // 12 % 2 else pictures)[i % 12 + 12 * (i // 24)].movedim(0, -1))
+        ax.imshow((rebuilt if i // 8 % 2 else pictures)[i % 8 + 8 * (i // 16)].movedim(0, -1))
         ax.set_axis_off()
-    figure.suptitle("Held-out pictures (rows 1, 3) and their reconstructions by the VAE (rows 2, 4)")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.suptitle("Held-out pictures (rows 1, 3, 5), and below them what the VAE makes of them")
+    return figure
 
 
 def contact_sheet(scenes: Sequence[Scene], captions: Sequence[str], images: Sequence[Image.Image], path: Path):
+    """Two generated pictures of each subject, each beside the rendered one of its scene."""
     per = len(images) // len(SUBJECTS)
-    chosen = [row * per + k for row in range(len(SUBJECTS)) for k in range(3)]
-    figure, axes = plt.subplots(6, 12, figsize=(18, 10.5), layout="constrained")
-    for ax, (k, kind) in zip(axes.flat, ((k, kind) for k in chosen for kind in ("generated", "rendered"))):
-        ax.imshow(images[k] if kind == "generated" else render(scenes[k])[0])
+    chosen = [row * per + k for row in range(len(SUBJECTS)) for k in range(2)]
+    pairs = [np.hstack([np.asarray(images[k]), np.asarray(render(scenes[k])[0])]) for k in chosen]
+    save(contact_figure([captions[k] for k in chosen], pairs), path)
+
+
+@house
+def contact_figure(captions: Sequence[str], pairs: Sequence[np.ndarray]) -> Figure:
+    """Pairs of pictures (y, x, colour) under their captions."""
+    figure, axes = plt.subplots(-(-len(pairs) // 4), 4, figsize=(WIDTH, 9.6), layout="constrained")
+    for ax in axes.flat:
         ax.set_axis_off()
-        ax.set_title("rendered" if kind == "rendered" else wrap(captions[k]), fontsize=6.5)
+    for ax, text, pair in zip(axes.flat, captions, pairs):
+        ax.imshow(pair)
+        ax.set_title(wrapped(text, 30), fontsize=SMALL)
     figure.suptitle(
-        "Generated from combinations held out of training (lion, car: seen ones), each beside a rendered picture of the scene"
+        "Left: generated, of combinations held out of training (lion, car: seen ones); right: rendered, the same scene"
     )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def wrap(text: str, width: int = 28) -> str:
-    words, lines = text.split(), [""]
-    for word in words:
-        lines = lines + [word] if len(lines[-1]) + len(word) > width else lines[:-1] + [f"{lines[-1]} {word}".strip()]
-    return "\n".join(lines)
+    return figure
 
 
 def guidance_curve(quality: Quality, model: Sampler, grader: Scorer, options: EvaluateOptions):
@@ -238,17 +246,24 @@ def guidance_curve(quality: Quality, model: Sampler, grader: Scorer, options: Ev
     rows = [row for row in quality.rows if row["measure"].startswith("similarity")]
     quality.mean(GAIN, found[default] - found[1.0])  # the same captions and noise: paired
     value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
-    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    ax.errorbar(guidances, value, (value - low, high - value), marker="o", capsize=3)
-    ax.axvline(default, ls=":", color="grey", label=f"default guidance, {default:g}")
+    save(guidance_figure(guidances, value, low, high, default, len(captions)), options.out / "menagerie_guidance.png")
+
+
+@house
+def guidance_figure(
+    guidances: Sequence[float], value: np.ndarray, low: np.ndarray, high: np.ndarray, default: float, count: int
+) -> Figure:
+    """The grader's agreement over guidance."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 4), layout="constrained")
+    intervals(ax, guidances, value, low, high, fmt="o-")
+    ax.axvline(default, ls=":", color=GREY, label=f"default guidance, {default:g}")
     ax.set(
         xlabel="guidance scale",
         ylabel="similarity to the caption (cosine)",
-        title=f"Guidance and the grader's agreement: {len(captions)} held-out captions, 95 % intervals",
+        title=f"Guidance and the grader's agreement: {count} held-out captions, 95 % intervals",
     )
     ax.legend()
-    figure.savefig(options.out / "menagerie_guidance.png", dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def speed(quality: Quality, model: Sampler, repeats: int = 5):
