@@ -302,7 +302,7 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         ),
         (
             ValueError,
-            "heads are apart only at q, k, v and probs sites",
+            "heads are apart only at q, k, v, probs and z sites",
             lambda: scale("unet.mid.0.resnet", 2.0, heads=0),
         ),
         (ValueError, "it was made for 5 channels, the site has ", lambda: steer("text_encoder.0.mlp", [1.0] * 5)),

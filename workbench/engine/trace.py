@@ -11,6 +11,7 @@ from workbench.engine.nn import NNsight
 from workbench.engine.switches import check_switches
 from workbench.families import family_of
 from workbench.families.attention import give_probs
+from workbench.families.clip import give_text_probs
 from workbench.sites import Sites, find_sites
 
 
@@ -20,7 +21,10 @@ class PipelineRoot(torch.nn.Module):
     def __init__(self, pipeline):
         super().__init__()
         object.__setattr__(self, "held", weakref.ref(pipeline))  # a pipeline that nobody else holds is freed
-        give_probs(getattr(pipeline, family_of(pipeline).denoiser))
+        family = family_of(pipeline)
+        give_probs(family.model(pipeline))
+        for encoder in family.encoders:
+            give_text_probs(getattr(pipeline, encoder.component))
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
                 self.add_module(name, part)

@@ -142,6 +142,7 @@ def _transformer_sites(
             tokenizer=from_text.tokenizer,
             per_head=True,
         )
+        yield named(own, f"{kind}.z", module=f"{module}.to_out.0", port="input", sizes=(pixels, inner), per_head=True)
         yield named(own, kind, sizes=(pixels, channels))
     yield replace(base, name=f"{place}.ff", kind="ff", module=f"{path}.ff")
     yield replace(base, name=f"{place}.block", kind="block", module=path)
