@@ -59,7 +59,9 @@ def test_identity_interventions_change_nothing(model, guidance):
     channels = model.sites("unet.mid.0.resnet")[0].sizes[0]
     out, context = model.sites("unet.mid*.cross.k")[0].sizes[-1], model.sites("unet.mid*.context")[0].sizes[-1]
     identities = {
-        "restore": restore(["text_encoder.*", "unet.*.resnet", "unet.*.ff"], "clean"),
+        "restore": restore(
+            ["text_encoder.*.[!p]*", "unet.*.resnet", "unet.*.{ff,z}"], "clean"
+        ),  # all but probabilities
         "steer": steer("text_encoder.1.mlp", np.ones(width), 0.0),
         "steer image": steer("unet.mid.0.resnet", np.ones(channels), 0.0),
         "scale": scale(["text_encoder.0.attention", "unet.*.cross", "unet.noise", "vae.latents"], 1.0),

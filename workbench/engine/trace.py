@@ -1,6 +1,7 @@
 """A diffusers pipeline under NNsight: wrapped once, wrapped anew when its modules change, left as it was after every run."""
 
 import copy
+import inspect
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ class PipelineRoot(torch.nn.Module):
             if isinstance(part, torch.nn.Module):
                 self.add_module(name, part)
 
-    def forward(self, *args, pipeline=None, **kwargs):
-        """Call the pipeline, or another that is made of the same components."""
+    def forward(self, *args, pipeline=None, grad=False, **kwargs):
+        """Call the pipeline, or another that is made of the same components; grad: without its `torch.no_grad`."""
         pipeline = pipeline or self.held()
-        return type(pipeline).__call__(pipeline, *args, **kwargs)
+        call = type(pipeline).__call__
+        return (inspect.unwrap(call) if grad else call)(pipeline, *args, **kwargs)
 
 
 class Wrapped:

@@ -51,8 +51,9 @@ def clip_sites(pipeline, encoder: Encoder) -> Iterator[Site]:
         yield site(place, "fc1", f"{layer}.mlp.fc1", sizes=(tokens, config.intermediate_size), **here)
         yield site(place, "fc2", f"{layer}.mlp.fc2", **here)
         yield site(place, "mlp", f"{layer}.mlp", **here)
-        yield site(place, "hidden", layer, **here)
-    yield site(name, "final", f"{path}.final_layer_norm", read=not encoder.skipped or encoder.pooled)
+        yield site(place, "hidden", layer, stream=True, **here)
+    read = not encoder.skipped or encoder.pooled
+    yield site(name, "final", f"{path}.final_layer_norm", read=read, stream=True)
     if projected:
         size = (module.text_projection.out_features,)
         path = f"{name}.text_projection"
