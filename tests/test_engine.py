@@ -59,7 +59,9 @@ def test_identity_interventions_change_nothing(model, guidance):
     channels = model.sites("unet.mid.0.resnet")[0].sizes[0]
     out, context = model.sites("unet.mid*.cross.k")[0].sizes[-1], model.sites("unet.mid*.context")[0].sizes[-1]
     identities = {
-        "restore": restore(["text_encoder.*", "unet.*.resnet", "unet.*.ff"], "clean"),
+        "restore": restore(
+            ["text_encoder.*.[!p]*", "unet.*.resnet", "unet.*.{ff,z}"], "clean"
+        ),  # all but probabilities
         "steer": steer("text_encoder.1.mlp", np.ones(width), 0.0),
         "steer image": steer("unet.mid.0.resnet", np.ones(channels), 0.0),
         "scale": scale(["text_encoder.0.attention", "unet.*.cross", "unet.noise", "vae.latents"], 1.0),
@@ -302,7 +304,7 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         ),
         (
             ValueError,
-            "heads are apart only at q, k, v and probs sites",
+            "heads are apart only at q, k, v, probs and z sites",
             lambda: scale("unet.mid.0.resnet", 2.0, heads=0),
         ),
         (ValueError, "it was made for 5 channels, the site has ", lambda: steer("text_encoder.0.mlp", [1.0] * 5)),

@@ -32,6 +32,7 @@ from .localize.attention import AttentionSpec as AttentionSpec
 from .localize.attention import attention_contribution as attention_contribution
 from .localize.attention import attention_maps as attention_maps
 from .localize.attention import mask_iou as mask_iou
+from .localize.attribution import attribute as attribute
 from .localize.causal_trace import causal_trace as causal_trace
 from .localize.compare import Comparison as Comparison
 from .localize.compare import compare_localizers as compare_localizers
@@ -40,6 +41,7 @@ from .localize.locogen import LocoGen as LocoGen
 from .localize.locogen import locogen as locogen
 from .localize.locogen import locogen_images as locogen_images
 from .localize.locogen import locogen_search as locogen_search
+from .localize.specs import AttributionSpec as AttributionSpec
 from .localize.specs import LocoGenSpec as LocoGenSpec
 from .localize.specs import TraceSpec as TraceSpec
 from .metrics import Metric as Metric

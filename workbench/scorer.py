@@ -148,6 +148,39 @@ class Scorer:
         every = (self.model.logit_scale.exp().item() * pictures @ wanted.T).softmax(-1)
         return reduce(every, "image (label text) -> image label", "sum", text=size)
 
+    def log_odds(
+        self, images: torch.Tensor, labels: Mapping[object, str | Sequence[str]], value: object
+    ) -> torch.Tensor:
+        """Differentiable: log(p / (1 - p)) of a label's zero-shot probability in `class_probabilities`, (image,).
+
+        images: a tensor (image, colour, y, x) in [0, 1], which may lie in autograd's graph. Unlike the probability it does not
+        saturate. Raises ValueError for fewer than two labels, and a value that is none of them.
+        """
+        texts = label_texts(labels, "log_odds: labels")
+        check_labels(texts, "log_odds")
+        if value not in texts:
+            raise ValueError(f"log_odds: value={value!r} is none of the labels {list(texts)}")
+        every = self.model.logit_scale.detach().exp() * self._differentiable(images) @ self._text_rows(texts).T
+        own = torch.tensor([label == value for label, some in texts.items() for _ in some], device=every.device)
+        return every[:, own].logsumexp(-1) - every[:, ~own].logsumexp(-1)
+
+    def differentiable_similarity(self, images: torch.Tensor, text: str) -> torch.Tensor:
+        """Differentiable: raw cosine of images, a tensor as `log_odds` takes it, and a text, (image,)."""
+        return self._differentiable(images) @ self.text_embeddings(text)[0].to(images.device)
+
+    def _text_rows(self, texts: Mapping[object, Sequence[str]]) -> torch.Tensor:
+        return self.text_embeddings([text for some in texts.values() for text in some]).to(self.device)
+
+    def _differentiable(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised embeddings of a tensor, which the preprocessing's own resizing and normalising lead to: (image, channel)."""
+        pictures = images.to(self.device, torch.float32)
+        for step in self.preprocess.transforms:
+            if isinstance(step, torch.nn.Module) and not hasattr(
+                step, "mode"
+            ):  # those that make tensors of PIL pictures pass
+                pictures = step(pictures)
+        return F.normalize(self.model.encode_image(pictures), dim=-1)
+
     def _embedded(self, images, embeddings: torch.Tensor | None) -> torch.Tensor:
         if (images is None) == (embeddings is None):
             raise ValueError("give images, or their embeddings= by that name: one of both")

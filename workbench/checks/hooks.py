@@ -11,7 +11,8 @@ from workbench.families import Site
 
 SAMPLES = 64  # entries of a value that its digest holds
 # Kinds whose values are what attention makes of its queries, keys, values and probabilities.
-ATTENTION = {f"{kind}": tuple(f"{kind}.{part}" for part in ("q", "k", "v", "probs")) for kind in ("self", "cross")}
+PARTS = ("q", "k", "v", "probs")
+ATTENTION = {kind: tuple(f"{kind}.{part}" for part in PARTS) for kind in ("self", "cross")} | {"attention": PARTS}
 
 
 @dataclass
@@ -43,9 +44,12 @@ class Watch:
     order: list[str] = field(default_factory=list)
     timesteps: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    paused: bool = False
 
     def pass_by(self, site: Site, value: torch.Tensor):
         """Take a value down."""
+        if self.paused:  # a module is called to compare with
+            return
         if site.name not in self.sites:
             self.sites[site.name] = Seen()
             self.order.append(site.name)
@@ -99,11 +103,13 @@ def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: 
         def behind(module, args, output):
             value = output[0] if isinstance(output, tuple) else output
             watch.pass_by(site, value)
-            if site.per_head:
+            if site.per_head and not watch.paused:
                 latest[site.name] = value
             if len(names) == 4 and all(name in latest for name in names):
                 seen = watch.sites[site.name]
+                watch.paused = True
                 error = attention_error(module, site, [latest.pop(name) for name in names], value)
+                watch.paused = False
                 seen.attention = max(seen.attention or 0.0, error) if not isinstance(error, str) else error
 
         if site.port == "output":
@@ -133,9 +139,12 @@ def attention_error(
         query, key, value = (
             rearrange(x, "row i (head c) -> row head i c", head=site.heads) for x in (query, key, value)
         )
-        weights = (query.float() @ key.float().transpose(-1, -2) * module.scale).softmax(-1)
+        scores = query.float() @ key.float().transpose(-1, -2) * module.scale
+        if site.part == "text":  # tokens do not see those behind them
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        weights = scores.softmax(-1)
         mixed = rearrange(weights.to(value.dtype) @ value, "row head i c -> row i (head c)")
-        expected = module.to_out[0](mixed)
+        expected = (module.out_proj if site.part == "text" else module.to_out[0])(mixed)
         away = float((expected - output).abs().max() / output.abs().max().clamp(min=1e-12))
         return max(away, float((weights - probs.float()).abs().max()))
     except (RuntimeError, AttributeError) as error:  # einops' errors are of the former kind
@@ -144,7 +153,7 @@ def attention_error(
 
 @contextmanager
 def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
-    """Make outputs of sites' modules zero by plain hooks, for as long as the block lasts.
+    """Make sites zero by plain hooks, for as long as the block lasts.
 
     They go before others, or those of transformers, which collect a text encoder's states, would see the outputs first.
     """
@@ -152,7 +161,16 @@ def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
     def zero(module, args, output):
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
+    def zero_input(module, args):
+        return (torch.zeros_like(args[0]), *args[1:])
+
     with ExitStack() as stack:
         for site in sites:
-            stack.callback(module_of(pipeline, site).register_forward_hook(zero, prepend=True).remove)
+            module = module_of(pipeline, site)
+            hook = (
+                module.register_forward_pre_hook(zero_input, prepend=True)
+                if site.port == "input"
+                else module.register_forward_hook(zero, prepend=True)
+            )
+            stack.callback(hook.remove)
         yield

@@ -70,7 +70,7 @@ def _askable(trial: Trial, site: Site) -> bool:
 
 def _has_attention(trial: Trial, site: Site) -> bool:
     try:
-        return attention_of(trial.pipeline, site) is not None
+        return site.part == "text" or attention_of(trial.pipeline, site) is not None
     except AttributeError:
         return False
 

@@ -68,6 +68,9 @@ class Batch:
     others: for each prompt that a rule names, at each site, what the site is for it, (1, ...).
     """
 
+    graph = False  # whether values stay in autograd's graph
+    single = False  # whether the run ends behind the first call
+
     def __init__(
         self,
         model,
@@ -111,6 +114,11 @@ class Batch:
 
         latents: to begin from, (seed, channel, y, x); the seeds' own noise when left out.
         """
+        images, denoised = self.traced(settings, latents, bar)
+        return images.float().cpu(), denoised.float().cpu()
+
+    def traced(self, settings: Settings, latents: torch.Tensor | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same where the model is, in its dtype."""
         pipeline, start = self.model.pipeline, settings.start
         between, final, calls = self.sites[LATENTS], {}, self.plan.calls
 
@@ -119,14 +127,16 @@ class Batch:
             final["latents"] = (
                 self.passed(tensors["latents"], between, call) if calls.ends(call) else tensors["latents"]
             )
-            pipeline._interrupt = start is not None  # diffusers' own way to end the denoising
+            pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
             return tensors | final
 
         groups = self.groups()
         probs = [site for group in groups for site in group]
-        with lock_of(pipeline), untouched(pipeline), explicit_attention(pipeline, probs), torch.no_grad():
+        graph = torch.set_grad_enabled(self.graph)
+        with lock_of(pipeline), untouched(pipeline), explicit_attention(pipeline, probs), graph:
             nn = wrapped(pipeline)
-            call = self.arguments(settings, latents) | dict(output_type="pt", callback_on_step_end=after_call)
+            call = self.arguments(settings, latents)
+            call |= dict(output_type="pt", callback_on_step_end=after_call, grad=self.graph)
             prompts = call.pop("prompt")
             with nn.trace() as tracer:
                 with tracer.invoke(prompts, **call):
@@ -145,7 +155,7 @@ class Batch:
                 "the pipeline did not call the modules as its site table says"
             )
         refuse_flagged(output, [world.name for world in self.worlds for _ in self.seeds])
-        return output.images.float().cpu(), final["latents"].float().cpu()
+        return output.images, final["latents"]
 
     def arguments(self, settings: Settings, latents: torch.Tensor | None) -> dict:
         """What the pipeline is called with."""
@@ -232,8 +242,8 @@ class Batch:
                 f"{site.name} has the value {dict(zip(site.axes, value.shape))}, expected {dict(zip(site.axes, expected))}: the pipeline "
                 "does not lay out its batch as this family's do, or something merges or splits tokens in it"
             )
-        value = self.passed(value, site, call, given)
-        if actions:  # a new tensor, assigned: edits in place are lost
+        before, value = value, self.passed(value, site, call, given)
+        if value is not before:  # a new tensor, assigned: edits in place are lost
             if site.port == "context":
                 module.inputs = (args, {**kwargs, "encoder_hidden_states": value})
             elif site.port == "input":
@@ -273,7 +283,7 @@ class Batch:
             for half in halves:
                 rows = self.rows(site, half, action.world)
                 changed = action.rule.apply(out[rows], self.context(out, given, site, half, action))
-                mask = _mask(action, half, out[rows])
+                mask = addressed(action, half, out[rows])
                 out[rows] = changed if mask is None else torch.where(mask, changed, out[rows])
             self.fired[action.world, action.number] += 1
         if image:  # in the layout that it came in, or other rows would be summed in another order
@@ -296,7 +306,7 @@ class Batch:
         return Context(site, source, own, other, *maps)
 
 
-def _mask(action: Action, half: str, value: torch.Tensor) -> torch.Tensor | None:
+def addressed(action: Action, half: str, value: torch.Tensor) -> torch.Tensor | None:
     """Which entries of a value (row, ...) an action addresses; None for all."""
     tokens, site = action.tokens[half], action.site
     if tokens is None and action.heads is None and action.channels is None:

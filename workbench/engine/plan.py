@@ -113,7 +113,7 @@ def _action(
         if chosen is None:
             continue
         if name == "heads" and not site.per_head:
-            raise ValueError(f"heads={chosen}, but heads are apart only at q, k, v and probs sites")
+            raise ValueError(f"heads={chosen}, but heads are apart only at q, k, v, probs and z sites")
         if name == "channels" and "channel" not in site.axes:
             raise ValueError(f"channels={chosen}, but the site's axes are {site.axes}; leave channels out")
         count = (site.heads or 0) if name == "heads" else site.axis("channel")

@@ -7,6 +7,7 @@ import torch
 from workbench.engine.nn import save
 from workbench.engine.trace import untouched, wrapped
 from workbench.families import Site
+from workbench.families.attention import explicit_attention
 from workbench.locks import lock_of
 
 
@@ -25,7 +26,7 @@ def text_values(
 ) -> dict[Site, torch.Tensor]:
     """Values at text-encoder sites for each prompt, or what the sites' modules are given: (prompt, [token,] channel), on the CPU."""
     values, pipeline = {}, model.pipeline
-    with lock_of(pipeline), untouched(pipeline), torch.no_grad():
+    with lock_of(pipeline), untouched(pipeline), explicit_attention(pipeline, sites), torch.no_grad():
         nn = wrapped(pipeline)
         with nn.trace() as tracer:
             with tracer.invoke(list(prompts), num_inference_steps=1, guidance_scale=1.0):

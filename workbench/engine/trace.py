@@ -1,6 +1,7 @@
 """A diffusers pipeline under NNsight: wrapped once, wrapped anew when its modules change, left as it was after every run."""
 
 import copy
+import inspect
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from workbench.engine.nn import NNsight
 from workbench.engine.switches import check_switches
 from workbench.families import family_of
 from workbench.families.attention import give_probs
+from workbench.families.clip import give_text_probs
 from workbench.sites import Sites, find_sites
 
 
@@ -20,15 +22,19 @@ class PipelineRoot(torch.nn.Module):
     def __init__(self, pipeline):
         super().__init__()
         object.__setattr__(self, "held", weakref.ref(pipeline))  # a pipeline that nobody else holds is freed
-        give_probs(getattr(pipeline, family_of(pipeline).denoiser))
+        family = family_of(pipeline)
+        give_probs(family.model(pipeline))
+        for encoder in family.encoders:
+            give_text_probs(getattr(pipeline, encoder.component))
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
                 self.add_module(name, part)
 
-    def forward(self, *args, pipeline=None, **kwargs):
-        """Call the pipeline, or another that is made of the same components."""
+    def forward(self, *args, pipeline=None, grad=False, **kwargs):
+        """Call the pipeline, or another that is made of the same components; grad: without its `torch.no_grad`."""
         pipeline = pipeline or self.held()
-        return type(pipeline).__call__(pipeline, *args, **kwargs)
+        call = type(pipeline).__call__
+        return (inspect.unwrap(call) if grad else call)(pipeline, *args, **kwargs)
 
 
 class Wrapped:

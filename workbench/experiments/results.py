@@ -15,12 +15,14 @@ from workbench.experiments.store import Store, as_store
 from workbench.families.base import Site
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
-PLACES = ("site", "token", "width", "inputs", "heads", "steps")  # what an effect is an effect of
+PLACES = ("site", "token", "width", "inputs", "heads", "head", "channel", "steps")  # what an effect is an effect of
 UNITS = {
     "probability": "probability",
     "similarity": "cosine",
     "pixel_distance": "mean absolute difference",
     "ssim": "SSIM",
+    "log_odds": "log-odds (nats)",
+    "noise": "share of what the corruption changes",
     "concept": "share of images",
     "concept_probability": "probability",
     "concept_similarity": "cosine",
@@ -132,13 +134,14 @@ def effects(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> xr.Dataset:
-    """Average effects of a trace, with percentile bootstrap intervals.
+    """Average effects of a trace or an attribution, with percentile bootstrap intervals.
 
     trace: `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed), `restored` (metric, prompt, draw, seed,
-    ...). Returns, in the metric's unit: `total_effect` = clean - corrupted; `indirect_effect` = restored - corrupted,
-    signed (Meng et al. 2022, section 2.1); and `recovery`, the ratio of the two means (a mean of ratios would be ruled by
-    prompts with no effect), NaN where the total effect is below 1e-4. Each comes as `NAME`, `NAME_low`, `NAME_high`;
-    `significant` says whether the indirect effect's interval leaves out 0; `prompts` counts what entered.
+    ...), or, of `attribute`, `attributed`, an indirect effect to first order. Returns, in the metric's unit: `total_effect`
+    = clean - corrupted; `indirect_effect` = restored - corrupted, signed (Meng et al. 2022, section 2.1); and `recovery`,
+    the ratio of the two means (a mean of ratios would be ruled by prompts with no effect), NaN where the total effect is
+    below 1e-4. Each comes as `NAME`, `NAME_low`, `NAME_high`; `significant` says whether the indirect effect's interval
+    leaves out 0; `prompts` counts what entered.
 
     Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. An axis that `over` leaves out
     stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
@@ -152,7 +155,8 @@ def effects(
     ('prompt', 'site', 'token', 'steps')
     """
     chosen = measured_by(trace, metric)
-    contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": chosen.restored - chosen.corrupted}
+    single = chosen.attributed if "attributed" in chosen else chosen.restored - chosen.corrupted
+    contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": single}
     attrs = trace.attrs | {"metric": metric}
     return averages(contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=attrs)
 

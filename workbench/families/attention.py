@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import (
 from einops import rearrange
 
 from workbench.families.base import Site
+from workbench.families.clip import explicit_text_attention
 
 # those whose arithmetic the explicit path repeats; any other (sliced, IP-Adapter, PAG, a user's own) is refused at probabilities
 PLAIN = (AttnProcessor, AttnProcessor2_0)
@@ -96,12 +97,13 @@ def check_attention(pipeline, site: Site):
 @contextmanager
 def explicit_attention(pipeline, sites: Sequence[Site]):
     """Give the attentions of these probabilities an explicit softmax, for as long as the block lasts."""
-    found = (attention_of(pipeline, site) for site in sites if "head" in site.axes)
+    found = (attention_of(pipeline, site) for site in sites if "head" in site.axes and site.part == "denoiser")
     before = [(attention, attention.processor) for attention in dict.fromkeys(found) if attention is not None]
     try:
         for attention, _ in before:
             attention.processor = ExplicitAttention()
-        yield
+        with explicit_text_attention(pipeline, sites):
+            yield
     finally:
         for attention, processor in before:
             attention.processor = processor

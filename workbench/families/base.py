@@ -16,15 +16,16 @@ LATENTS = "latents"  # what one denoising step hands to the next
 class Site:
     """One addressable value.
 
-    name: stable name. part: of the pipeline's work, "text", "denoiser", "latents" (between two steps) or "decoder". component:
-    the pipeline's, "text_encoder", "unet", "vae". place: where in it, "text_encoder.3", "unet.up.1.1". kind: which of the values
-    there, "mlp", "cross.v", "resnet". module: path of its module in the pipeline. port: "output" or "input" of that module, or
-    "context", the `encoder_hidden_states` it is given; or "step", of no module. axes: names of the value's axes. sizes: their
-    lengths behind the first, at the resolution asked. heads: of the attention it belongs to; per_head: whether they stand apart
-    in the value. tokenizer: of the pipeline, whose positions its tokens are. grid: rows and columns that its pixels make. paper:
-    the number of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it. depth:
-    of its layer in a text encoder, from 0 for the first to 1 for the last. block: of an attention's site, the part of the denoiser
-    that it shares with its neighbours, "unet.up.1".
+    name: stable name. part: of the pipeline's work, "text", "denoiser", "latents" (between two steps) or "decoder".
+    component: the pipeline's, "text_encoder", "unet", "vae". place: where in it, "text_encoder.3", "unet.up.1.1". kind: which
+    of the values there, "mlp", "cross.v", "resnet". module: path of its module in the pipeline. port: "output" or "input" of
+    that module, or "context", the `encoder_hidden_states` it is given; or "step", of no module. axes: names of the value's
+    axes. sizes: their lengths behind the first, at the resolution asked. heads: of the attention it belongs to; per_head:
+    whether they stand apart in the value. stream: whether it holds all that came before it, not one layer's own part.
+    tokenizer: of the pipeline, whose positions its tokens are. grid: rows and columns that its pixels make. paper: the number
+    of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it. depth: of
+    its layer in a text encoder, from 0 for the first to 1 for the last. block: of an attention's site, the part of the
+    denoiser that it shares with its neighbours, "unet.up.1".
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     depth: float | None = None
     block: str | None = None
     per_head: bool = False
+    stream: bool = False
 
     @property
     def looped(self) -> bool:

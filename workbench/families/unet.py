@@ -40,18 +40,22 @@ def pipeline_sites(family: Family, pipeline, height: int, width: int) -> list[Si
     grid = latent_grid(pipeline, height, width)
     sites += unet_sites(pipeline.unet, tokens, grid, first.tokenizer)
     sizes = (pipeline.unet.config.in_channels, *grid)
-    sites.append(Site(LATENTS, "latents", "", LATENTS, LATENTS, "", "step", IMAGE, sizes, grid=grid))
+    sites.append(Site(LATENTS, "latents", "", LATENTS, LATENTS, "", "step", IMAGE, sizes, grid=grid, stream=True))
     # a VAE without that layer gives the latents to its decoder as they are
     module = (
         "vae.post_quant_conv" if getattr(pipeline.vae, "post_quant_conv", None) is not None else "vae.decoder.conv_in"
     )
-    sites.append(Site("vae.latents", "decoder", "vae", "vae", "latents", module, "input", IMAGE, sizes, grid=grid))
+    decoded = Site(
+        "vae.latents", "decoder", "vae", "vae", "latents", module, "input", IMAGE, sizes, grid=grid, stream=True
+    )
+    sites.append(decoded)
     return sites
 
 
 def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokenizer: str) -> list[Site]:
     """Sites of the UNet alone, for prompts of so many tokens and latents of this grid."""
     sites: list[Site] = []
+    image = Site("", "denoiser", "unet", "", "", "", "output", IMAGE, (), stream=True)
     grids = [grid]  # of the picture, pushed on the way down and popped on the way up
     papers = 0
 
@@ -63,9 +67,8 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
             at = f"{place}.{j}"
             module = f"{path}.resnets.{j}"
             sizes = (resnet.out_channels, *here)
-            sites.append(
-                Site(f"{at}.resnet", "denoiser", "unet", at, "resnet", module, "output", IMAGE, sizes, grid=here)
-            )
+            site = replace(image, name=f"{at}.resnet", place=at, kind="resnet", module=module)
+            sites.append(replace(site, sizes=sizes, grid=here))
             if j < len(attentions) and attentions[j] is not None:  # the mid block has one resnet more than attentions
                 transformers = attentions[j].transformer_blocks
                 for b, transformer in enumerate(transformers):
@@ -85,8 +88,8 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
             else:
                 grids.pop()
             sizes = (getattr(block, sampler)[0].out_channels, *grids[-1])
-            at, module = f"{place}.sampler", f"{path}.{sampler}.0"
-            sites.append(Site(at, "denoiser", "unet", place, "sampler", module, "output", IMAGE, sizes, grid=grids[-1]))
+            site = replace(image, name=f"{place}.sampler", place=place, kind="sampler", module=f"{path}.{sampler}.0")
+            sites.append(replace(site, sizes=sizes, grid=grids[-1]))
 
     for i, block in enumerate(unet.down_blocks):
         add(f"unet.down.{i}", f"unet.down_blocks.{i}", block, "downsamplers")
@@ -95,10 +98,8 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
     for i, block in enumerate(unet.up_blocks):
         add(f"unet.up.{i}", f"unet.up_blocks.{i}", block, "upsamplers")
     noise = (unet.config.out_channels, *grid)
-    return [
-        *sites,
-        Site("unet.noise", "denoiser", "unet", "unet", "noise", "unet.conv_out", "output", IMAGE, noise, grid=grid),
-    ]
+    last = replace(image, name="unet.noise", place="unet", kind="noise", module="unet.conv_out", sizes=noise, grid=grid)
+    return [*sites, last]
 
 
 def _transformer_sites(
@@ -142,9 +143,10 @@ def _transformer_sites(
             tokenizer=from_text.tokenizer,
             per_head=True,
         )
+        yield named(own, f"{kind}.z", module=f"{module}.to_out.0", port="input", sizes=(pixels, inner), per_head=True)
         yield named(own, kind, sizes=(pixels, channels))
     yield replace(base, name=f"{place}.ff", kind="ff", module=f"{path}.ff")
-    yield replace(base, name=f"{place}.block", kind="block", module=path)
+    yield replace(base, name=f"{place}.block", kind="block", module=path, stream=True)
 
 
 def check_unet(pipeline):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from workbench.experiments.spec import WHOLE, Spec, Window
 
+OVER = ("head", "channel")  # what an attribution may keep apart
 PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}  # of cross-attention, by what LocoGen replaces
 
 
@@ -75,3 +76,38 @@ class LocoGenSpec(Spec):
         self.keep_windows("steps")
         if unknown := [name for name in self.inputs if name not in PORTS]:
             raise ValueError(f'inputs={tuple(unknown)}: may be "kv", "k" and "v"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionSpec(TraceSpec):
+    """What an attribution asks; the corruption, sites, tokens and steps are those of a causal trace."""
+
+    sites: tuple[str, ...] = ("text_encoder*.{attention,mlp}",)
+    """Globs of components, each by itself. Streams (hidden, resnet, block, final, embedding) are refused."""
+    form: Literal["image", "step"] = "image"
+    """"image": the gradient of the picture's score through all steps. "step": of single denoising steps at the clean run's latents, by
+    the noise that the denoiser predicts: an effect is a share of the difference that the corruption makes there."""
+    metric: Literal["log_odds", "similarity"] = "log_odds"
+    """Of the picture: log-odds of the prompt's value among the labels, or similarity to the prompt (raw cosine)."""
+    points: int = 1
+    """Worlds on the way from the corrupted to the clean embedding, the corrupted one first, between which gradients are averaged."""
+    over: Literal["head", "channel"] | None = None
+    """Kept apart: heads (of q, k, v, probs and z), or channels."""
+    checkpointing: bool = False
+    """Whether the backward pass computes the denoiser again in place of keeping it: a quarter of the memory for half as much time more."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, known in (
+            ("form", ("image", "step")),
+            ("metric", ("log_odds", "similarity")),
+            ("over", (None, *OVER)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: may be {', '.join(map(repr, known))}")
+        if isinstance(self.points, bool) or not isinstance(self.points, int) or self.points < 1:
+            raise ValueError(f"points={self.points!r}: give a whole number of at least 1")
+        if self.window != 1:
+            raise ValueError(
+                f"window={self.window}: attributions of neighbours add up, so sum those of single sites; leave it at 1"
+            )

@@ -1,0 +1,183 @@
+"""Attribution: the indirect effect of every site to first order, from one backward pass for each prompt and seed.
+
+Attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348; AtP*, Kramar et al. 2024, arXiv 2403.00745), here of a text-to-
+image model's whole run or of single denoising steps. It proposes; `causal_trace` decides, and `screen` does both.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from workbench.engine.gradients import Attribution, free_bytes
+from workbench.engine.text import text_values
+from workbench.experiments.shards import Row
+from workbench.experiments.spec import window_name
+from workbench.experiments.store import Store
+from workbench.interventions import World, add_noise, scale, steer
+from workbench.localize.causal_trace import Tracing, noise_seed
+from workbench.localize.specs import AttributionSpec
+from workbench.metrics import Measures, Scoring
+from workbench.models import Model
+from workbench.progress import Bar
+from workbench.prompts import Prompts, PromptSet
+from workbench.scorer import Scorer
+
+NOISE = "noise"  # the metric of single steps
+
+
+def attribute(
+    model: Model,
+    prompts: Prompts,
+    spec: AttributionSpec | None = None,
+    *,
+    subject: str = "",
+    scorer: Scoring = None,
+    folder: str | Path | Store | None = None,
+    batch_size: int = 8,
+) -> xr.Dataset:
+    """Attribute to every site its share of what the corruption of each prompt's subject does: a causal trace to first order.
+
+    `effect(site) ~ sum over calls, tokens, channels of (clean - corrupted value) * d metric / d corrupted value`: what
+    `causal_trace` would measure by restoring the site, were the metric linear in it. One run of the corrupted world with its
+    backward pass stands for one run for each site, token, head or channel. What it says of softmax attention that saturates, and of
+    layers that act against one another, may be wrong (false negatives, AtP* section 3): verify with `causal_trace` or `screen`.
+
+    prompts, subject, folder: as for `causal_trace`. scorer: whose log-odds or similarity are differentiated; spec.form="step" needs
+    none. batch_size: images whose graphs are held at once; fewer where memory would not do.
+
+    Returns a Dataset with `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed) and `attributed` (metric, prompt,
+    draw, seed, site, token, steps, and head or channel where spec.over says so), in the metric's unit: "log_odds" in nats,
+    "similarity" as a cosine, "noise" as a share of what the corruption changes in the predicted noise; `workbench.effects` averages it.
+
+    Raises, before anything is generated, what `causal_trace` raises; ValueError for streams (they hold everything before them), for
+    sites without heads where these are kept apart, and for a scorer that has no gradient; MemoryError where not even one image's
+    graph fits. Raises ValueError for worlds that are equal, and warns of sites from which no gradient leads to the metric.
+
+    >>> import workbench as wb
+    >>> spec = wb.AttributionSpec(sites=("text_encoder.*.mlp",), seeds=(0,), draws=1, num_inference_steps=2)
+    >>> found = wb.attribute(wb.load(), "a zebra in the savanna", spec, subject="zebra")
+    >>> dict(found.attributed.sizes)
+    {'metric': 1, 'prompt': 1, 'draw': 1, 'seed': 1, 'site': 12, 'token': 1, 'steps': 1}
+    """
+    chosen, spec = PromptSet.of(prompts, subject=subject), spec or AttributionSpec()
+    chosen.require("subject", by="an attribution")
+    measures = Measures(None) if spec.form == "step" and scorer is None else Measures.of(scorer, model)
+    return Attributing(model, spec, prompts=chosen, measures=measures, batch_size=batch_size).dataset(folder)
+
+
+class Attributing(Tracing):
+    """One attribution. A part is a prompt under one draw of noise."""
+
+    name = "attribution"
+    spec: AttributionSpec
+
+    def parts(self) -> dict[str, tuple[int, int]]:
+        if self.spec.form == "image":
+            _scorer(self.measures)
+            if self.spec.metric == "log_odds":
+                self.prompts.require("value", by='an attribution of metric="log_odds"')
+        return super().parts()
+
+    def check(self, p: int, draw: int) -> int:
+        self.attribution(p, draw)
+        return (1 + self.spec.points) * len(self.spec.seeds)
+
+    def measure(self, p: int, draw: int, bar: Bar) -> list[Row]:
+        """Rows (world, metric, prompt, draw, seed, site, token, steps, [head or channel,] value)."""
+        attribution, targets, rows = self.attribution(p, draw), self.targets(p), []
+        metric = NOISE if self.spec.form == "step" else self.spec.metric
+        at_once = self.images_at_once(attribution)
+        for at in range(0, len(self.spec.seeds), at_once):
+            seeds = self.spec.seeds[at : at + at_once]
+            found = attribution.of(seeds, Bar(1, self.name, shown=False))
+            for s, seed in enumerate(seeds):
+                place = {"metric": metric, "prompt": p, "draw": draw, "seed": seed}
+                rows.append(place | {"world": "clean", "draw": None, "value": float(found.clean[s])})
+                rows.append(place | {"world": "corrupted", "value": float(found.corrupted[s])})
+                for target, effect in zip(targets, found.effects):
+                    where = {"site": target.site, "token": target.token, "steps": window_name(target.steps)}
+                    for number, value in enumerate(effect[s].reshape(-1).tolist()):
+                        apart = {self.spec.over: number} if self.spec.over else {}
+                        rows.append(place | {"world": "attributed"} | where | apart | {"value": value})
+            if found.unreached:
+                warnings.warn(
+                    f"no gradient leads from {', '.join(found.unreached[:5])} to the metric; their effects are 0",
+                    stacklevel=2,
+                )
+            bar.update((1 + self.spec.points) * len(seeds))
+        ends = {world: [row["value"] for row in rows if row["world"] == world] for world in ("clean", "corrupted")}
+        if ends["clean"] == ends["corrupted"]:
+            raise ValueError(
+                f"the corrupted world of {self.prompts[p].prompt!r} is the clean one (metric {metric}, all seeds alike), so that there is "
+                "nothing to attribute; raise noise_multiple, or take another corruption"
+            )
+        return rows
+
+    def attribution(self, p: int, draw: int) -> Attribution:
+        """What is differentiated, of one prompt; raises for what does not fit the model."""
+        clean, corrupted = self.worlds(p, draw, [])
+        restores = [target.restore(self.spec.rows) for target in self.targets(p)]
+        return Attribution(
+            self.model,
+            clean,
+            [corrupted, *self.between(p, draw, corrupted)],
+            restores,
+            self.model._settings(self.steps, self.guidance),
+            None if self.spec.form == "step" else self.metric(p),
+            over=self.spec.over,
+            checkpointing=self.spec.checkpointing,
+        )
+
+    def between(self, p: int, draw: int, corrupted: World) -> list[World]:
+        """Worlds on the way from the corrupted embedding to the clean one."""
+        prompt, worlds = self.prompts[p], []
+        towards = self.directions(p, corrupted) if self.spec.corruption == "replace" and self.spec.points > 1 else {}
+        for k in range(1, self.spec.points):
+            share = k / self.spec.points
+            if self.spec.corruption == "noise":
+                noise = partial(add_noise, seed=noise_seed(prompt, draw), tokens="subject")
+                changes = [noise(name, (1 - share) * sigma) for name, sigma in self.sigmas.items()]
+            elif self.spec.corruption == "zero":
+                changes = [scale(name, share, tokens="subject") for name in self.sigmas]
+            else:
+                changes = [steer(name, direction, share) for name, direction in towards.items()]
+            worlds.append(World(f"between {k}", corrupted.prompt, changes, corrupted.subject))
+        return worlds
+
+    def directions(self, p: int, corrupted: World) -> dict[str, Any]:
+        """From the corrupted prompt's embeddings to the clean one's: (token, channel), by site."""
+        sites = [self.model.sites[name] for name in self.sigmas]
+        values = text_values(self.model, [self.prompts[p].prompt, corrupted.prompt], sites)
+        return {site.name: values[site][0] - values[site][1] for site in sites}
+
+    def metric(self, p: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Of images (row, colour, y, x), differentiable."""
+        scorer, prompt = _scorer(self.measures), self.prompts[p]
+        if self.spec.metric == "similarity":
+            return lambda images: scorer.differentiable_similarity(images, prompt.prompt)
+        return lambda images: scorer.log_odds(images, self.prompts.labels, prompt.value)
+
+    def images_at_once(self, attribution: Attribution) -> int:
+        """How many images' graphs memory bears, at most the batch size; MemoryError where it is none."""
+        each, free = attribution.bytes_per_image(), free_bytes(self.model.pipeline.device)
+        if each > 0.9 * free:
+            raise MemoryError(
+                f"the graph of one image would take {each / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; give "
+                f"checkpointing=True{', which is given already' if self.spec.checkpointing else ''}, fewer num_inference_steps, or "
+                "fewer sites"
+            )
+        return max(1, min(self.batch_size, int(0.9 * free / each)))
+
+
+def _scorer(measures: Measures | None) -> Scorer:
+    if measures is None or measures.scorer is None or measures.metrics:
+        raise ValueError(
+            "attribute: scorer= must be a wb.Scorer, whose log-odds and similarity have gradients; a wb.Metric is a function of finished "
+            'pictures. Give a Scorer alone, or form="step", which needs none'
+        )
+    return measures.scorer
