@@ -46,8 +46,8 @@ def noisy(sigma=1.0, prompt=ZEBRA):
 @pytest.mark.parametrize(
     "scheduler", [DDIMScheduler, HeunDiscreteScheduler, EulerAncestralDiscreteScheduler], ids=lambda s: s.__name__
 )
-def test_of_a_small_corruption_it_is_what_restoring_does(model, scheduler):
-    model.pipeline.scheduler = scheduler.from_config(model.pipeline.scheduler.config)
+def test_of_a_small_corruption_it_is_what_restoring_does(model, scheduler, monkeypatch):
+    monkeypatch.setattr(model.pipeline, "scheduler", scheduler.from_config(model.pipeline.scheduler.config))
     scale = model.pipeline.text_encoder.get_input_embeddings().weight.std().item()
     sites = [
         "text_encoder.0.attention",
