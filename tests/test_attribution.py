@@ -146,7 +146,7 @@ def test_recomputing_in_the_backward_pass_changes_nothing_and_saves_memory(menag
 def test_of_the_embedding_along_the_way_it_adds_up_to_the_total_effect(menagerie):
     """Completeness of integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365, proposition 1)."""
     points = 50
-    sigma = 4 * float(menagerie.pipeline.text_encoder.get_input_embeddings().weight.std())
+    sigma = 4 * menagerie.pipeline.text_encoder.get_input_embeddings().weight.std().item()
     worlds = [
         World(
             f"{k}",

@@ -31,7 +31,7 @@ def run(model, *worlds, **more):
 
 def test_layers_that_nothing_reads_are_marked_and_left_out_of_globs(model):
     dead = {site.name for site in model.sites if not site.read}
-    kinds = ("out", "attention", "fc1", "fc2", "mlp", "hidden")
+    kinds = ("q", "k", "v", "probs", "z", "out", "attention", "fc1", "fc2", "mlp", "hidden")
     assert dead == {f"text_encoder.2.{kind}" for kind in kinds} | {"text_encoder.final"}
     chosen = {site.name for site in model.sites("text_encoder*")}
     assert not chosen & dead and {"text_encoder_2.2.mlp", "text_encoder_2.final"} <= chosen
