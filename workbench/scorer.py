@@ -155,6 +155,11 @@ class Scorer:
 
         images: a tensor (image, colour, y, x) in [0, 1], which may lie in autograd's graph. Unlike the probability it does not
         saturate. Raises ValueError for fewer than two labels, and a value that is none of them.
+
+        >>> pixels = torch.full((2, 3, 64, 64), 0.5, requires_grad=True)
+        >>> odds = wb.Scorer().log_odds(pixels, {"zebra": "a zebra", "lion": "a lion"}, "zebra")
+        >>> odds.shape, odds.requires_grad
+        (torch.Size([2]), True)
         """
         texts = label_texts(labels, "log_odds: labels")
         check_labels(texts, "log_odds")
@@ -165,7 +170,11 @@ class Scorer:
         return every[:, own].logsumexp(-1) - every[:, ~own].logsumexp(-1)
 
     def differentiable_similarity(self, images: torch.Tensor, text: str) -> torch.Tensor:
-        """Differentiable: raw cosine of images, a tensor as `log_odds` takes it, and a text, (image,)."""
+        """Differentiable: raw cosine of images, a tensor as `log_odds` takes it, and a text, (image,).
+
+        >>> wb.Scorer().differentiable_similarity(torch.full((2, 3, 64, 64), 0.5), "a zebra").shape
+        torch.Size([2])
+        """
         return self._differentiable(images) @ self.text_embeddings(text)[0].to(images.device)
 
     def _text_rows(self, texts: Mapping[object, Sequence[str]]) -> torch.Tensor:

@@ -22,7 +22,7 @@ class ModelCheck:
 
     >>> found = wb.check(model, height=32, width=32, progress=False)
     >>> found.passed, found.calls, len(found.failures)
-    (True, 14, 0)
+    (True, 16, 0)
     >>> list(found.table)
     ['site', 'claim', 'expected', 'seen', 'passed']
     """

@@ -58,9 +58,8 @@ def attribute(
     sites without heads where these are kept apart, and for a scorer that has no gradient; MemoryError where not even one image's
     graph fits. Raises ValueError for worlds that are equal, and warns of sites from which no gradient leads to the metric.
 
-    >>> import workbench as wb
     >>> spec = wb.AttributionSpec(sites=("text_encoder.*.mlp",), seeds=(0,), draws=1, num_inference_steps=2)
-    >>> found = wb.attribute(wb.load(), "a zebra in the savanna", spec, subject="zebra")
+    >>> found = wb.attribute(model, "a zebra in the savanna", spec, subject="zebra")
     >>> dict(found.attributed.sizes)
     {'metric': 1, 'prompt': 1, 'draw': 1, 'seed': 1, 'site': 12, 'token': 1, 'steps': 1}
     """

@@ -80,7 +80,11 @@ class LocoGenSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionSpec(TraceSpec):
-    """What an attribution asks; the corruption, sites, tokens and steps are those of a causal trace."""
+    """What an attribution asks; the corruption, sites, tokens and steps are those of a causal trace.
+
+    >>> wb.AttributionSpec(sites=("unet.*.cross.z",), form="step", over="head").points
+    1
+    """
 
     sites: tuple[str, ...] = ("text_encoder*.{attention,mlp}",)
     """Globs of components, each by itself. Streams (hidden, resnet, block, final, embedding) are refused."""

@@ -34,9 +34,8 @@ def explore(
     since results hold scores alone; and a run's pictures after each step, where it recorded "latents". It must be the model of the
     results, and what it draws must be as far from its reference as was measured: else the view says so and shows no picture.
 
-        trace = wb.causal_trace(model, "a zebra in the savanna", subject="zebra")
-        wb.explore(trace, model)
-        wb.explore(model.run(["a zebra", "a giraffe"], seeds=range(4), record=["latents"]), model)
+    >>> view = wb.explore(trace, model)  # the last line of a notebook's cell shows it
+    >>> view = wb.explore(model.run(["a zebra", "a giraffe"], record="latents"), model)
 
     The numbers are those of `effects`. Needs the extra `[notebook]`; `gallery` writes the same as a page without it.
 

@@ -72,9 +72,9 @@ def gallery(
 
     The page works from a file, with the keyboard too, and loads nothing. It is written whole or not at all; returns its path.
 
-        run = model.run({"zebra": "a zebra in the savanna", "giraffe": "a giraffe in the savanna"}, seeds=range(4))
-        wb.gallery(run, "runs/zebra.html")
-        wb.gallery("runs/style", "runs/style.html", model=model)
+    >>> wb.gallery(run, "zebra.html").name
+    'zebra.html'
+    >>> page = wb.gallery({"What brings the zebra back?": trace, "Layers": windows}, "found.html")
 
     Raises ValueError for what is no run and no results, for a model that is not theirs, and FileNotFoundError for a folder without
     results; RuntimeError where a picture that is drawn again is not the one that was measured.
