@@ -1,6 +1,5 @@
 """Prompt-to-Prompt: mappers by hand, laws on random pipelines of every family, real images, and what raises."""
 
-import doctest
 import io
 import json
 from itertools import combinations
@@ -42,11 +41,6 @@ def apart(a, b):
 
 
 # The mapper, by hand. Tokens of the menagerie: elephant = el e p h ant, flamingo and hydrant of several, zebra, giraffe, lion of one.
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    found = doctest.testmod(alignment)
-    assert found.attempted == 3 and not found.failed
 
 
 def moved(found) -> dict[int, dict[int, float]]:
@@ -567,6 +561,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
     ],
 )
 def test_bad_input_is_told_before_anything_runs(menagerie, monkeypatch, text, call):
+    assert menagerie.nn  # wrapped before, or it would keep the forward that fails
     monkeypatch.setattr(type(menagerie.pipeline), "__call__", lambda *a, **k: pytest.fail("the pipeline ran"))
     monkeypatch.setattr(type(menagerie.pipeline.unet), "forward", lambda *a, **k: pytest.fail("the UNet ran"))
     with pytest.raises((ValueError, KeyError)) as raised:
