@@ -120,7 +120,7 @@ def test_what_a_pipeline_cannot_be_asked_is_named(pipeline, monkeypatch):
     assert unasked["", "latents"] == "PNDMScheduler remembers earlier steps"
     assert unasked["", "replaced"].endswith("0 apart; give prompts whose pictures differ")
     assert "not asked: unet.mid.cross.probs shape: " in repr(found)
-    monkeypatch.setattr("workbench.checks.plain._free_memory", lambda module: 0)
+    monkeypatch.setattr("workbench.checks.plain.free_bytes", lambda device: 0)
     pipeline.unet.set_attn_processor(AttnProcessor2_0())
     assert "give smaller height= and width=" in seen_at(check(pipeline), "shape", "unet.mid.cross.probs")
 

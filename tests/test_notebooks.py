@@ -93,7 +93,7 @@ def test_the_notebook_shows_its_pictures_and_nothing_of_the_machine(path):
     assert set(made.metadata) == {"kernelspec", "language_info"} and made.metadata.language_info == {"name": "python"}
     assert all(set(cell.metadata) <= {"tags"} for cell in made.cells)
     said = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for c in code for output in c.outputs]
-    assert not re.search(r"<Axes|<matplotlib| at 0x|/home/|/root/|/tmp/|/work/|site-packages", "\n".join(said))
+    assert not re.search(r"<Axes|<matplotlib| at 0x|/(home|root|tmp|work)/|site-packages", "\n".join(said))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)

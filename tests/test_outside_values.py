@@ -240,7 +240,7 @@ def test_a_target_prompt_is_encoded_once_a_run(monkeypatch):
 
 def test_recordings_that_would_not_fit_are_told_before_anything_runs(monkeypatch):
     model = wb.load(fresh())
-    monkeypatch.setattr(running.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+    monkeypatch.setattr(running, "free_bytes", lambda device: 2**20)
     monkeypatch.setattr(type(model.pipeline), "__call__", lambda *given, **more: pytest.fail("the pipeline ran"))
     with pytest.raises(
         MemoryError, match=r"recording \d+ sites for 40 images would take \d+\.\d GiB, 0\.0 GiB are free; record fewer"

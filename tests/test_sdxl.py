@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from conftest import sdxl
+from outside import fresh
 
 import workbench as wb
 from workbench.prompts import PromptSet
@@ -19,10 +19,7 @@ PROMPTS = PromptSet(
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    pipeline = sdxl()
-    pipeline.set_progress_bar_config(disable=True)
-    return wb.load(pipeline)
+    return wb.load(fresh(sdxl))
 
 
 def run(model, *worlds, **more):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import sd1
+from outside import fresh
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
@@ -34,10 +35,7 @@ FEW = dict(num_inference_steps=2, seeds=(0, 1))
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    pipeline = sd1()
-    pipeline.set_progress_bar_config(disable=True)
-    return wb.load(pipeline)
+    return wb.load(fresh(sd1))
 
 
 @pytest.fixture(scope="module")

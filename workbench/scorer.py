@@ -19,6 +19,8 @@ from workbench.prompts import label_texts
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip loads from a folder
+# steps of open_clip's preprocessing, in its versions, that make a tensor of a PIL picture
+CONVERSIONS = ("_convert_to_rgb", "ToTensor", "MaybeConvertMode", "MaybeToTensor")
 
 
 class Scorer:
@@ -143,7 +145,7 @@ class Scorer:
         texts = label_texts(labels, "class_probabilities: labels")
         check_labels(texts, "class_probabilities")
         size = len(next(iter(texts.values())))
-        wanted = self.text_embeddings([text for some in texts.values() for text in some])
+        wanted = self._label_embeddings(texts)
         pictures = self._embedded(images, embeddings)
         every = (self.model.logit_scale.exp().item() * pictures @ wanted.T).softmax(-1)
         return reduce(every, "image (label text) -> image label", "sum", text=size)
@@ -165,7 +167,11 @@ class Scorer:
         check_labels(texts, "log_odds")
         if value not in texts:
             raise ValueError(f"log_odds: value={value!r} is none of the labels {list(texts)}")
-        every = self.model.logit_scale.detach().exp() * self._differentiable(images) @ self._text_rows(texts).T
+        every = (
+            self.model.logit_scale.detach().exp()
+            * self._differentiable(images)
+            @ self._label_embeddings(texts).to(self.device).T
+        )
         own = torch.tensor([label == value for label, some in texts.items() for _ in some], device=every.device)
         return every[:, own].logsumexp(-1) - every[:, ~own].logsumexp(-1)
 
@@ -177,16 +183,15 @@ class Scorer:
         """
         return self._differentiable(images) @ self.text_embeddings(text)[0].to(images.device)
 
-    def _text_rows(self, texts: Mapping[object, Sequence[str]]) -> torch.Tensor:
-        return self.text_embeddings([text for some in texts.values() for text in some]).to(self.device)
+    def _label_embeddings(self, texts: Mapping[object, Sequence[str]]) -> torch.Tensor:
+        """Of all texts of all labels, in their order: (text, channel)."""
+        return self.text_embeddings([text for some in texts.values() for text in some])
 
     def _differentiable(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised embeddings of a tensor, which the preprocessing's own resizing and normalising lead to: (image, channel)."""
+        """Normalised embeddings of a tensor, by all of the preprocessing but what makes tensors of PIL pictures: (image, channel)."""
         pictures = images.to(self.device, torch.float32)
         for step in self.preprocess.transforms:
-            if isinstance(step, torch.nn.Module) and not hasattr(
-                step, "mode"
-            ):  # those that make tensors of PIL pictures pass
+            if getattr(step, "__name__", type(step).__name__) not in CONVERSIONS:
                 pictures = step(pictures)
         return F.normalize(self.model.encode_image(pictures), dim=-1)
 

@@ -5,8 +5,6 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import psutil
-import torch
 
 from workbench.checks.hooks import watched, zeroed
 from workbench.checks.trial import Trial, apart
@@ -14,6 +12,7 @@ from workbench.engine.call import guided
 from workbench.engine.calls import calls_of
 from workbench.families import Site
 from workbench.families.attention import attention_of, check_attention, explicit_attention
+from workbench.memory import free_bytes
 
 COPIES = 6  # of probabilities, in float32, that the explicit softmax and a change of them hold at once
 LISTED = 8  # numbers, or pairs of sites, that a claim shows
@@ -60,7 +59,7 @@ def _askable(trial: Trial, site: Site) -> bool:
         why = str(error)
     except AttributeError:  # no such module: its shape will say so
         return True
-    size, free = COPIES * 2 * 4 * int(np.prod(site.sizes)), _free_memory(trial.denoiser)
+    size, free = COPIES * 2 * 4 * int(np.prod(site.sizes)), free_bytes(next(trial.denoiser.parameters()).device)
     if site.axes[1] == "head" and size > free:
         why = f"it would take {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; give smaller height= and width="
     if why is not None:
@@ -163,12 +162,6 @@ def unread(trial: Trial, every_site: bool):
         alone = together if together == 0 else trial.claims.tried("not read", expected, partial(away, [site]))
         if alone is not None:
             trial.claims.say_unless(site.name, "not read", expected, None if alone == 0 else f"{alone:.2g} apart")
-
-
-def _free_memory(module: torch.nn.Module) -> int:
-    """Bytes free where a module computes."""
-    device = next(module.parameters()).device
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _shape(site: Site, rows: int) -> str:

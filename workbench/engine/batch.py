@@ -259,9 +259,18 @@ class Batch:
         """A value as it goes on from a site: changed by what is due there, and recorded."""
         if actions := self.due(site, call):
             value = self.change(value, site, actions, call, given)
+        value = self.onward(value, site)
         if site in self.seen and (site.looped or not call):
-            self.seen[site].append(value[self.rows(site, "cond")].detach().float().cpu())
+            self.seen[site].append(self.kept(value, site))
         return value
+
+    def onward(self, value: torch.Tensor, site: Site) -> torch.Tensor:
+        """What a site hands on of its value."""
+        return value
+
+    def kept(self, value: torch.Tensor, site: Site) -> torch.Tensor:
+        """What is recorded of a value."""
+        return value[self.rows(site, "cond")].detach().float().cpu()
 
     def rows(self, site: Site, half: str, world: str | None = None) -> slice:
         """Rows of a world (or of all) in one half; a guided denoiser's batch is [uncond..., cond...]."""

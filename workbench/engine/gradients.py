@@ -6,11 +6,11 @@
 as for a run, so that an attribution is that of one `restore(...)`, with its tokens, steps, heads, channels and rows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 from einops import rearrange, reduce
 
@@ -51,9 +51,7 @@ class Values(Batch):
         self.graph, self.replay, self.single, self.steps_ended = graph, replay, single, 0
         self.at_step: Callable[[], None] | None = None
 
-    def passed(self, value, site, call, given=None):
-        if actions := self.due(site, call):
-            value = self.change(value, site, actions, call, given)
+    def onward(self, value, site):
         if site.port == "step":
             if self.at_step is not None:
                 self.at_step()
@@ -64,8 +62,9 @@ class Values(Batch):
             value = value.detach().requires_grad_()  # where gradients end: the only leaves, for weights are frozen
         elif self.graph and site.port in ("context", "input"):
             value = value.view_as(value)  # others are given the same tensor: this view's gradient is the module's own
-        if site in self.seen and (site.looped or not call):
-            self.seen[site].append(value)
+        return value
+
+    def kept(self, value, site):
         return value
 
 
@@ -95,7 +94,7 @@ class Attribution:
         self.sites = model.sites_at(settings.height, settings.width)
         asked = replace(self.corrupted[0], name="restored", interventions=tuple(interventions))
         self.plan = prepare(model, [clean, asked], settings)
-        self.count = len(interventions)
+        self.interventions = tuple(interventions)
         self.actions: dict[Site, list[Action]] = {}
         for action in self.plan.actions:
             if action.world == asked.name:
@@ -120,26 +119,25 @@ class Attribution:
         """Attributions for some seeds, as the rows of one batch. The bar counts the denoiser's calls."""
         between = [] if self.metric else [self.noise, self.sites[LATENTS]]
         with self._ready():
-            clean, images = self._values(self.clean, seeds, bar, between)
-            replay = None if self.metric else clean[self.sites[LATENTS]]
-            sums = [torch.zeros(len(seeds)) for _ in range(self.count)]
+            clean, images = self._drawn(self.clean, seeds, bar, between)
+            replay = None if self.metric else clean.seen[self.sites[LATENTS]]
+            sums = [torch.zeros(len(seeds), *self._apart(number)) for number in range(len(self.interventions))]
             reached: set[Site] = set()
-            own, drawn = self._values(self.corrupted[0], seeds, bar, between[:1], graph=True, replay=replay)
+            own, drawn = self._drawn(self.corrupted[0], seeds, bar, between[:1], graph=True, replay=replay)
             differences = {
-                site: [whole - part.detach() for whole, part in zip(clean[site], own[site])] for site in self.actions
+                site: [whole - part.detach() for whole, part in zip(clean.seen[site], own.seen[site])]
+                for site in self.actions
             }
             metric = self._metric(clean, own)
             ends = metric(images, clean).detach().float().cpu(), metric(drawn, own).detach().float().cpu()
             for number, world in enumerate(self.corrupted):
                 if number:
-                    own, drawn = self._values(world, seeds, bar, between[:1], graph=True, replay=replay)
-                for site, values in own.items():
-                    for call, value in enumerate(values):
-                        if site in self.actions and value.requires_grad:
-                            value.register_hook(
-                                self._hook(site, call, differences[site][call], sums, reached, len(seeds))
-                            )
-                value, leaves = metric(drawn, own).sum(), [leaf for site in self.leaves for leaf in own[site]]
+                    own, drawn = self._drawn(world, seeds, bar, between[:1], graph=True, replay=replay)
+                for site in self.actions:
+                    for call, value in enumerate(own.seen[site]):
+                        if value.requires_grad:
+                            value.register_hook(self._hook(own, site, call, differences[site][call], sums, reached))
+                value, leaves = metric(drawn, own).sum(), [leaf for site in self.leaves for leaf in own.seen[site]]
                 if not value.requires_grad:
                     raise ValueError("the metric does not hang on the images by gradient; give a differentiable one")
                 torch.autograd.backward(value, inputs=leaves)
@@ -169,9 +167,7 @@ class Attribution:
             batch.at_step = lambda: steps.append(sum(held.values()))
             batch.traced(self.settings, None, Bar(1, "memory", "call", shown=False))
         call, decoder = steps[0], sum(held.values()) - steps[0]
-        values = sum(
-            4 * site.sizes[0] * int(torch.tensor(site.sizes[1:]).prod()) for site in self.actions if site.looped
-        )
+        values = sum(4 * math.prod(site.sizes) for site in self.actions if site.looped)
         halves = 2 if self.plan.guided else 1
         return (call + 3 * halves * values) * len(self.plan.calls) + (decoder if self.metric else 0)
 
@@ -205,31 +201,32 @@ class Attribution:
         recorded = [site for site in self.sites if site in kept]
         return Values(self.model, [world], seeds, prepared, recorded, (), self.sites, others, **how)
 
-    def _values(
+    def _drawn(
         self, world: World, seeds, bar, also: Sequence[Site], *, graph: bool = False, replay=None
-    ) -> tuple[dict[Site, list[torch.Tensor]], torch.Tensor]:
-        """Values of the sites by call, and images."""
+    ) -> tuple[Values, torch.Tensor]:
+        """A batch that has run, with the values of the sites by call, and its images."""
         batch = self._batch(world, seeds, [*self.leaves, *self.actions, *also], graph=graph, replay=replay)
         images, _ = batch.traced(self.settings, None, bar)
-        return batch.seen, images
+        return batch, images
 
-    def _metric(self, clean, corrupted) -> Callable:
-        """The metric of a run's images and values."""
+    def _metric(self, clean: Values, corrupted: Values) -> Callable[[torch.Tensor, Values], torch.Tensor]:
+        """The metric of a batch's images and values."""
         if self.metric is not None:
             given = self.metric
-            return lambda images, values: given(images)
-        ends = [[self._cond(value.detach()) for value in each[self.noise]] for each in (clean, corrupted)]
+            return lambda images, batch: given(images)
+        ends = [[value.detach() for value in self._predicted(each)] for each in (clean, corrupted)]
         along = [a - b for a, b in zip(*ends)]
         along = [u / reduce(u**2, "row ... -> row", "sum").clamp_min(1e-30).view(-1, 1, 1, 1) for u in along]
-        return lambda images, values: (
-            sum(reduce(self._cond(value) * u, "row c y x -> row", "sum") for value, u in zip(values[self.noise], along))
+        return lambda images, batch: (
+            sum(reduce(value * u, "row c y x -> row", "sum") for value, u in zip(self._predicted(batch), along))
             / len(along)
         )
 
-    def _cond(self, value: torch.Tensor) -> torch.Tensor:
-        return value.chunk(2)[1].float() if self.plan.guided else value.float()
+    def _predicted(self, batch: Values) -> list[torch.Tensor]:
+        """The conditional half of the predicted noise, (row, channel, y, x) for each call."""
+        return [value[batch.rows(self.noise, "cond")].float() for value in batch.seen[self.noise]]
 
-    def _hook(self, site: Site, call: int, difference: torch.Tensor, sums, reached, rows: int) -> Callable:
+    def _hook(self, batch: Values, site: Site, call: int, difference: torch.Tensor, sums, reached) -> Callable:
         """What adds a call's share to the sums when its gradient comes."""
         image = site.axes == IMAGE
 
@@ -240,21 +237,25 @@ class Attribution:
             for action in self.actions[site]:
                 if call not in action.calls:
                     continue
-                for half in action.halves:
-                    start = rows if half == "cond" and self.plan.guided and site.part == "denoiser" else 0
-                    if site.part == "text" and half != "cond":
-                        continue
-                    own = product[start : start + rows]
+                # a text encoder's first call is the prompt's; the negative prompt is the same in both worlds
+                for half in ("cond",) if site.part == "text" else action.halves:
+                    own = product[batch.rows(site, half)]
                     mask = addressed(action, half, own)
-                    kept = self._kept(own if mask is None else own * mask, site)
+                    carried = self._summed(own if mask is None else own * mask, site)
                     # of single steps, a window's effect is the mean over its calls
                     share = len(self.plan.calls) / len(action.calls) if self.metric is None and site.looped else 1
-                    sums[action.number] = sums[action.number].reshape(rows, -1) if self.over else sums[action.number]
-                    sums[action.number] = sums[action.number] + share * kept.cpu()
+                    sums[action.number] += share * carried.cpu()
 
         return add
 
-    def _kept(self, product: torch.Tensor, site: Site) -> torch.Tensor:
+    def _apart(self, number: int) -> tuple[int, ...]:
+        """How many heads or channels of an intervention's sites are kept apart."""
+        if self.over is None:
+            return ()
+        site = next(site for site, actions in self.actions.items() if any(each.number == number for each in actions))
+        return (site.heads or 0 if self.over == "head" else site.axis("channel"),)
+
+    def _summed(self, product: torch.Tensor, site: Site) -> torch.Tensor:
         """Summed over everything but rows and what is kept apart."""
         axes = ("row", "pixel", "channel") if site.axes == IMAGE else site.axes
         if self.over == "head" and "head" not in axes:
@@ -262,8 +263,3 @@ class Attribution:
         if self.over is None:
             return reduce(product, "row ... -> row", "sum")
         return product.sum([i for i, axis in enumerate(axes) if axis not in ("row", self.over)])
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free where a model computes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import psutil
 import torch
 import xarray as xr
 
@@ -22,6 +21,7 @@ from workbench.engine.text import encode
 from workbench.families import family_of
 from workbench.interventions import World
 from workbench.locks import lock_of
+from workbench.memory import free_bytes
 from workbench.progress import Bar
 from workbench.sites import IMAGE, Site
 
@@ -158,7 +158,7 @@ def _check_recorded(pipeline, site: Site):
 def _check_memory(recorded: Sequence[Site], rows: int, calls: Calls):
     """Raise MemoryError, before anything runs, for recordings that would not fit."""
     size = sum(4 * rows * int(np.prod(site.sizes)) * (len(calls) if site.looped else 1) for site in recorded)
-    free = psutil.virtual_memory().available
+    free = free_bytes(torch.device("cpu"))  # where they are kept
     if 2 * size > free:  # once as rows, once stacked
         raise MemoryError(
             f"recording {len(recorded)} sites for {rows} images would take {2 * size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "

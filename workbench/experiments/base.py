@@ -75,9 +75,7 @@ class Experiment(ABC):
             "experiment": self.name,
             "columns": list(self.columns),
             "coordinates": {column: list(axes) for column, axes in self.coordinates.items()},
-            "site_facts": {
-                site.name: {"layer": site.place, "kind": site.kind, "part": site.part} for site in self.sites()
-            },
+            "site_facts": {site.name: results.site_facts(site) for site in self.sites()},
             **asdict(self.spec),
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,

@@ -16,6 +16,7 @@ from workbench.families.base import Site
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
 PLACES = ("site", "token", "width", "inputs", "heads", "head", "channel", "steps")  # what an effect is an effect of
+FACTS = ("layer", "kind", "part")  # of sites, beside their axis
 UNITS = {
     "probability": "probability",
     "similarity": "cosine",
@@ -28,6 +29,11 @@ UNITS = {
     "concept_similarity": "cosine",
     "opposite_similarity": "cosine",
 }
+
+
+def site_facts(site: Site) -> dict[str, str]:
+    """What results say of a site."""
+    return dict(zip(FACTS, (site.place, site.kind, site.part)))
 
 
 def open_results(folder: str | Path | Store) -> xr.Dataset:
@@ -109,9 +115,7 @@ def _described(data: xr.Dataset, spec: Mapping[str, Any]) -> xr.Dataset:
     if "site" in data.dims:
         known = spec.get("site_facts", {})
         facts = [known.get(site, {"layer": site, "kind": site, "part": ""}) for site in data.site.values]
-        data = data.assign_coords(
-            {name: ("site", [each[name] for each in facts]) for name in ("layer", "kind", "part")}
-        )
+        data = data.assign_coords({name: ("site", [each[name] for each in facts]) for name in FACTS})
     if "prompt" in data.dims and spec.get("prompts"):
         prompts = [spec["prompts"][int(i)] for i in data.prompt.values]
         texts = {("text" if key == "prompt" else key): [each[key] for each in prompts] for key in prompts[0]}
@@ -231,8 +235,8 @@ def from_table(
         found = table.set_index(["site", "token"])[columns].to_xarray().sel(site=order, token=tokens)
     else:
         found = table.set_index("site").loc[order, columns].to_xarray()
-    facts = {"layer": [known[name].place for name in order], "kind": [known[name].kind for name in order]}
-    coords = {name: ("site", values) for name, values in facts.items()}
+    facts = [site_facts(known[name]) for name in order]
+    coords = {name: ("site", [each[name] for each in facts]) for name in FACTS}
     total = {"total_effect": table.total_effect.iloc[0]} if "total_effect" in table else {}
     return found.assign(total).assign_coords(coords).assign_attrs(effect=effect, unit=unit, level=level)
 

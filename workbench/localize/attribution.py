@@ -6,14 +6,14 @@ image model's whole run or of single denoising steps. It proposes; `causal_trace
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import xarray as xr
 
-from workbench.engine.gradients import Attribution, free_bytes
+from workbench.engine.gradients import Attribution
 from workbench.engine.text import text_values
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import window_name
@@ -21,6 +21,7 @@ from workbench.experiments.store import Store
 from workbench.interventions import World, add_noise, scale, steer
 from workbench.localize.causal_trace import Tracing, noise_seed
 from workbench.localize.specs import AttributionSpec
+from workbench.memory import free_bytes
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
@@ -90,22 +91,21 @@ class Attributing(Tracing):
         """Rows (world, metric, prompt, draw, seed, site, token, steps, [head or channel,] value)."""
         attribution, targets, rows = self.attribution(p, draw), self.targets(p), []
         metric = NOISE if self.spec.form == "step" else self.spec.metric
-        at_once = self.images_at_once(attribution)
-        for at in range(0, len(self.spec.seeds), at_once):
-            seeds = self.spec.seeds[at : at + at_once]
-            found = attribution.of(seeds, Bar(1, self.name, shown=False))
+        for at in range(0, len(self.spec.seeds), self.images_at_once):
+            seeds = self.spec.seeds[at : at + self.images_at_once]
+            attributed = attribution.of(seeds, Bar(1, self.name, shown=False))
             for s, seed in enumerate(seeds):
                 place = {"metric": metric, "prompt": p, "draw": draw, "seed": seed}
-                rows.append(place | {"world": "clean", "draw": None, "value": float(found.clean[s])})
-                rows.append(place | {"world": "corrupted", "value": float(found.corrupted[s])})
-                for target, effect in zip(targets, found.effects):
+                rows.append(place | {"world": "clean", "draw": None, "value": float(attributed.clean[s])})
+                rows.append(place | {"world": "corrupted", "value": float(attributed.corrupted[s])})
+                for target, effect in zip(targets, attributed.effects):
                     where = {"site": target.site, "token": target.token, "steps": window_name(target.steps)}
                     for number, value in enumerate(effect[s].reshape(-1).tolist()):
                         apart = {self.spec.over: number} if self.spec.over else {}
                         rows.append(place | {"world": "attributed"} | where | apart | {"value": value})
-            if found.unreached:
+            if attributed.unreached:
                 warnings.warn(
-                    f"no gradient leads from {', '.join(found.unreached[:5])} to the metric; their effects are 0",
+                    f"no gradient leads from {', '.join(attributed.unreached[:5])} to the metric; their effects are 0",
                     stacklevel=2,
                 )
             bar.update((1 + self.spec.points) * len(seeds))
@@ -161,9 +161,10 @@ class Attributing(Tracing):
             return lambda images: scorer.differentiable_similarity(images, prompt.prompt)
         return lambda images: scorer.log_odds(images, self.prompts.labels, prompt.value)
 
-    def images_at_once(self, attribution: Attribution) -> int:
-        """How many images' graphs memory bears, at most the batch size; MemoryError where it is none."""
-        each, free = attribution.bytes_per_image(), free_bytes(self.model.pipeline.device)
+    @cached_property
+    def images_at_once(self) -> int:
+        """How many images' graphs memory bears, at most the batch size, told by the first prompt; MemoryError where it is none."""
+        each, free = self.attribution(0, 0).bytes_per_image(), free_bytes(self.model.pipeline.device)
         if each > 0.9 * free:
             raise MemoryError(
                 f"the graph of one image would take {each / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; give "

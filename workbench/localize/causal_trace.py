@@ -13,6 +13,7 @@ from zlib import crc32
 import xarray as xr
 
 from workbench.experiments.base import Experiment
+from workbench.experiments.results import site_facts
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import WHOLE, Window, steps_of, window_name
 from workbench.experiments.store import Store
@@ -92,7 +93,7 @@ class Tracing(Experiment):
         identity = super().identity() | {"sigmas": self.sigmas}
         for name, sites in self.joints.items():
             layer = sites[0].place.replace(sites[0].component, "text_encoders", 1)
-            identity["site_facts"][name] = {"layer": layer, "kind": sites[0].kind, "part": sites[0].part}
+            identity["site_facts"][name] = site_facts(sites[0]) | {"layer": layer}
         return identity
 
     def sites(self) -> Sites:

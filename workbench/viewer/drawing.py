@@ -147,17 +147,15 @@ class TraceDrawing(Rebuilt):
         return Tracing(self.model, self.asked(TraceSpec), prompts=self.prompts)
 
     @cached_property
-    def targets(self) -> dict[int, list[Target]]:
-        """By prompt, as they are asked for."""
-        return {}
+    def targets(self) -> list[list[Target]]:
+        """Of each prompt."""
+        return [self.experiment.targets(p) for p in range(len(self.prompts))]
 
     def references(self, prompt: int, draw: int) -> dict[str, World]:
         clean, corrupted = self.experiment.worlds(prompt, draw, [])
         return {"clean": clean, "corrupted": corrupted}
 
     def world(self, name: str, place: Place, prompt: int, draw: int) -> World:
-        if prompt not in self.targets:
-            self.targets[prompt] = self.experiment.targets(prompt)
         (target,) = [aim for aim in self.targets[prompt] if _is_at(aim, place)]
         return replace(self.experiment.worlds(prompt, draw, [target])[-1], name=name)
 
@@ -194,22 +192,17 @@ class LocoGenDrawing(Rebuilt):
         }
 
     @cached_property
-    def made(self) -> dict[int, list[World]]:
-        """Worlds by prompt, as they are asked for."""
-        return {}
-
-    def worlds(self, prompt: int) -> list[World]:
-        if prompt not in self.made:
-            self.made[prompt] = self.experiment.worlds(prompt)
-        return self.made[prompt]
+    def worlds(self) -> list[list[World]]:
+        """Of each prompt."""
+        return [self.experiment.worlds(p) for p in range(len(self.prompts))]
 
     def references(self, prompt: int, draw: int) -> dict[str, World]:
-        clean, full = self.worlds(prompt)[:2]
+        clean, full = self.worlds[prompt][:2]
         return {"clean": clean, "full": full}
 
     def world(self, name: str, place: Place, prompt: int, draw: int) -> World:
         number = self.numbers[tuple(place[axis] for axis in ("site", "width", "inputs", "heads", "steps"))]
-        return replace(self.worlds(prompt)[number - len(self.numbers)], name=name)
+        return replace(self.worlds[prompt][number - len(self.numbers)], name=name)
 
 
 class SweepDrawing(Redrawing):
