@@ -1,6 +1,8 @@
 """Pictures of results. Every function takes `ax=None`, draws there, and returns the axes; none shows or saves."""
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,10 +11,13 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
+from workbench.arguments import checked, instance_of, mapping_of
 from workbench.engine import Run
-from workbench.experiments.results import UNITS
+from workbench.experiments.results import UNITS, drawable
 from workbench.experiments.statistics import pareto
-from workbench.steering.direction import Direction
+from workbench.inputs import number, shown, text
+from workbench.pictures import as_array
+from workbench.steering.direction import DIRECTION, Direction
 
 NAMES = {
     "indirect_effect": "indirect effect",
@@ -27,7 +32,19 @@ NAMES = {
     "window": "cross-attention layers given the target prompt",
 }
 
+COMPARISON = instance_of("workbench.localize.compare:Comparison")
 
+
+def grid_of(value: Any, argument: str) -> xr.DataArray:
+    """Labelled pictures (ROW, COLUMN, y, x, colour), or a run's."""
+    images = value.images if isinstance(value, Run) else value
+    if not isinstance(images, xr.DataArray) or images.ndim != 5 or images.shape[-1] != 3:
+        raise ValueError(f"{argument}={shown(value)}: give a run, or labelled pictures (ROW, COLUMN, y, x, colour)")
+    as_array(images)  # which looks at the colours
+    return images
+
+
+@checked(effects=drawable, x=text, y=text, value=text, limit=partial(number, above=0))
 def heatmap(
     effects: xr.Dataset,
     x: str,
@@ -45,7 +62,7 @@ def heatmap(
     given; a dot marks cells whose interval leaves out zero. Raises ValueError for several numbers in one cell.
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
-    table = _table(effects, value)
+    table = _table(effects, value, x, y)
     if table[value].isna().all():
         axes = [axis for axis in (x, y) if axis in effects.coords]
         empty = "; ".join(f"{axis} {effects[axis].values.tolist()[:6]}" for axis in axes)
@@ -96,6 +113,7 @@ def heatmap(
     return ax
 
 
+@checked(effects=drawable, value=text)
 def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Effects of sites in execution order, with their intervals, one colour for each kind; the dashed line is the total.
 
@@ -103,7 +121,7 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     several.
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
-    table = _table(effects, value)
+    table = _table(effects, value, "site")
     if table.duplicated(["site"]).any():
         apart = [axis for axis in effects[value].dims if axis != "site" and table[axis].nunique() > 1]
         raise ValueError(
@@ -130,9 +148,9 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     return ax
 
 
+@checked(images=grid_of)
 def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Images (ROW, COLUMN, y, x, colour) in [0, 1], or a run's (world, seed, ...); transpose them to lay them otherwise."""
-    images = getattr(images, "images", images)
     rows, columns, height, width = images.shape[:4]
     names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
     longest = max(len(line) for name in names[1] for line in name.split("\n"))
@@ -155,9 +173,11 @@ def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str
     return ax
 
 
+@checked(word_map=instance_of("xarray:DataArray", fix="a map (y, x), such as maps.word('zebra')[0, 0, 0, 0, 0]"))
 def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """A word's attention map (y, x) over its image (y, x, colour) in [0, 1] or a PIL one."""
-    image = np.asarray(image)
+    (picture,) = as_array(image)
+    image = picture
     ax = ax or plt.subplots(figsize=(3.6, 3), layout="constrained")[1]
     place = (0, image.shape[1], image.shape[0], 0)
     ax.imshow(image, extent=place)
@@ -170,6 +190,7 @@ def overlay(image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str
     return ax
 
 
+@checked(comparison=COMPARISON)
 def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest."""
     table = comparison.table(resamples=2).pivot(index="layer", columns="localizer", values="rank")
@@ -190,6 +211,7 @@ def ranks(comparison, *, ax: Axes | None = None, title: str | None = None) -> Ax
     return ax
 
 
+@checked(comparison=COMPARISON)
 def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Spearman correlations between a `Comparison`'s localizers with their intervals; on the diagonal, between halves of the prompts."""
     names = list(comparison.scores.localizer.values)
@@ -215,6 +237,12 @@ def agreement(comparison, *, ax: Axes | None = None, title: str | None = None) -
     return ax
 
 
+@checked(
+    table=instance_of("pandas:DataFrame", fix="a table, as Sweep.table() or Search.table gives it"),
+    concept=text,
+    fidelity=text,
+    by=text,
+)
 def frontier(
     table: pd.DataFrame,
     concept: str,
@@ -228,6 +256,13 @@ def frontier(
 
     table: as `Sweep.table` and `Search.table` give it: NAME, NAME_low, NAME_high. by: a column whose values are drawn as kinds apart.
     """
+    columns = {"concept": concept, "fidelity": fidelity} | ({} if by is None else {"by": by})
+    for argument, name in columns.items():
+        ends = ("",) if argument == "by" else ("", "_low", "_high")
+        if lost := [f"{name}{end}" for end in ends if f"{name}{end}" not in table]:
+            raise KeyError(
+                f"{argument}={name!r}: the table has no column {lost[0]!r}; it has {', '.join(map(str, table))}"
+            )
     ax = ax or plt.subplots(figsize=(6.5, 4.6), layout="constrained")[1]
     kinds = [(None, table)] if by is None else list(table.groupby(by, sort=False))
     for colour, (kind, rows) in zip(sns.color_palette("colorblind", len(kinds)), kinds):
@@ -255,6 +290,7 @@ def frontier(
     return ax
 
 
+@checked(directions=mapping_of(DIRECTION, "{'winter': wb.direction(...)}"))
 def activation_difference(
     directions: Mapping[str, Direction], *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
@@ -284,8 +320,14 @@ def activation_difference(
     return ax
 
 
-def _table(effects: xr.Dataset, value: str) -> pd.DataFrame:
+def _table(effects: xr.Dataset, value: str, *axes: str) -> pd.DataFrame:
     names = [value, f"{value}_low", f"{value}_high", "significant"]
+    if lost := [name for name in names if name not in effects.data_vars]:
+        known = [str(name).removesuffix("_low") for name in effects.data_vars if str(name).endswith("_low")]
+        raise KeyError(f"value={value!r}: the effects have no {lost[0]!r}; value may be {', '.join(map(repr, known))}")
+    for argument, axis in zip(("x", "y") if len(axes) > 1 else ("effects",), axes):
+        if axis not in effects.coords:
+            raise KeyError(f"{argument}={axis!r}: the effects have the axes {', '.join(map(str, effects.coords))}")
     return effects[names].to_dataframe().reset_index().dropna(subset=[value])
 
 

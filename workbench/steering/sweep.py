@@ -10,13 +10,15 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from workbench.experiments.results import averages, measured_by
+from workbench.arguments import Check, checked, fit, instance_of, numbers, prompt_set
+from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, pareto
 from workbench.experiments.store import Store
+from workbench.inputs import text
 from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.steering.direction import Direction
+from workbench.steering.direction import DIRECTION, Direction
 from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant
 
 ALL = "all"
@@ -32,7 +34,15 @@ class SweepSpec(SteerSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        self.keep_tuples("strengths")
+        if 0 in self.strengths:
+            raise ValueError(
+                f"strengths={self.strengths}: 0 is the unsteered image, which every sweep has; leave it out"
+            )
+        if len(set(self.strengths)) < len(self.strengths):
+            raise ValueError(f"strengths={self.strengths}: one stands there twice; give each once")
+
+    def checks(self) -> dict[str, Check]:
+        return super().checks() | dict(strengths=numbers)
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,10 @@ class Sweep:
 
     data: xr.Dataset
 
+    def __post_init__(self):
+        fit(self, data=scores("unsteered", "steered"))
+
+    @checked
     def effects(
         self,
         metric: str = "concept_similarity",
@@ -53,14 +67,18 @@ class Sweep:
         resamples: int = RESAMPLES,
     ) -> xr.Dataset:
         """`value` under steering and `change` against the unsteered images, with intervals as `workbench.effects` has them."""
-        scores = measured_by(self.data, metric)
-        contrasts = {"value": scores.steered, "change": scores.steered - scores.unsteered}
+        by = measured_by(self.data, metric)
+        contrasts = {"value": by.steered, "change": by.steered - by.unsteered}
         attrs = self.data.attrs | {"metric": metric}
         return averages(contrasts, over=over, level=level, resamples=resamples, attrs=attrs)
 
+    @checked(concept=text, fidelity=text)
     def table(self, concept: str = "concept_similarity", fidelity: str = "similarity") -> pd.DataFrame:
         """One row for each site and strength, and one for the unsteered images: both metrics and the pixel distance with their
         intervals, and whether it is on the Pareto front."""
+        for argument, metric in (("concept", concept), ("fidelity", fidelity)):
+            if metric not in (known := self.data.metric.values.tolist()):
+                raise KeyError(f"{argument}={metric!r} was not measured; there are {', '.join(known)}")
         rows = pd.MultiIndex.from_product(
             [self.data.site.values, self.data.strength.values], names=["site", "strength"]
         ).to_frame(index=False)
@@ -77,6 +95,7 @@ class Sweep:
         return rows.assign(pareto=pareto(rows, concept, fidelity))
 
 
+@checked(prompts=prompt_set, direction=DIRECTION, spec=instance_of("workbench.steering.sweep:SweepSpec"))
 def steer_sweep(
     model: Model,
     prompts: PromptSet,
@@ -93,8 +112,6 @@ def steer_sweep(
     Finished cells are kept in `folder`; the same call goes on. Raises KeyError and ValueError for what does not fit the
     model, all before the first image.
     """
-    if 0 in spec.strengths:
-        raise ValueError(f"strengths={spec.strengths}: 0 is the unsteered image, which every sweep has; leave it out")
     sites = [*direction.sites, *([ALL] if spec.together and len(direction.sites) > 1 else [])]
     variants = {}
     for site in sites:
