@@ -356,7 +356,8 @@ def test_case_34_numbers_of_steps(steps):
         lambda: drawn(model, ZEBRA, num_inference_steps=steps),
         lambda: model.generate(ZEBRA, num_inference_steps=steps),
     ):
-        refused(call, f"num_inference_steps={steps!r}: give a whole number of at least 1")
+        kind = f"{steps!r} is a {type(steps).__name__}; " if type(steps) is not int else ""
+        refused(call, f"num_inference_steps={steps!r}: {kind}give a whole number, at least 1")
 
 
 def test_case_35_41_netcdf_and_back(tmp_path, scorer):

@@ -160,7 +160,7 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
         (ValueError, "'savanna' is not in the prompt 'a photo of a lion'", PROMPTS, dict(tokens=("savanna",))),
         (
             ValueError,
-            "shares of the run go from 0.0 to 1.0",
+            "windows are shares of the run, from 0.0 to 1.0",
             PROMPTS,
             dict(sites=("unet.mid.0.resnet",), steps=((0.5, 2.0),)),
         ),
@@ -188,8 +188,8 @@ def test_a_folder_of_another_trace_is_refused(model, scorer, tmp_path):
             PROMPTS,
             dict(corruption="zero"),
         ),
-        (ValueError, 'corruption=\'blur\': may be "noise", "replace" or "zero"', PROMPTS, dict(corruption="blur")),
-        (ValueError, "seeds=(): give a tuple of at least one", PROMPTS, dict(seeds=())),
+        (ValueError, "corruption='blur': may be 'noise', 'replace', 'zero'", PROMPTS, dict(corruption="blur")),
+        (ValueError, "seeds=() holds no seed", PROMPTS, dict(seeds=())),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(menagerie, scorer, monkeypatch, error, text, prompts, spec):

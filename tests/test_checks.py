@@ -272,7 +272,7 @@ def test_bad_input_is_refused(pipeline):
     ):
         with pytest.raises(ValueError, match=text):
             wb.check(model, **settings)
-    with pytest.raises(ValueError, match=r"a StableDiffusionPipeline is no model; give one, as in wb.check\(wb.load"):
+    with pytest.raises(ValueError, match=r"is a StableDiffusionPipeline: give a model, as wb.load\(\) returns it"):
         wb.check(pipeline)
 
 

@@ -378,7 +378,7 @@ def broken_update(**changes):
             "no site matches 'unet.middle.cross'",
             lambda m: wb.edit.locoedit(m, PAIR, sites="unet.middle.cross"),
         ),
-        (ValueError, "sites=() names nothing; give names or globs", lambda m: wb.edit.locoedit(m, PAIR, sites=())),
+        (ValueError, "sites=() names nothing: give names or globs", lambda m: wb.edit.locoedit(m, PAIR, sites=())),
         (
             ValueError,
             "unet.mid.self.k is not given text states; name cross",
@@ -411,7 +411,7 @@ def broken_update(**changes):
         ),
         (
             ValueError,
-            "textual_inversion: 0 images, templates=['{}']; give pictures",
+            "images holds none; give at least one",
             lambda m: wb.edit.textual_inversion(m, "zebra", []),
         ),
         (ValueError, "nothing to undo: model.edits is empty; commit an edit first", lambda m: m.undo()),
@@ -466,8 +466,8 @@ def broken_update(**changes):
             ),
         ),
         (
-            TypeError,
-            "commit(edit='edit.safetensors'): give an Edit; wb.Edit.load(path, model)",
+            ValueError,
+            "edit='edit.safetensors' is a str: give an edit, such as wb.edit.uce(model, {'a zebra': 'a giraffe'}); wb.Edit.load(path)",
             lambda m: m.commit("edit.safetensors"),
         ),
         (

@@ -311,10 +311,10 @@ def test_fired_counts_are_reported_and_checked(model, monkeypatch):
         (ValueError, "mix_attention works at probs sites", lambda: mix_attention("unet.noise", "a")),
         (ValueError, "replace_prompt works at cross-attention's", lambda: replace_prompt("unet.noise", LION)),
         (ValueError, "worlds read one another in a circle: a -> a", lambda: restore("unet.noise", "a")),
-        (ValueError, 'rows=\'left\': may be "cond", "uncond" or "both"', lambda: scale("unet.noise", 2.0, rows="left")),
+        (ValueError, "rows='left': may be 'cond', 'uncond', 'both'", lambda: scale("unet.noise", 2.0, rows="left")),
         (
             ValueError,
-            'to may be "zero", "mean" or "resample", the last with a world',
+            "to='one': may be 'zero', 'mean', 'resample'",
             lambda: ablate("unet.noise", "one"),
         ),
     ],

@@ -17,7 +17,7 @@ import workbench as wb
 from workbench.experiments import results
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Shards
-from workbench.experiments.spec import Spec, as_window, steps_of, window_name
+from workbench.experiments.spec import Spec
 from workbench.experiments.store import Folder
 from workbench.experiments.work import complete
 from workbench.metrics import Measures
@@ -25,6 +25,7 @@ from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
 from workbench.steering.adaptive import Adapting
 from workbench.steering.search import Searching
+from workbench.steps import Window, unless_whole
 
 LABELS = {"zebra": ("a zebra",), "lion": ("a lion",)}
 PROMPTS = PromptSet("two", (Prompt("a zebra", "zebra", "zebra"), Prompt("a lion", "lion", "lion")), LABELS)
@@ -273,15 +274,31 @@ def test_specs_take_numbers_as_numpy_has_them():
 
 
 def test_windows_have_one_form():
-    class Window:
-        start, stop = 0.25, 1
-
-    assert as_window("steps", Window()) == (0.25, 1.0) == as_window("steps", [0.25, 1])
-    assert window_name((0.0, 0.5)) == "0-0.5" and steps_of((0.0, 1.0)) is None
-    assert wb.TraceSpec(steps=((0, 0.5), Window())).steps == ((0.0, 0.5), (0.25, 1.0))
-    for wrong in ((0.5, 0.5), (0.5, 0.2), (-0.1, 1), (0, 2)):
+    half, late = wb.window(0.0, 0.5), wb.window(0.25, 1)
+    assert str(half) == "0-0.5" and Window.of_name("0-0.5") == half and unless_whole(half) == half
+    assert unless_whole(wb.window(0, 1)) is None and wb.TraceSpec().steps == (wb.window(0.0, 1.0),)
+    assert wb.TraceSpec(steps=[half, late]).steps == (half, late) and wb.LocoGenSpec(steps=late).steps == (late,)
+    assert wb.SweepSpec(steps=half).steps == half and wb.SweepSpec(steps=[3, 1]).steps == (1, 3)
+    for wrong in ((0.5, 0.5), (0.5, 0.2), (-0.1, 1), (0, 2), ("0", "1"), (True, 1)):
         with pytest.raises(ValueError, match=r"go from 0\.0 to 1\.0"):
-            wb.LocoGenSpec(steps=(wrong,))
-    for wrong in (0.5, "0-1", (0.1,)):
-        with pytest.raises(ValueError, match=r"give windows as two shares of the run, such as steps=\(\(0.0, 0.5\),\)"):
-            wb.LocoGenSpec(steps=(wrong,))
+            wb.window(*wrong)
+    for wrong, written in (
+        (((0.0, 0.5), (0.5, 1.0)), "[wb.window(0.0, 0.5), wb.window(0.5, 1.0)]"),
+        ((0.2, 0.8), "[wb.window(0.2, 0.8)]"),
+        (((0.5, 1.5),), "[wb.window(0.0, 0.5)]"),
+        (0.5, "[wb.window(0.0, 0.5)]"),
+        ("0-1", "[wb.window(0.0, 0.5)]"),
+        ((0, 1), "[wb.window(0.0, 1.0)]"),
+        (3, "[wb.window(0.0, 0.5)]"),
+        (None, "[wb.window(0.0, 0.5)]"),
+    ):
+        for spec in (wb.TraceSpec, wb.LocoGenSpec):
+            with pytest.raises(ValueError, match=r"windows are shares of the run, from 0.0 to 1.0") as error:
+                spec(steps=wrong)
+            assert str(error.value).startswith("steps=") and str(error.value).endswith(f"write steps={written}")
+    with pytest.raises(
+        ValueError, match=r"whole numbers are steps; for a share of the run write steps=wb.window\(0.2, 0.8\)"
+    ):
+        wb.SweepSpec(steps=(0.2, 0.8))
+    with pytest.raises(ValueError, match=r"give two shares of the run, such as 0-0.5"):
+        Window.of_name("half")

@@ -70,7 +70,11 @@ def test_keys_and_values_and_all_heads_add_up_to_the_layer(model):
 
 def test_windows_steps_heads_and_inputs_are_told_apart(menagerie, scorer):
     spec = LocoGenSpec(
-        **QUICK, windows=((3, 2), (10, 1)), inputs=("kv", "v"), heads=(0, 3), steps=((0.0, 0.5), (0.5, 1.0))
+        **QUICK,
+        windows=((3, 2), (10, 1)),
+        inputs=("kv", "v"),
+        heads=(0, 3),
+        steps=(wb.window(0.0, 0.5), wb.window(0.5, 1.0)),
     )
     found = locogen(menagerie, PROMPTS, spec, scorer=scorer)
     data = found.data
@@ -169,10 +173,10 @@ def test_blocks_are_those_of_the_unet(tiny, menagerie):
             dict(widths=(17,)),
         ),
         ("windows [(15, 2)] (first layer, width) do not fit", PROMPTS, dict(windows=((15, 2), (0, 1)))),
-        ('inputs=(\'q\',): may be "kv", "k" and "v"', PROMPTS, dict(inputs=("q",))),
+        ("inputs='q': may be 'kv', 'k', 'v'", PROMPTS, dict(inputs=("q",))),
         ("heads=[9], the attention has heads 0 to 3", PROMPTS, dict(heads=(9,))),
-        ("widths=(): give a tuple of at least one", PROMPTS, dict(widths=())),
-        ("shares of the run go from 0.0 to 1.0", PROMPTS, dict(steps=((0.5, 1.5),))),
+        ("widths=() holds none: give at least one whole number", PROMPTS, dict(widths=())),
+        ("windows are shares of the run, from 0.0 to 1.0", PROMPTS, dict(steps=((0.5, 1.5),))),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(menagerie, scorer, monkeypatch, text, prompts, spec):
@@ -187,7 +191,7 @@ def test_directions_and_metrics_have_their_names(menagerie, scorer):
     rise = found.effects(direction="max")
     expected = (found.data.patched - found.data.clean).sel(metric="target_probability").mean()
     assert np.isclose(rise.direct_effect.mean(), expected, atol=1e-6) and rise.attrs["metric"] == "target_probability"
-    with pytest.raises(ValueError, match="direction='up': may be \"min\""):
+    with pytest.raises(ValueError, match="direction='up': may be 'min', 'max'"):
         found.effects(direction="up")
     with pytest.raises(
         KeyError, match="metric='clip' was not measured; the trace has probability, similarity, target_probability"

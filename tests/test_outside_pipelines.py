@@ -157,7 +157,7 @@ def test_options_of_diffusers_that_are_not_followed_are_refused_by_name(name):
     for call in (model.run, model.generate):
         with pytest.raises(TypeError, match=rf"{call.__name__}\({name}=...\): \w.{{20,}}"):
             call(ZEBRA, **{name: REFUSED[name]})
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+    with pytest.raises(TypeError, match=r"Model.run\(stepz=...\): there is no such argument"):
         model.run(ZEBRA, stepz=3)
 
 
@@ -225,7 +225,7 @@ def test_guidance_rescale_is_followed(make):
         ZEBRA, seeds=(0, 1), num_inference_steps=STEPS, guidance_scale=GUIDANCE, guidance_rescale=0.7
     )
     assert max(apart(np.asarray(ours) / 255, theirs) for ours, theirs in zip(drawn, expected)) < 0.01
-    with pytest.raises(ValueError, match=r"guidance_rescale=1.5: give a number from 0 \(none\) to 1"):
+    with pytest.raises(ValueError, match=r"guidance_rescale=1.5: give a finite number, at least 0 and at most 1"):
         run(pipeline, guidance_rescale=1.5)
     with pytest.raises(
         ValueError, match=r"guidance_rescale=0.7: it has no effect without guidance; raise guidance_scale"

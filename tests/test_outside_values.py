@@ -162,7 +162,7 @@ def test_sizes_of_sites_follow_the_runs(make):
     assert np.array_equal(model.run(ZEBRA, seeds=(0, 1), latents=latents, **size, **SETTINGS)[ZEBRA], plain)
     for wrong, text in (
         (dict(height=15), "height=15, width=16: height must be a multiple of 8 pixels"),
-        (dict(width="16"), "width='16': give whole pixels"),
+        (dict(width="16"), "width='16': '16' is a str; give a whole number, at least 1"),
         (dict(latents=latents), r"latents of shape \(2, 4, 8, 16\): the run needs a tensor"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -36,7 +36,7 @@ def effects(tokens=("subject_last",), steps=("0-1",), prompts=12) -> xr.Dataset:
         steps=list(steps),
         layer=("site", np.repeat(LAYERS, 2)),
         kind=("site", KINDS * 3),
-        part=("site", ["text"] * 6),
+        part=("site", ["text"] * len(sites)),
     )
     return xr.Dataset(data, coords, attrs=dict(unit="probability", level=0.95))
 

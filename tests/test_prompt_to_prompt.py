@@ -266,7 +266,11 @@ def test_reweighting_by_one_changes_nothing(model):
 
 def test_words_have_schedules_of_their_own(menagerie):
     edit = prompt_to_prompt(
-        menagerie, ZEBRA, GIRAFFE, cross_replace_steps={"default_": 1.0, "giraffe": (0.0, 0.5)}, self_replace_steps=0.0
+        menagerie,
+        ZEBRA,
+        GIRAFFE,
+        cross_replace_steps={"default_": 1.0, "giraffe": wb.window(0.0, 0.5)},
+        self_replace_steps=0.0,
     )
     site = "unet.mid.cross.probs"
     run = menagerie.run(edit, record=[site], num_inference_steps=4, seeds=(0,), progress=False)
@@ -472,7 +476,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
 @pytest.mark.parametrize(
     ("text", "call"),
     [
-        ("kind='swap': may be replace, refine, reweight", lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, "swap")),
+        ("kind='swap': may be 'replace', 'refine', 'reweight'", lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, "swap")),
         ("kind='replace' needs a target; give the prompt to draw", lambda m: prompt_to_prompt(m, ZEBRA)),
         ("has 5, 'a big giraffe in the savanna' has 6; use kind=\"refine\"", lambda m: prompt_to_prompt(m, ZEBRA, BIG)),
         (
@@ -494,7 +498,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             ),
         ),
         (
-            "reweight: 'zebra' has no steps, (0.0, 0.0); raise cross_replace_steps",
+            "reweight: 'zebra' has no steps; raise cross_replace_steps",
             lambda m: prompt_to_prompt(m, ZEBRA, kind="reweight", reweight={"zebra": 2.0}, cross_replace_steps=0.0),
         ),
         (
@@ -502,7 +506,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, cross_replace_steps={"giraffe": 0.2}),
         ),
         (
-            "self_replace_steps=1.4: give a share of the steps",
+            "self_replace_steps=1.4: give the share of the steps, from 0 to 1",
             lambda m: prompt_to_prompt(m, ZEBRA, GIRAFFE, self_replace_steps=1.4),
         ),
         (
@@ -531,7 +535,7 @@ def test_a_real_image_is_reconstructed_then_edited(menagerie):
             lambda m: invert(m, [picture(m)], [ZEBRA, ZEBRA]),
         ),
         ("images='zebra.png': give PIL pictures", lambda m: invert(m, "zebra.png", ZEBRA)),
-        ("invert: prompts=3: give a text", lambda m: invert(m, [picture(m)], 3)),
+        ("prompts=3: give a text", lambda m: invert(m, [picture(m)], 3)),
         ("inner_steps=-1: give a whole number, at least 0", lambda m: invert(m, [picture(m)], ZEBRA, inner_steps=-1)),
         (
             "num_inference_steps=0: give a whole number, at least 1",

@@ -154,9 +154,9 @@ NAN = torch.tensor([[1.0, float("nan")]])
             r"preserved= has \(1, 2\) entries, keys \(1, 3\)",
             dict(keys=torch.ones(1, 3), lam=1.0, preserved=torch.ones(1, 2)),
         ),
-        ("lam=-1, .* lam and preserve_weight are at least 0", dict(keys=torch.ones(1, 3), lam=-1)),
+        ("lam=-1: give a finite number, at least 0", dict(keys=torch.ones(1, 3), lam=-1)),
         (
-            'preservation=\'none\': may be "ridge", "covariance" or "nullspace"',
+            "preservation='none': may be 'ridge', 'covariance', 'nullspace'",
             dict(keys=torch.ones(1, 3), lam=1, preservation="none"),
         ),
         ('preservation="covariance" needs moments=', dict(keys=torch.ones(1, 3), lam=1, preservation="covariance")),

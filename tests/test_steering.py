@@ -269,7 +269,12 @@ def test_a_file_brings_the_direction_back(model, both, tmp_path):
 
 def test_bad_input_says_what_to_change(model):
     bad = {
-        (("a cow",), (), MLP, "own"): r"negative= names no prompt; give at least one on each side",
+        (
+            ("a cow",),
+            (),
+            MLP,
+            "own",
+        ): r"negative=\(\): give prompts, as texts or wb.Prompt\(...\)s, at least one on each side",
         (
             ("a cow",),
             ("",),
@@ -282,7 +287,7 @@ def test_bad_input_says_what_to_change(model):
             ("a lion",),
             MLP,
             "mean",
-        ): r"pool='mean'\): may be \"own\", \"subject_last\", \"eos\" or \"positions\"",
+        ): "pool='mean': may be 'own', 'subject_last', 'eos', 'positions'",
         (
             ("a cow",),
             ("a lion",),

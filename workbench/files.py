@@ -65,6 +65,8 @@ def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write a file that is there whole or not at all, and replaces what was there at once; folders are made."""
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder: give the path of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

@@ -7,10 +7,14 @@
 Each takes the name of the argument, which its errors begin with.
 """
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
+LARGEST = sys.float_info.max
+MOST_THINGS = 2**31 - 1
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes and a 64-bit column of results holds
 TEXTS_FIX = 'give a text, or a list of texts such as ["a zebra", "a giraffe"]'
 SEEDS_FIX = "give a whole number, or several, such as seeds=3, seeds=range(4) or seeds=[0, 5]"
@@ -36,10 +40,11 @@ def strings(value: str | Iterable[str], argument: str, *, least: int = 1) -> tup
     return tuple(str(text) for text in texts)
 
 
-def seeds(value: int | Iterable[int], argument: str = "seeds") -> tuple[int, ...]:
+def seeds(value: int | Iterable[int], argument: str = "seeds", *, once: bool = True) -> tuple[int, ...]:
     """Seeds of the starting noise, as plain integers; a whole number is that one seed, not so many.
 
-    value: a whole number, a range, a list, a numpy or torch array of whole numbers, each from -2**63 to 2**63 - 1.
+    value: a whole number, a range, a list, a numpy or torch array of whole numbers, each from -2**63 to 2**63 - 1. once: whether
+    none may stand there twice.
 
     Raises ValueError for bools, floats, texts, sets and mappings, for none at all, one that stands twice, and one out of range.
     """
@@ -54,22 +59,82 @@ def seeds(value: int | Iterable[int], argument: str = "seeds") -> tuple[int, ...
         raise ValueError(f"{argument} holds {outside[0]}: seeds go from -2**63 to 2**63 - 1")
     before: set[int] = set()
     for seed in found:
-        if seed in before:
+        if once and seed in before:
             raise ValueError(f"{argument} holds {seed} more than once, which gives equal images: name each seed once")
         before.add(seed)
     return tuple(found)
 
 
-def count(value: int, argument: str, *, least: int = 1) -> int:
+def count(value: int, argument: str, *, least: int = 1, most: int = MOST_THINGS) -> int:
     """A whole number of things, such as steps; numpy's too.
 
-    Raises ValueError for bools, floats and texts, and for less than the least.
+    Raises ValueError for bools, floats and texts, and for less than the least or more than the most.
     """
     fix = f"give a whole number, at least {least}"
     number = whole(value, f"{argument}={shown(value)}", fix)
-    if number < least:
-        raise ValueError(f"{argument}={number}: {fix}")
+    if not least <= number <= most:
+        raise ValueError(f"{argument}={number}: {fix}{'' if number < least else f', at most {most}'}")
     return number
+
+
+def flag(value: bool, argument: str) -> bool:
+    """True or False, numpy's too; raises ValueError for anything else, numbers and texts among it."""
+    given = plain(value)
+    if not isinstance(given, bool):
+        raise ValueError(f"{argument}={shown(value)}: give True or False")
+    return given
+
+
+def text(value: str, argument: str, *, empty: bool = False) -> str:
+    """A text; empty: whether "" or blanks alone will do."""
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise ValueError(f"{argument}={shown(value)}: give a text{'' if empty else ' that says something'}")
+    return str(value)
+
+
+def said(value: str, argument: str) -> str:
+    """A text, or "" for none; blanks alone are neither."""
+    if text(value, argument, empty=True) and not value.strip():
+        raise ValueError(f'{argument}={value!r} is blank: give words, or "" for none')
+    return str(value)
+
+
+def number(
+    value: float, argument: str, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> float:
+    """A finite number, numpy's and a tensor's too, but no bool and no text."""
+    bounds = [
+        f"{words} {bound:g}"
+        for words, bound in (("at least", least), ("above", above), ("at most", most))
+        if bound is not None
+    ]
+    given = plain(value)
+    if (
+        isinstance(given, bool)
+        or not isinstance(given, (int, float))
+        or not abs(given) <= LARGEST  # NaN too
+        or (least is not None and given < least)
+        or (above is not None and given <= above)
+        or (most is not None and given > most)
+    ):
+        raise ValueError(
+            f"{argument}={shown(value)}: give a finite number{', ' if bounds else ''}{' and '.join(bounds)}"
+        )
+    return float(given)
+
+
+def several(value: Iterable, argument: str, fix: str) -> tuple:
+    """The things that a list, tuple, generator or array holds; fix: what to give, for anything else."""
+    if isinstance(value, (str, bytes, *UNORDERED)) or not isinstance(value, Iterable):
+        raise ValueError(f"{argument}={shown(value)}: {fix}")
+    return tuple(value)
+
+
+def choice(value: str, argument: str, options: Sequence[str]) -> str:
+    """One of some texts."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{argument}={shown(value)}: may be {', '.join(map(repr, options))}")
+    return value
 
 
 def user_path(value: str | Path, argument: str) -> Path:
@@ -90,7 +155,7 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """Numbers and arrays of numpy, torch, pandas and xarray as plain numbers and lists."""
     array = value.to_numpy() if hasattr(value, "to_numpy") else value
     return array.tolist() if hasattr(array, "tolist") else array

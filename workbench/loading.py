@@ -78,6 +78,10 @@ def find_pipeline(
     if path.is_file():
         pipeline = _single_file(path, dtype, config, more)
         return pipeline.to(device), defaults_of(pipeline)
+    if config is not None:
+        raise ValueError(
+            f"config={shown(config)}: it is for a checkpoint's single file, which {str(source)!r} is not; leave it out"
+        )
     if _is_path(source) and not path.exists():
         raise FileNotFoundError(
             f"wb.load({str(source)!r}): there is no such folder or file; embedded models are {', '.join(embedded())}"
@@ -225,8 +229,8 @@ def as_device(device: str | torch.device) -> torch.device:
     """A device by its name; ValueError for one that is not there."""
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device={device!r}: give a device as torch names it, such as 'cpu' or 'cuda'") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"device={shown(device)}: give a device as torch names it, such as 'cpu' or 'cuda'") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: torch finds no CUDA device here; give device='cpu'")
     return chosen
@@ -236,9 +240,9 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A dtype by its name; ValueError for one that no model is loaded in."""
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     names |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    chosen = names.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
-        raise ValueError(f"dtype={dtype!r}: may be float32, float16 or bfloat16, as a name or torch's")
+    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or chosen not in names.values():
+        raise ValueError(f"dtype={shown(dtype)}: may be float32, float16 or bfloat16, as a name or torch's")
     return chosen
 
 

@@ -8,7 +8,7 @@ wb.causal_trace(model, prompts, scorer=[scorer, bright])
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
+from workbench.arguments import fit, line
 from workbench.inputs import shown
 from workbench.models import Model
 from workbench.pictures import as_array, black
@@ -48,6 +49,7 @@ class Metric:
 
     def __post_init__(self):
         taken = (*METRICS, *TARGET_METRICS, *CONCEPT_METRICS)
+        fit(self, unit=line, version=line)
         if not isinstance(self.name, str) or not self.name.strip() or self.name in taken:
             raise ValueError(f"Metric(name={shown(self.name)}): give a name of its own; taken are {', '.join(taken)}")
         if not callable(self.function):
@@ -111,6 +113,18 @@ class Measures:
         """What tells these measures from others; a scorer's own record where there is nothing else."""
         own = self.scorer.record if self.scorer else {}
         return {**own, "metrics": [metric.record for metric in self.metrics]} if self.metrics else dict(own)
+
+    def names(self, prompts: Iterable[Prompt]) -> list[str]:
+        """What is measured of images of these prompts, by name."""
+        lacking = {"probability": "value", "target_probability": "target_value", "target_similarity": "target"}
+        clip = (*METRICS[:2], *TARGET_METRICS) if self.scorer else ()
+        found = [name for name in clip if name not in lacking or any(getattr(each, lacking[name]) for each in prompts)]
+        return [*found, *METRICS[2:], *(metric.name for metric in self.metrics)]
+
+    def require(self, metric: str, prompts: Iterable[Prompt], argument: str):
+        """Raise KeyError, before anything is drawn, for a metric that will not be measured."""
+        if metric not in (names := self.names(tuple(prompts))):
+            raise KeyError(f"{argument}={metric!r} is not measured here; there are {', '.join(names)}")
 
     def check(self, prompts: PromptSet):
         """Raise ValueError, before anything is drawn, where `measured` could not measure these prompts."""
@@ -198,7 +212,7 @@ def _metric(given) -> Metric:
     if isinstance(given, Metric):
         return given
     name = getattr(given, "__name__", None)
-    if not callable(given) or name in (None, "<lambda>"):
+    if not callable(given) or isinstance(given, type) or name in (None, "<lambda>"):
         raise ValueError(
             f"scorer={shown(given)}: give a wb.Scorer, or a measure of your own with a name, as wb.Metric('brightness', function), "
             "whose function takes images (image, y, x, colour) and returns one number for each"

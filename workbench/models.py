@@ -2,10 +2,10 @@
 
 import json
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from workbench.arguments import checked, instance_of, warn
 from workbench.commits import Commit, commits_of
+from workbench.elsewhere import named_elsewhere
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
 from workbench.engine.call import arguments, guided, guiding, refuse_flagged
 from workbench.engine.nn import NNsight
@@ -23,13 +25,15 @@ from workbench.engine.switches import check_switches
 from workbench.engine.trace import sites_of, untouched
 from workbench.families import Family
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
+from workbench.inputs import count, flag, shown, strings, text, user_path
 from workbench.inputs import seeds as as_seeds
-from workbench.inputs import shown, strings, user_path
 from workbench.interventions import Intervention, World
 from workbench.loading import DATA, DEFAULTS, EDITS, GRADER, MENAGERIE, defaults_of, find_pipeline
 from workbench.locks import lock_of
+from workbench.pictures import as_pil, as_rgb
 from workbench.progress import Bar
-from workbench.sites import Sites, weight_of
+from workbench.schema import site_name
+from workbench.sites import Site, Sites, weight_of
 from workbench.weights import check_savable, weight_hash
 
 if TYPE_CHECKING:
@@ -66,6 +70,7 @@ class Model:
     32
     """
 
+    @checked(pipeline=instance_of("diffusers:DiffusionPipeline"))
     def __init__(
         self,
         pipeline: DiffusionPipeline,
@@ -77,6 +82,16 @@ class Model:
         self.pipeline = pipeline
         self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+
+    if not TYPE_CHECKING:  # a type checker is to know what there is
+
+        def __getattr__(self, name: str):
+            if hasattr(type(self), name):  # a property failed: show its own error
+                return object.__getattribute__(self, name)
+            raise AttributeError(named_elsewhere(self, name))
+
+        def __call__(self, *args, **keywords):
+            raise TypeError(named_elsewhere(self, "__call__"))
 
     @property
     def sites(self) -> Sites:
@@ -91,6 +106,7 @@ class Model:
         """
         return sites_of(self.pipeline)
 
+    @checked
     def sites_at(self, height: int | None = None, width: int | None = None) -> Sites:
         """The sites of a run at this resolution in pixels, which their sizes follow; the pipeline's own when left out.
 
@@ -99,6 +115,7 @@ class Model:
         """
         return sites_of(self.pipeline, height, width)
 
+    @checked
     def calls(self, num_inference_steps: int | None = None) -> Calls:
         """The denoiser's calls in a run of so many steps, and which step each belongs to; see `workbench.engine.calls`.
 
@@ -141,6 +158,7 @@ class Model:
         return lock_of(self.pipeline)
 
     @named_options
+    @checked(worlds=lambda worlds, argument: as_worlds(worlds), record=lambda record, argument: as_record(record))
     def run(
         self,
         worlds: Worlds,
@@ -194,9 +212,15 @@ class Model:
                     f"latents of shape {given}: the run needs a tensor (seed, channel, y, x) = {shape}; give one for each seed"
                 )
         self._warn_of_long(world.prompt for world in chosen)
-        kept = (record,) if isinstance(record, (str, Fold)) else tuple(record)
         return run(
-            self, chosen, numbers, settings, record=kept, batch_size=batch_size, progress=progress, latents=latents
+            self,
+            chosen,
+            numbers,
+            settings,
+            record=as_record(record),
+            batch_size=batch_size,
+            progress=progress,
+            latents=latents,
         )
 
     def _settings(
@@ -209,21 +233,20 @@ class Model:
         rescale: float = 0.0,
     ) -> Settings:
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
-        if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not -1e6 < guidance < 1e6:
-            raise ValueError(f"guidance_scale={guidance!r}: give a finite number; at most 1 is without guidance")
-        if isinstance(rescale, bool) or not isinstance(rescale, (int, float)) or not 0 <= rescale <= 1:
-            raise ValueError(f"guidance_rescale={rescale!r}: give a number from 0 (none) to 1")
         if rescale and not guided(self.pipeline, guidance):
             raise ValueError(f"guidance_rescale={rescale}: it has no effect without guidance; {guiding(self.pipeline)}")
-        for name, side in (("height", height), ("width", width)):
-            if side is not None and (isinstance(side, bool) or not hasattr(side, "__index__")):
-                raise ValueError(f"{name}={side!r}: give whole pixels")
         self._latent_shape(1, height, width)  # refuses a size that is not drawn
         return Settings(self._steps(num_inference_steps), float(guidance), height, width, start, float(rescale))
 
     def _steps(self, given: int | None) -> int:
         return self.num_inference_steps if given is None else given
 
+    @checked(
+        worlds=lambda worlds, argument: as_worlds(worlds),
+        record=lambda record, argument: as_record(record),
+        images=instance_of("collections.abc:Mapping", fix="pictures by the worlds' names, as {'a zebra': picture}"),
+        step=partial(count, least=0),
+    )
     def run_once(
         self,
         worlds: Worlds,
@@ -254,11 +277,14 @@ class Model:
             raise ValueError(
                 f"run_once: step={step}, but the run has steps 0 to {steps - 1}; raise num_inference_steps or name another"
             )
+        images = {world.name: as_rgb(images[world.name], f"images[{world.name!r}]") for world in chosen}
         self._check_sizes(images.values())
-        kept = (record,) if isinstance(record, (str, Fold)) else tuple(record)
         settings = self._settings(num_inference_steps, guidance_scale, start=Start(images, step))
-        return run(self, chosen, as_seeds(seeds), settings, record=kept, batch_size=batch_size, progress=False)
+        return run(
+            self, chosen, as_seeds(seeds), settings, record=as_record(record), batch_size=batch_size, progress=False
+        )
 
+    @checked(images=lambda images, argument: some_pictures(images))
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Images of the model's own size as latents, the mean of the VAE's posterior: (image, channel, y, x).
@@ -286,6 +312,7 @@ class Model:
         own = self.family.size(self.pipeline)
         return (count, *self.family.latents(self.pipeline, height or own[0], width or own[1]))
 
+    @checked(seeds=partial(as_seeds, once=False))  # the same seed may stand in several rows
     def latents(self, seeds: Seeds, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """Starting noise, one row per seed, as the pipeline itself draws it: (row, channel, y, x), on the CPU, of the model's dtype.
 
@@ -296,11 +323,11 @@ class Model:
         """
         shape = self._latent_shape(1, height, width)
         dtype = self.family.model(self.pipeline).dtype
-        each = [seeds] if hasattr(seeds, "__index__") else seeds  # the same seed may stand in several rows
-        rows = [torch.Generator().manual_seed(as_seeds(seed)[0]) for seed in each]
+        rows = [torch.Generator().manual_seed(seed) for seed in as_seeds(seeds, once=False)]
         return torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in rows])
 
     @named_options
+    @checked(prompt=strings, negative_prompt=strings, seeds=partial(as_seeds, once=False))
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -327,10 +354,7 @@ class Model:
         >>> pictures = model.generate(["a zebra", "a lion"], seeds=0, negative_prompt="snow")
         """
         prompts = list(strings(prompt, "prompt"))
-        if len(prompts) > 1 and isinstance(seeds, Iterable):  # one seed may stand in several rows
-            numbers = [as_seeds(seed)[0] for seed in seeds]
-        else:
-            numbers = list(as_seeds(seeds))
+        numbers = list(as_seeds(seeds, once=len(prompts) == 1))  # one seed may stand in several rows
         negatives = [None] if negative_prompt is None else list(strings(negative_prompt, "negative_prompt"))
         rows = max(map(len, (prompts, numbers, negatives)))
         columns: list[list[Any]] = [
@@ -380,6 +404,7 @@ class Model:
         """
         return commits_of(self.pipeline).log
 
+    @checked(site=site_name)
     def hashes(self, site: str) -> list[str]:
         """SHA-256 of a site's weight as it is, then as it was before each commit: an edit may be based on any of them.
 
@@ -391,6 +416,7 @@ class Model:
         now = weight_hash(weight_of(self.pipeline, self.sites[site]))
         return [now, *commits_of(self.pipeline).earlier(site)]
 
+    @checked
     def commit(self, edit: "Edit", *, base: bool = True):
         """Add an edit to the weights; `undo` takes it back.
 
@@ -406,6 +432,7 @@ class Model:
         """
         commits_of(self.pipeline).commit(self, edit, base)
 
+    @checked
     def undo(self, *, check: bool = True):
         """Take the latest commit back, bit-exact, from the saved copy.
 
@@ -419,6 +446,7 @@ class Model:
         """
         commits_of(self.pipeline).undo(check)
 
+    @checked
     @contextmanager
     def applied(self, edit: "Edit", *, base: bool = True) -> Iterator["Model"]:
         """The model with an edit committed for as long as the block lasts, whatever happens in it.
@@ -440,6 +468,7 @@ class Model:
             commits_of(self.pipeline).copied_to(copy.pipeline)
         return copy
 
+    @checked(folder=user_path)
     def save_pretrained(self, folder: str | Path):
         """Write the model as it now is as a diffusers folder, with its defaults, the log of its edits and SHA-256 sums.
 
@@ -451,7 +480,7 @@ class Model:
         >>> [commit.what["editor"] for commit in wb.load("edited").edits]
         ['locoedit']
         """
-        folder = user_path(folder, "save_pretrained(folder=)")
+        folder = user_path(folder, "folder")
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(
                 f"save_pretrained(folder={str(folder)!r}): the folder holds files; name an empty or a new one"
@@ -466,16 +495,15 @@ class Model:
         write_manifest(folder)
 
     def _warn_of_long(self, prompts: Iterable[str]):
-        for text in dict.fromkeys(prompts):
+        for prompt in dict.fromkeys(prompts):
             for name in self.family.tokenizers:
                 tokenizer = getattr(self.pipeline, name)
-                ids = tokenizer(text, verbose=False)["input_ids"]
+                ids = tokenizer(prompt, verbose=False)["input_ids"]
                 if len(ids) > tokenizer.model_max_length:
                     lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-                    warnings.warn(
+                    warn(
                         f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
-                        f"{lost!r} is cut off {text!r}; shorten the prompt",
-                        stacklevel=3,
+                        f"{lost!r} is cut off {prompt!r}; shorten the prompt"
                     )
                     break
 
@@ -512,6 +540,23 @@ def as_worlds(worlds: Worlds) -> tuple[World, ...]:
     return tuple(World(each, each) if isinstance(each, str) else each for each in given)
 
 
+def as_record(record: str | Fold | Sequence[str | Fold]) -> tuple[str | Fold, ...]:
+    """Globs and folds: one or several."""
+    given = (record,) if isinstance(record, (str, Fold)) else record
+    several = isinstance(given, (list, tuple, Sites))
+    if not several or not all(isinstance(each, (str, Fold, Site)) and each != "" for each in given):
+        raise ValueError(f"record={shown(record)}: give globs of sites, such as 'unet.*.cross', or wb.Fold(...)s")
+    return tuple(each.name if isinstance(each, Site) else each for each in given)
+
+
+def some_pictures(images) -> list[Image.Image]:
+    """Pictures, at least one; see `as_pil`."""
+    if not (found := as_pil(images)):
+        raise ValueError("images holds none; give at least one")
+    return found
+
+
+@checked(revision=text, variant=text, safety_checker=flag, config=user_path)
 def load(
     source: str | Path | DiffusionPipeline | None = None,
     *,

@@ -1,6 +1,8 @@
 """Pictures of results. Every function takes `ax=None`, draws there, and returns the axes; none shows or saves."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,12 +10,15 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 
+from workbench.arguments import at_least_zero, checked, instance_of, mapping_of
 from workbench.drawing import COLOURS, GREY, SMALL, WIDTH, cells, intervals, place_names, room, wrapped
 from workbench.engine import Run
-from workbench.experiments.results import UNITS
+from workbench.experiments.results import UNITS, drawable
 from workbench.experiments.statistics import pareto
+from workbench.inputs import flag, number, shown, text
 from workbench.localize.compare import Comparison
-from workbench.steering.direction import Direction
+from workbench.pictures import as_array
+from workbench.steering.direction import DIRECTION, Direction
 
 LEAST = 0.05  # of an effect that gets a dot, in its own unit
 FEW = 6  # prompts: of fewer, chance alone gives all the same sign in more than one case of twenty
@@ -50,7 +55,19 @@ WORDS = {
     "after_subject": "after the subject",
 }
 
+COMPARISON = instance_of("workbench.localize.compare:Comparison", "pandas:DataFrame")
 
+
+def grid_of(value: Any, argument: str) -> xr.DataArray:
+    """Labelled pictures (ROW, COLUMN, y, x, colour), or a run's."""
+    images = value.images if isinstance(value, Run) else value
+    if not isinstance(images, xr.DataArray) or images.ndim != 5 or images.shape[-1] != 3:
+        raise ValueError(f"{argument}={shown(value)}: give a run, or labelled pictures (ROW, COLUMN, y, x, colour)")
+    as_array(images)  # which looks at the colours
+    return images
+
+
+@checked(effects=drawable, x=text, y=text, value=text, limit=partial(number, above=0), least=at_least_zero, bar=flag)
 def heatmap(
     effects: xr.Dataset,
     x: str,
@@ -75,7 +92,7 @@ def heatmap(
     >>> axes.figure.savefig("heatmap.png")
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
-    table = _table(effects, value)
+    table = _table(effects, value, x, y)
     if table[value].isna().all():
         axes = [axis for axis in (x, y) if axis in effects.coords]
         empty = "; ".join(f"{axis} {effects[axis].values.tolist()[:6]}" for axis in axes)
@@ -111,6 +128,7 @@ def heatmap(
     return ax
 
 
+@checked(effects=drawable, value=text)
 def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Effects of sites by layer in execution order, with their intervals, one colour for each kind; the dashed line is the total.
 
@@ -121,7 +139,7 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     >>> axes = wb.plot.profile(windows.effects(width=2))
     """
     value = value or effects.attrs.get("effect", "indirect_effect")
-    table = _table(effects, value)
+    table = _table(effects, value, "site")
     _check_single("profile", effects, table, value, ["site"])
     windows = "window" in table
     layers = list(dict.fromkeys(table["window" if windows else "layer"]))
@@ -156,13 +174,13 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     return ax
 
 
+@checked(images=grid_of)
 def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Images (ROW, COLUMN, y, x, colour) in [0, 1], or a run's (world, seed, ...); transpose them to lay them otherwise.
 
     >>> axes = wb.plot.image_grid(run)
     >>> axes = wb.plot.image_grid(run.images.transpose("seed", "world", ...), title="Two seeds")
     """
-    images = getattr(images, "images", images)
     rows, columns, height, width = images.shape[:4]
     names = [[str(label) for label in images[axis].values] for axis in images.dims[:2]]
     if ax is None:
@@ -191,6 +209,7 @@ def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str
     return ax
 
 
+@checked(word_map=instance_of("xarray:DataArray", fix="a map (y, x), such as maps.word('zebra')[0, 0, 0, 0, 0]"))
 def overlay(
     image, word_map: xr.DataArray, *, ax: Axes | None = None, title: str | None = None, bar: bool = True
 ) -> Axes:
@@ -199,7 +218,8 @@ def overlay(
     >>> zebra = maps.word("zebra").mean(["site", "steps", "head"])
     >>> axes = wb.plot.overlay(maps.images[0, 0], zebra[0, 0], title="zebra")
     """
-    image = np.asarray(image)
+    (picture,) = as_array(image)
+    image = picture
     ax = ax or plt.subplots(figsize=(3.6, 3), layout="constrained")[1]
     place = (0, image.shape[1], image.shape[0], 0)
     ax.imshow(image, extent=place)
@@ -213,6 +233,7 @@ def overlay(
     return ax
 
 
+@checked(comparison=COMPARISON)
 def ranks(comparison: Comparison | pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """A `Comparison`'s layers as each localizer ranks them, 1 for the strongest; or such a table, which `Comparison.table` gives.
 
@@ -230,6 +251,7 @@ def ranks(comparison: Comparison | pd.DataFrame, *, ax: Axes | None = None, titl
     return ax
 
 
+@checked(comparison=COMPARISON)
 def agreement(comparison: Comparison | pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Spearman correlations over layers between a `Comparison`'s localizers, with their intervals; on the diagonal, between halves of
     the prompts. Or a table of them, which `Comparison.agreement` gives.
@@ -250,6 +272,12 @@ def agreement(comparison: Comparison | pd.DataFrame, *, ax: Axes | None = None, 
     return ax
 
 
+@checked(
+    table=instance_of("pandas:DataFrame", fix="a table, as Sweep.table() or Search.table gives it"),
+    concept=text,
+    fidelity=text,
+    by=text,
+)
 def frontier(
     table: pd.DataFrame,
     concept: str,
@@ -267,6 +295,13 @@ def frontier(
     >>> sweep = wb.steer_sweep(model, prompts, two, concept, wb.SweepSpec(strengths=(1.0, 2.0)))
     >>> axes = wb.plot.frontier(sweep.table(), "concept_similarity", "similarity")
     """
+    columns = {"concept": concept, "fidelity": fidelity} | ({} if by is None else {"by": by})
+    for argument, name in columns.items():
+        ends = ("",) if argument == "by" else ("", "_low", "_high")
+        if lost := [f"{name}{end}" for end in ends if f"{name}{end}" not in table]:
+            raise KeyError(
+                f"{argument}={name!r}: the table has no column {lost[0]!r}; it has {', '.join(map(str, table))}"
+            )
     ax = ax or plt.subplots(figsize=(5.6, 4), layout="constrained")[1]
     kinds = [(None, table)] if by is None else list(table.groupby(by, sort=False))
     for colour, (kind, rows) in zip(COLOURS, kinds):
@@ -282,6 +317,7 @@ def frontier(
     return ax
 
 
+@checked(directions=mapping_of(DIRECTION, "{'winter': wb.direction(...)}"))
 def activation_difference(
     directions: Mapping[str, Direction], *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
@@ -306,8 +342,14 @@ def activation_difference(
     return ax
 
 
-def _table(effects: xr.Dataset, value: str) -> pd.DataFrame:
+def _table(effects: xr.Dataset, value: str, *axes: str) -> pd.DataFrame:
     names = [value, f"{value}_low", f"{value}_high", "significant", "prompts"]
+    if lost := [name for name in names if name not in effects.data_vars]:
+        known = [str(name).removesuffix("_low") for name in effects.data_vars if str(name).endswith("_low")]
+        raise KeyError(f"value={value!r}: the effects have no {lost[0]!r}; value may be {', '.join(map(repr, known))}")
+    for argument, axis in zip(("x", "y") if len(axes) > 1 else ("effects",), axes):
+        if axis not in effects.coords:
+            raise KeyError(f"{argument}={axis!r}: the effects have the axes {', '.join(map(str, effects.coords))}")
     return effects[names].to_dataframe().reset_index().dropna(subset=[value])
 
 

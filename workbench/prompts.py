@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.inputs import shown, strings, user_path
+from workbench.arguments import line
+from workbench.inputs import said, several, shown, strings, user_path
 from workbench.models import DATA
 from workbench.tables import Table, header_of, read_table
 from workbench.text import places_of, replace_words
@@ -45,7 +46,7 @@ class Prompt:
     target_value: str = ""
 
     def __post_init__(self):
-        for name, text in asdict(self).items():
+        for name, text in vars(self).items():
             if not isinstance(text, str):
                 raise ValueError(f'Prompt({name}={shown(text)}): give a text, "" for none')
         for name, needed in (("replacement", "subject"), ("target_value", "target")):
@@ -76,7 +77,9 @@ class PromptSet(Sequence[Prompt]):
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        line(self.name, "name")
+        fix = "give several wb.Prompt(...), or PromptSet.of for mere texts"
+        object.__setattr__(self, "prompts", several(self.prompts, "prompts", fix))
         if wrong := [prompt for prompt in self.prompts if not isinstance(prompt, Prompt)]:
             raise ValueError(
                 f"prompt set {self.name!r} holds {shown(wrong[0])}: give wb.Prompt(...), or PromptSet.of for mere texts"
@@ -117,7 +120,9 @@ class PromptSet(Sequence[Prompt]):
                     "a PromptSet has its own subjects, targets and labels; leave subject, target and labels out"
                 )
             return prompts
-        given = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+        said(subject, "subject"), said(target, "target"), line(name, "name")
+        fix = "give a text, a wb.Prompt, several of these, or a PromptSet"
+        given = [prompts] if isinstance(prompts, (str, Prompt)) else several(prompts, "prompts", fix)
         texts = strings([one for one in given if not isinstance(one, Prompt)], "prompts", least=0)
         if lacking := [text for text in texts if subject and not places_of(subject, text)]:
             raise ValueError(f"subject={subject!r} is not in the prompt {lacking[0]!r}; name words that it has")
@@ -275,6 +280,15 @@ def _found(source: str | Path, function: str, folder: Path, columns: Sequence[st
         raise FileNotFoundError(
             f"{function}({str(source)!r}): no such file, and no set of that name; the sets are {sets}{near}"
         )
+    return _file(path, function)
+
+
+def _file(path: Path, function: str) -> Path:
+    """A file that is there; function: what asks for it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{function}: {path}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{function}: {path} is a folder; name a CSV file in it")
     return path
 
 
@@ -296,7 +310,7 @@ def _prompt(table: Table, row: int, columns: Sequence[str]) -> Prompt:
 def _labels_file(path: Path, labels: str | Path | None, valued: bool) -> Path | None:
     """Where a set's labels are, if anywhere."""
     if labels is not None:
-        return user_path(labels, "prompt_set: labels")
+        return _file(user_path(labels, "prompt_set: labels"), "prompt_set(labels=)")
     own, shared = path.with_name(f"{path.stem}_labels.csv"), path.with_name("labels.csv")
     return own if own.exists() else shared if valued and shared.exists() and shared != path else None
 

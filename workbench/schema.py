@@ -17,14 +17,39 @@ import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from math import isfinite, prod
+from math import prod
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from workbench.inputs import shown, strings
+from workbench.inputs import MOST_THINGS, choice, number, shown, strings, text
+
+__all__ = [
+    "DEEPEST_JSON",
+    "LONGEST_JSON",
+    "MOST_NUMBERS",
+    "MOST_PATTERNS",
+    "array",
+    "array_of_base64",
+    "choice",
+    "fields",
+    "listed",
+    "mapping",
+    "number",
+    "parsed",
+    "plain",
+    "sha256",
+    "site_name",
+    "site_names",
+    "text",
+    "tokens",
+    "whole",
+    "wholes",
+    "within_depth",
+    "without_braces",
+    "words",
+]
 
 LONGEST_JSON = 64 * 2**20  # characters; a direction per token of a large model takes a few million
 DEEPEST_JSON = 64
@@ -32,39 +57,11 @@ MOST_NUMBERS = 2**28  # a GiB in float32
 MOST_PATTERNS = 4096
 LONGEST_NAME = 1000  # characters of a site's name or of a glob
 
+if TYPE_CHECKING:  # what specs are checked by needs no torch
+    import torch
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GLOB = re.compile(r"[*?\[\]{}]")
-
-
-def text(value: str, argument: str, *, empty: bool = False) -> str:
-    """A text; empty: whether "" or blanks alone will do."""
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise ValueError(f"{argument}={shown(value)}: give a text{'' if empty else ' that says something'}")
-    return str(value)
-
-
-def number(
-    value: float, argument: str, *, least: float | None = None, above: float | None = None, most: float | None = None
-) -> float:
-    """A finite number, numpy's and a tensor's too, but no bool and no text."""
-    bounds = [
-        f"{words} {bound:g}"
-        for words, bound in (("at least", least), ("above", above), ("at most", most))
-        if bound is not None
-    ]
-    plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-    if (
-        isinstance(plain, bool)
-        or not isinstance(plain, Real)
-        or not isfinite(plain)
-        or (least is not None and float(plain) < least)
-        or (above is not None and float(plain) <= above)
-        or (most is not None and float(plain) > most)
-    ):
-        raise ValueError(
-            f"{argument}={shown(value)}: give a finite number{', ' if bounds else ''}{' and '.join(bounds)}"
-        )
-    return float(plain)
 
 
 def whole(value: int, argument: str, *, least: int | None = None, most: int | None = None) -> int:
@@ -89,19 +86,31 @@ def wholes(
     numbers: list[Any] = [given] if isinstance(given, Real) else list(given)
     if not numbers:
         raise ValueError(f"{argument}={shown(value)} holds none: give at least one whole number, or leave it out")
-    return tuple(whole(each, argument, least=least, most=most) for each in numbers)
+    found = tuple(whole(each, argument, least=least, most=most) for each in numbers)
+    if beyond := [each for each in found if abs(each) > MOST_THINGS]:
+        raise ValueError(f"{argument}={beyond[0]}: give a whole number, at most {MOST_THINGS}")
+    return found
 
 
-def choice(value: str, argument: str, options: Sequence[str]) -> str:
-    """One of some texts."""
-    if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{argument}={shown(value)}: may be {', '.join(map(repr, options))}")
-    return value
+def words(value: str | Iterable[str], argument: str) -> tuple[str, ...]:
+    """Words of a prompt or names of its parts, none of them empty."""
+    found = strings(value, argument)
+    if not all(word.strip() for word in found):
+        raise ValueError(f"{argument}={shown(value)} holds an empty text: give words, or parts such as 'subject_last'")
+    return found
+
+
+def tokens(given, argument: str) -> str | tuple[int, ...]:
+    """A part of the prompt or a word of it, or positions."""
+    try:
+        return text(given, argument) if isinstance(given, str) else wholes(given, argument)
+    except ValueError as error:
+        raise ValueError(f"{error}; or a word of the prompt, or one of its parts, such as 'subject'") from None
 
 
 def site_name(value: str, argument: str) -> str:
     """The name of one site, where a glob will not do."""
-    if not isinstance(value, str) or not value or len(value) > LONGEST_NAME or _GLOB.search(value):
+    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME or _GLOB.search(value):
         raise ValueError(
             f"{argument}={shown(value)}: give a site's name as model.sites shows it, such as 'unet.mid.cross.k'; a glob names none"
         )
@@ -110,11 +119,12 @@ def site_name(value: str, argument: str) -> str:
 
 def site_names(value: str | Iterable, argument: str = "sites") -> tuple[str, ...]:
     """Names or globs of sites, or sites, as a tuple of names: one or several, none twice, braces within the limits."""
-    named = getattr(value, "name", value)  # a Site alone
+    name_of = lambda each: each.name if hasattr(each, "axes") else each  # a Site
+    named = name_of(value)
     given = (named,) if isinstance(named, str) else named
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
         raise ValueError(f"{argument}={shown(value)}: give names or globs of sites, such as 'unet.*.cross'")
-    names = strings([getattr(each, "name", each) for each in given], argument, least=0)
+    names = strings([name_of(each) for each in given], argument, least=0)
     if not names or not all(name.strip() for name in names):
         raise ValueError(
             f"{argument}={shown(value)} names nothing: give names or globs of sites, such as 'unet.*.cross'"
@@ -150,15 +160,18 @@ def array(
     *,
     axes: Sequence[str] | None = None,
     sizes: Mapping[str, int] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: "torch.dtype | None" = None,
     most: int = MOST_NUMBERS,
-) -> torch.Tensor:
+) -> "torch.Tensor":
     """Finite numbers as a tensor of their own on the CPU.
 
     value: a tensor, or what numpy takes. axes: names of its axes, any number of them when left out. sizes: lengths that some
-    of these must have. dtype: of the result; numbers that do not fit it are refused.
+    of these must have. dtype: of the result, float32 when left out; numbers that do not fit it are refused.
     """
-    if isinstance(value, (str, bytes)):
+    import torch  # here: specs are read without it
+
+    dtype = dtype or torch.float32
+    if isinstance(value, (str, bytes, bool, np.bool_)):
         raise ValueError(f"{argument}={shown(value)}: give an array of numbers")
     try:
         found = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, np.float64))
@@ -178,7 +191,7 @@ def array(
     return found
 
 
-def array_of_base64(shape: Sequence[int], data: str, argument: str) -> torch.Tensor:
+def array_of_base64(shape: Sequence[int], data: str, argument: str) -> "torch.Tensor":
     """The float32 numbers that JSON carries: lengths of the axes, and the little-endian bytes in base64."""
     lengths = tuple(whole(length, f"{argument}: length of an axis", least=0) for length in shape)
     if len(lengths) > DEEPEST_JSON or prod(lengths) > MOST_NUMBERS:
@@ -286,6 +299,6 @@ def _no_constant(name: str):
 
 
 def _plain_number(value):
-    if isinstance(value, (np.generic, torch.Tensor, np.ndarray)):
+    if hasattr(value, "tolist"):  # numpy's and torch's
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is none of them")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import reduce
 from safetensors.torch import load_file
 
-from workbench.inputs import shown, strings
-from workbench.models import GRADER, MANIFEST, MENAGERIE, Model, fingerprint, verify_files
-from workbench.pictures import as_pil
+from workbench.inputs import shown, strings, user_path
+from workbench.loading import as_device
+from workbench.models import GRADER, MANIFEST, MENAGERIE, Model, fingerprint, some_pictures, verify_files
 from workbench.prompts import label_texts
 
 CONFIG = "open_clip_config.json"
@@ -41,6 +41,14 @@ class Scorer:
     def __init__(
         self, model: str | Path | None = None, *, pretrained: str | None = None, device: str | torch.device = "cpu"
     ):
+        for argument, value in (("model", model), ("pretrained", pretrained)):
+            if value is not None:
+                user_path(value, f"Scorer({argument}=)")
+        device = as_device(device)
+        if model is None and pretrained is not None:
+            raise ValueError(
+                f"Scorer(pretrained={pretrained!r}): weights of which model? Name it too, as Scorer('ViT-B-32', ...)"
+            )
         if model is None:
             if (GRADER / MANIFEST).exists():
                 verify_files(GRADER)
@@ -72,9 +80,7 @@ class Scorer:
         >>> wb.Scorer().image_embeddings(run.images).shape
         torch.Size([4, 64])
         """
-        pictures = as_pil(images)
-        if not pictures:
-            raise ValueError("images holds none; give at least one")
+        pictures = some_pictures(images)
         if dark := [i for i, picture in enumerate(pictures) if picture.getbbox() is None]:
             raise ValueError(
                 f"images {dark[:5]} of {len(pictures)} are black through and through, as a safety checker's are; leave them out, or "

@@ -12,22 +12,23 @@ kind: `unet.mid.7.cross.v`. What a name says stands in the site's fields too: no
 
 import difflib
 import fnmatch
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
+from workbench.arguments import checked
 from workbench.families import family_of
 from workbench.families.attention import check_attention
 from workbench.families.base import IMAGE, LATENTS, PIXELS, POOLED, TEXT, Site
+from workbench.inputs import count, plain, shown
+from workbench.schema import without_braces
 from workbench.weights import editable_weight
 
 __all__ = ["IMAGE", "LATENTS", "PIXELS", "POOLED", "TEXT", "Site", "Sites", "find_sites", "weight_of"]
-
-MOST_GLOBS = 10_000  # that braces may stand for
 
 
 class Sites(Sequence[Site]):
@@ -48,7 +49,7 @@ class Sites(Sequence[Site]):
         chosen: set[str] = set()
         alive = [site.name for site in self if site.read]
         for pattern in patterns:
-            names = {name for glob in _without_braces(pattern) for name in fnmatch.filter(alive, glob)}
+            names = {name for glob in without_braces(pattern) for name in fnmatch.filter(alive, glob)}
             names |= {pattern} & self._by_name.keys()
             if not names:
                 raise KeyError(self._unknown(pattern))
@@ -89,9 +90,10 @@ class Sites(Sequence[Site]):
                 joints[site.name.replace(first, "text_encoders", 1)] = Sites(together)
         return joints
 
+    @checked(start=partial(count, least=0), width=count)
     def window(self, start: int, width: int) -> "Sites":
         """`width` neighbours of this selection, from its number `start` on."""
-        if width < 1 or not 0 <= start <= len(self) - width:
+        if start > len(self) - width:
             raise ValueError(
                 f"window(start={start}, width={width}) does not fit {len(self)} sites: start may be 0 to {len(self) - width}"
             )
@@ -107,7 +109,13 @@ class Sites(Sequence[Site]):
             if index not in self._by_name:
                 raise KeyError(self._unknown(index))
             return self._by_name[index]
-        return self._sites[index]
+        number = plain(index)
+        if not isinstance(index, slice) and (isinstance(number, bool) or not isinstance(number, int)):
+            raise TypeError(f"sites[{shown(index)}]: give a site's name, such as 'unet.mid.cross', or its number")
+        try:
+            return self._sites[index]
+        except IndexError:
+            raise IndexError(f"sites[{number}]: there are {len(self)}, numbered from 0") from None
 
     def __contains__(self, site: object) -> bool:
         return site in self._by_name if isinstance(site, str) else site in self._sites
@@ -151,23 +159,6 @@ def weight_of(pipeline: DiffusionPipeline, site: Site) -> torch.nn.Parameter:
     except ValueError as error:
         raise ValueError(f"{site.name}: {error}") from None
     return editable_weight(pipeline, site.module if site.port == "output" else "", site.name)
-
-
-def _without_braces(pattern: str) -> list[str]:
-    """ "a.{b,c}" is "a.b" and "a.c"."""
-    todo, globs = [pattern], []
-    while todo:
-        glob = todo.pop()
-        braces = re.search(r"\{([^{}]*)\}", glob)
-        if braces is None:
-            globs.append(glob)
-        else:
-            todo += [glob[: braces.start()] + word + glob[braces.end() :] for word in braces[1].split(",")]
-        if len(todo) + len(globs) > MOST_GLOBS:
-            raise ValueError(
-                f"sites={pattern[:60]!r}...: its braces stand for more than {MOST_GLOBS} globs; name fewer alternatives"
-            )
-    return globs
 
 
 def find_sites(pipeline: DiffusionPipeline, height: int | None = None, width: int | None = None) -> Sites:

@@ -7,16 +7,20 @@
 `plain` asks the pipeline alone, through `hooks`; `laws` asks the engine; `report` is what comes out.
 """
 
+from functools import partial
+
+from workbench.arguments import checked, line
 from workbench.checks import laws, plain
 from workbench.checks.report import ModelCheck
 from workbench.checks.trial import Trial, changed, fewest_steps, state
-from workbench.inputs import count, seeds, strings
+from workbench.inputs import count
 from workbench.models import Model
 from workbench.progress import Bar
 
 __all__ = ["ModelCheck", "check"]
 
 
+@checked(prompt=line, target=line, batch_size=partial(count, least=3))
 def check(
     model: Model,
     *,
@@ -51,23 +55,19 @@ def check(
     >>> wb.check(model, height=32, width=32, progress=False).passed
     True
     """
-    if not isinstance(model, Model):
-        raise ValueError(f"wb.check: a {type(model).__name__} is no model; give one, as in wb.check(wb.load(pipeline))")
     scheduler = model.pipeline.scheduler
-    steps = (
-        fewest_steps(scheduler) if num_inference_steps is None else count(num_inference_steps, "num_inference_steps")
-    )
+    steps = fewest_steps(scheduler) if num_inference_steps is None else num_inference_steps
     model._settings(steps, guidance_scale, height, width)  # raises for settings that no run takes
     own = model.family.size(model.pipeline)
     trial = Trial(
         model,
-        prompt=strings(prompt, "prompt")[0],
-        target=strings(target, "target")[0],
-        seed=seeds(seed, "seed")[0],
+        prompt=prompt,
+        target=target,
+        seed=seed,
         steps=steps,
         guidance_scale=guidance_scale,
         size=(height or own[0], width or own[1]),
-        batch_size=count(batch_size, "batch_size", least=3),
+        batch_size=batch_size,
     )
     parts = (
         lambda: plain.watch(trial),

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from workbench.steps import Window
+
 
 @dataclass(frozen=True)
 class Command:
@@ -71,6 +73,23 @@ BENCHMARKS = {
 }
 
 
+OPTIONS = tyro.constructors.ConstructorRegistry()
+
+
+@OPTIONS.primitive_rule
+def window_option(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """A window of the denoising, as results call it: 0-0.5."""
+    if kind.type is not Window:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="START-STOP",
+        instance_from_str=lambda given: Window.of_name(given[0]),
+        is_instance=lambda value: isinstance(value, Window),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def named(path: str):
     """What "module:name" names, imported."""
     module, _, name = path.partition(":")
@@ -91,12 +110,13 @@ def read(commands: Mapping[str, Command], arguments: list[str], prog: str):
         for name, command in commands.items()
     ]
     either: Any = Union[tuple(kinds)]  # noqa: UP007  made from a table
-    return tyro.cli(
-        either,
-        prog=prog,
-        args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-    )
+    with OPTIONS:
+        return tyro.cli(
+            either,
+            prog=prog,
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        )
 
 
 def main():

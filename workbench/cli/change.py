@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import workbench as wb
 from workbench.cli.common import Common, beside
+from workbench.inputs import count
 
 
 @dataclass
@@ -59,7 +60,8 @@ class SteerConcept(Common):
         strips = {}
         for prompt in self.prompts:
             images = model.run(
-                [wb.World(name, prompt, what) for name, what in columns.items()], seeds=range(self.seeds)
+                [wb.World(name, prompt, what) for name, what in columns.items()],
+                seeds=range(count(self.seeds, "--seeds")),
             ).images
             for name in columns:
                 mine = images.sel(world=name)
@@ -155,7 +157,7 @@ class P2P(Common):
         )
         print(edit)
         if self.image is None:
-            images = model.run(edit, seeds=range(self.seeds)).images
+            images = model.run(edit, seeds=range(count(self.seeds, "--seeds"))).images
         else:
             picture = as_rgb(Image.open(self.image))
             (photo,) = wb.invert(model, [picture], [self.source])
@@ -214,7 +216,10 @@ class EditConcept(Common):
         edit.save(beside(self.out, ".safetensors"))
         edit.to_lora(beside(self.out, "_lora.safetensors"))
         prompts = self.prompts or (self.old, self.new)
-        texts, seeds = [p for p in prompts for _ in range(self.seeds)], [*range(self.seeds)] * len(prompts)
+        texts, seeds = (
+            [p for p in prompts for _ in range(count(self.seeds, "--seeds"))],
+            [*range(self.seeds)] * len(prompts),
+        )
         before = model.generate(texts, seeds=seeds)
         with model.applied(edit):
             after = model.generate(texts, seeds=seeds)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import workbench as wb
-from workbench.cli.common import Common
+from workbench.cli.common import Common, check_out
 
 
 @dataclass
@@ -30,6 +30,8 @@ class CheckModel(Common):
     """A CSV file for the table of all claims."""
 
     def run(self):
+        if self.out is not None:
+            check_out(self.out)
         found = wb.check(
             wb.load(self.model, device=self.device, dtype=self.dtype),
             every_site=self.every_site,

@@ -1,5 +1,6 @@
 """Options that the commands share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,18 @@ def beside(out: Path, end: str) -> Path:
     return out.with_name(f"{out.name}{end}")
 
 
+def check_out(out: Path):
+    """Raise ValueError where files beside OUT cannot be written."""
+    if not str(out).strip() or out.name in ("", ".", ".."):
+        raise ValueError(f"--out={str(out)!r}: give a path whose last part begins the files' names, such as runs/trace")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out={str(out)!r}: its folder cannot be made ({error.strerror}); name another") from None
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out={str(out)!r}: its folder cannot be written to; name another")
+
+
 @dataclass
 class Common:
     model: str | None = None
@@ -19,4 +32,7 @@ class Common:
     device: str = "cpu"
 
     def load(self) -> "wb.Model":
+        """The model; ValueError first, before anything is computed, where OUT could not be written."""
+        if (out := getattr(self, "out", None)) is not None:
+            check_out(out)
         return wb.load(self.model, device=self.device)

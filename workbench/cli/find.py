@@ -11,6 +11,7 @@ import tyro
 
 import workbench as wb
 from workbench.cli.common import Common, beside
+from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Question(Common):
             scorer=wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
         )
 
+    def some_prompts(self) -> "wb.PromptSet":
+        every = wb.prompt_set(self.prompts)
+        return every if self.first is None else every[: count(self.first, "--first")]
+
     def save(self, table: "pd.DataFrame", figure: "Figure"):
         """Print the head of a table, and write it and its figure beside each other."""
         table.to_csv(beside(self.out, ".csv"), index=False)
@@ -62,7 +67,7 @@ class Trace(Question):
     def run(self):
         from workbench.cli.pictures import overview
 
-        data = wb.causal_trace(self.load(), wb.prompt_set(self.prompts)[: self.first], self.spec, **self.common())
+        data = wb.causal_trace(self.load(), self.some_prompts(), self.spec, **self.common())
         found = wb.effects(data, self.metric)
         clean = float(data.clean.sel(metric=self.metric).mean())
         print(
@@ -93,7 +98,7 @@ class Locate(Question):
 
         from workbench.drawing import WIDTH
 
-        model, prompts, spec = self.load(), wb.prompt_set(self.prompts)[: self.first], self.spec
+        model, prompts, spec = self.load(), self.some_prompts(), self.spec
         if self.compare:
             trace = TraceSpec(
                 noise_multiple=self.noise_multiple,

@@ -12,12 +12,16 @@ pair and lam -> 0 (arXiv 2405.01008, 2303.08084, 2308.14761, 2210.07229, 2202.05
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from workbench import files, schema
+from workbench.arguments import at_least_zero, checked, instance_of, one_of
+from workbench.inputs import number, shown
 
 Preservation = Literal["ridge", "covariance", "nullspace"]
 TOO_SINGULAR = 1e14  # condition number beyond which float64 has no digit left to trust
@@ -67,6 +71,7 @@ class Moments:
         """E[k k^T]: (in, in)."""
         return self.total / self.count
 
+    @checked(share=at_least_zero)
     def floored(self, share: float) -> "Moments":
         """With `share` of the mean eigenvalue added to all, for a corpus that leaves some directions empty.
 
@@ -86,6 +91,7 @@ class Moments:
             )
         return Moments(self.total + other.total, self.count + other.count)
 
+    @checked
     def save(self, path: str | Path):
         """Write a safetensors file, float64: it comes back exactly, and the same moments give the same bytes.
 
@@ -97,6 +103,7 @@ class Moments:
         files.write(path, "moments", {"total": self.total}, {"count": self.count})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Moments":
         """Read what `save` wrote; raises FileNotFoundError, and ValueError for anything else.
 
@@ -156,6 +163,15 @@ class Solution:
         return residuals.T.contiguous(), a
 
 
+@checked(
+    keys=lambda keys, argument: _finite(argument, keys),
+    lam=at_least_zero,
+    weight=partial(number, above=0),
+    preserve_weight=at_least_zero,
+    preservation=one_of("ridge", "covariance", "nullspace"),
+    moments=instance_of("workbench.edit.closed_form:Moments"),
+    retain=at_least_zero,
+)
 def solve(
     keys: torch.Tensor,
     *,
@@ -186,17 +202,13 @@ def solve(
     """
     keys = _finite("keys", keys)
     count, channels = keys.shape
+    if not count:
+        raise ValueError("keys= has no rows; give at least one key (key, in)")
     kept = keys.new_zeros(0, channels) if preserved is None else _finite("preserved", preserved)
     if kept.shape[1:] != keys.shape[1:]:
         raise ValueError(
             f"preserved= has {tuple(kept.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input"
         )
-    if lam < 0 or weight <= 0 or preserve_weight < 0 or not math.isfinite(lam + weight + preserve_weight):
-        raise ValueError(
-            f"lam={lam}, weight={weight}, preserve_weight={preserve_weight}: lam and preserve_weight are at least 0, weight above"
-        )
-    if preservation not in ("ridge", "covariance", "nullspace"):
-        raise ValueError(f'preservation={preservation!r}: may be "ridge", "covariance" or "nullspace"')
     if preservation == "covariance" and moments is None:
         raise ValueError('preservation="covariance" needs moments=, the second moments of a corpus at the same input')
     if moments is not None and len(moments.total) != channels:
@@ -258,8 +270,15 @@ def _subspace(kept: torch.Tensor, moments: Moments | None, retain: float) -> tor
 
 def _finite(name: str, keys: torch.Tensor) -> torch.Tensor:
     """Keys (key, in) in float64 on the CPU."""
-    keys = torch.as_tensor(keys).detach().cpu().double()
-    if keys.ndim != 2:
+    if not hasattr(keys, "shape") and not (isinstance(keys, (list, tuple)) and keys):
+        raise ValueError(f"{name}={shown(keys)}: give a matrix (key, in)")
+    if not isinstance(keys, torch.Tensor):
+        try:
+            keys = torch.from_numpy(np.array(keys, np.float64))
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}={shown(keys)}: give a matrix (key, in) of numbers") from None
+    keys = keys.detach().cpu().double()
+    if keys.ndim != 2 or not keys.shape[1]:
         raise ValueError(f"{name}= has shape {tuple(keys.shape)}; give a matrix (key, in)")
     if broken := int((~torch.isfinite(keys)).any(1).sum()):
         raise ValueError(

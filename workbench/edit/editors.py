@@ -13,29 +13,91 @@ prompts whose keys, at `preserve_tokens`, shall give what they gave.
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
 
 from workbench import schema
+from workbench.arguments import Check, at_least_zero, checked, line, one_of
 from workbench.edit.closed_form import Moments, Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.edit.words import warn_of_untrained
 from workbench.engine import encode, text_values
-from workbench.inputs import shown, strings
+from workbench.inputs import number, plain, several, shown, strings, text
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, weight_of
-from workbench.text import replace_words, tokens_of
+from workbench.text import POSITIONS_FIX, replace_words, tokens_of
 
 TEMPLATES = ("{}", "a photo of {}", "an image of {}", "a picture of {}")
 ALL_LAYERS = "unet.*.cross.{k,v}"
 ROUNDING = 1e-5  # relative difference of float32 states that are equal
 Concepts = Mapping[str, str] | Sequence[Prompt]
+Where = str | int | Sequence[str | int]
+
+SOLVER: dict[str, Check] = dict(
+    lam=at_least_zero,
+    weight=partial(number, above=0),
+    preserve_weight=at_least_zero,
+    preservation=one_of("ridge", "covariance", "nullspace"),
+    retain=at_least_zero,
+)
 
 
-Where = str | Sequence[str]
+def where(value: Any, argument: str) -> Where:
+    """Positions, parts of the prompt or words: one or several of these."""
+    held = plain(value)
+    several_of = isinstance(held, (list, tuple))
+    given = list(held) if several_of else [held]
+    if not given or not all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in given):
+        raise ValueError(f"{argument}={shown(value)}: {POSITIONS_FIX}")
+    for each in given:
+        text(each, argument) if isinstance(each, str) else schema.wholes(each, argument)
+    return tuple(given) if several_of else given[0]
 
 
+def as_templates(value: Any, argument: str) -> tuple[str, ...]:
+    """Texts with a place for the concept."""
+    found = strings(value, argument)
+    if not all("{}" in template for template in found):
+        raise ValueError(f"{argument}={shown(found)}: give texts that each hold {{}}, where the concept goes")
+    return found
+
+
+def to_preserve(value: Any, argument: str) -> tuple[str | Prompt, ...]:
+    """Words or prompts: one, several or none."""
+    given = (value,) if isinstance(value, (str, Prompt)) else several(value, argument, "give words or wb.Prompt(...)s")
+    return tuple(each if isinstance(each, Prompt) else text(each, argument) for each in given)
+
+
+def as_corpus(value: Any, argument: str) -> tuple[str, ...] | Moments:
+    """Prompts, or their moments."""
+    return value if isinstance(value, Moments) else strings(value, argument)
+
+
+def a_source(value: Any, argument: str) -> str | Site:
+    """What layers are given: the text states, or a site's input."""
+    if not isinstance(value, Site) and not (isinstance(value, str) and value == "text states"):
+        raise ValueError(
+            f"{argument}={shown(value)}: give a site, such as model.sites['text_encoder.0.out'], or leave it out"
+        )
+    return value
+
+
+NAMED: dict[str, Check] = {"lam": at_least_zero}
+
+
+@checked(
+    **SOLVER,
+    lam_v=at_least_zero,
+    templates=as_templates,
+    tokens=where,
+    preserve=to_preserve,
+    preserve_tokens=where,
+    corpus=as_corpus,
+    editor=line,
+)
 def from_concepts(
     model,
     concepts: Concepts,
@@ -71,10 +133,14 @@ def from_concepts(
     (('unet.mid.cross.k', 'unet.mid.cross.v'), 8)
     """
     pairs = as_pairs(concepts, templates)
+    if corpus is not None and preservation == "ridge":
+        raise ValueError(
+            'corpus= has no effect with preservation="ridge"; give preservation="covariance" or "nullspace", or leave it out'
+        )
     warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=", 3)
     kept = [
         one if isinstance(one, Prompt) else Prompt(template.format(one), one)
-        for one in ([preserve] if isinstance(preserve, (str, Prompt)) else preserve)
+        for one in preserve
         for template in (strings(templates, "templates") if not isinstance(one, Prompt) else ("",))
     ]
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
@@ -119,6 +185,7 @@ def from_concepts(
     return Edit(found, provenance(editor, model, diagnostics, **settings))
 
 
+@checked(**NAMED)
 def locoedit(model, concepts: Concepts, *, sites, lam: float = 0.01, lam_v: float | None = None, **settings) -> Edit:
     """LocoEdit: keys and values of a localized window (Basu et al. 2024, arXiv 2405.01008, section 5), with lam for K and lam_v for V.
 
@@ -129,6 +196,7 @@ def locoedit(model, concepts: Concepts, *, sites, lam: float = 0.01, lam_v: floa
     return from_concepts(model, concepts, sites=sites, lam=lam, lam_v=lam_v, **{"editor": "locoedit"} | settings)
 
 
+@checked(**NAMED)
 def diff_quickfix(model, concepts: Concepts, *, sites="text_encoder*.0.out", lam: float = 0.01, **settings) -> Edit:
     """Diff-QuickFix: the text encoder's first output projection (Basu et al. 2023, arXiv 2310.13730, section 5).
 
@@ -140,6 +208,7 @@ def diff_quickfix(model, concepts: Concepts, *, sites="text_encoder*.0.out", lam
     return from_concepts(model, concepts, sites=sites, lam=lam, **{"editor": "diff_quickfix"} | settings)
 
 
+@checked(**NAMED)
 def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, tokens="all", **settings) -> Edit:
     """TIME: all tokens of the old prompt, aligned to the new one's (Orgad et al. 2023, arXiv 2303.08084, section 4).
 
@@ -150,6 +219,7 @@ def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, 
     return from_concepts(model, concepts, sites=sites, lam=lam, tokens=tokens, **{"editor": "time_edit"} | settings)
 
 
+@checked(**NAMED)
 def uce(
     model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings
 ) -> Edit:
@@ -162,6 +232,7 @@ def uce(
     return from_concepts(model, concepts, sites=sites, lam=lam, preserve=preserve, **{"editor": "uce"} | settings)
 
 
+@checked(**NAMED, corpus=as_corpus)
 def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, lam: float = 0.0, **settings) -> Edit:
     """ROME: W + (v - W k)(C^-1 k)^T / (k^T C^-1 k), where W' k = v exactly (Meng et al. 2022, arXiv 2202.05262, equation 2).
 
@@ -182,6 +253,7 @@ def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, l
     )
 
 
+@checked(**NAMED, first=text, second=text)
 def swap(model, first: str, second: str, *, sites=ALL_LAYERS, lam: float = 0.01, **settings) -> Edit:
     """Each of two concepts acts as the other: both pairs in one system, not one edit after the other.
 
@@ -194,14 +266,12 @@ def swap(model, first: str, second: str, *, sites=ALL_LAYERS, lam: float = 0.01,
 
 def as_pairs(concepts: Concepts, templates: str | Sequence[str]) -> list[Prompt]:
     """Prompts with their subject and the words that replace it; raises ValueError for words without a guide, or that are their own."""
-    templates = strings(templates, "templates")
-    if not all("{}" in template for template in templates):
-        raise ValueError(f"templates={templates!r}: give texts that each hold {{}}, where the concept goes")
+    templates = as_templates(templates, "templates")
     if isinstance(concepts, Mapping):
         given = {schema.text(old, "concepts"): schema.text(new, f"concepts[{old!r}]") for old, new in concepts.items()}
         pairs = [Prompt(template.format(old), old, old, new) for old, new in given.items() for template in templates]
     else:
-        pairs = [] if isinstance(concepts, str) else list(concepts)
+        pairs = [] if isinstance(concepts, (str, bytes)) or not isinstance(concepts, Iterable) else list(concepts)
     if not pairs or not all(
         isinstance(pair, Prompt) and pair.subject.strip() and pair.replacement.strip() for pair in pairs
     ):
@@ -217,11 +287,8 @@ def as_pairs(concepts: Concepts, templates: str | Sequence[str]) -> list[Prompt]
 
 def editable(model, sites) -> Sites:
     """The linear layers that sites stand for, in execution order; raises ValueError for sites that have none with text as input."""
-    asked = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    if not asked:
-        raise ValueError("sites=() names nothing; give names or globs of sites, such as 'unet.*.cross.{k,v}'")
     chosen = []
-    for site in model.sites(*[getattr(site, "name", site) for site in asked]):
+    for site in model.sites(*schema.site_names(sites)):
         layer, kind = site.place, site.kind
         chosen += {
             "cross": [f"{layer}.cross.k", f"{layer}.cross.v"],
@@ -296,6 +363,7 @@ def _distance(i: int, places: Sequence[tuple[int, ...]]) -> int:
     return i - begun[-1][-1]
 
 
+@checked(prompts=strings, source=a_source)
 def moments_of(model, prompts: Sequence[str], source: str | Site = "text states") -> Moments:
     """Second moments of what layers are given for a corpus of prompts, at all positions but the first, which never varies.
 

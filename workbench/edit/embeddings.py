@@ -5,19 +5,24 @@ it stands, in both encoders of XL, cannot be a LoRA, and lie outside the rules o
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from workbench.edit.editors import provenance
+from workbench.arguments import checked
+from workbench.edit.editors import as_templates, provenance
 from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.words import warn_of_untrained
+from workbench.inputs import count, number, text
+from workbench.models import some_pictures
 from workbench.progress import each
 from workbench.sites import Site, weight_of
 from workbench.text import tokens_of
 
 
+@checked(first=text, second=text)
 def embedding_swap(model, first: str, second: str) -> Edit:
     """Swap the embedding rows of two words, all their tokens, in every text encoder (the IOAI 2024 baseline).
 
@@ -40,6 +45,13 @@ def embedding_swap(model, first: str, second: str) -> Edit:
     return Edit(updates, provenance("embedding_swap", model, {}, first=first, second=second))
 
 
+@checked(
+    word=text,
+    images=lambda images, argument: some_pictures(images),
+    templates=as_templates,
+    updates=count,
+    lr=partial(number, above=0, most=1e3),
+)
 def textual_inversion(
     model,
     word: str,
@@ -65,10 +77,6 @@ def textual_inversion(
     >>> found.sites, len(found.provenance["loss"])
     (('text_encoder.embedding',), 2)
     """
-    if not images or not templates or not all("{}" in template for template in templates):
-        raise ValueError(
-            f"textual_inversion: {len(images)} images, templates={list(templates)}; give pictures, and templates that hold {{}}"
-        )
     denoiser, generator = Denoiser(model.pipeline), torch.Generator().manual_seed(seed)
     sites = list(model.sites("text_encoder*.embedding"))
     ids = {site: _ids(model, site, word) for site in sites}

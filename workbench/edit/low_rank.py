@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 
 from workbench import files, schema
+from workbench.arguments import checked
+from workbench.inputs import several, shown
 from workbench.interventions import Intervention, map_input
 from workbench.sites import weight_of
 
@@ -117,9 +119,10 @@ class Edit:
     provenance: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "updates", tuple(self.updates))
+        fix = "give what update_of(model, site, b, a) makes, at least one"
+        object.__setattr__(self, "updates", several(self.updates, "Edit(updates=)", fix))
         if wrong := [update for update in self.updates if not isinstance(update, Update)]:
-            raise ValueError(f"Edit(updates=) holds {wrong[0]!r}; give what update_of(model, site, b, a) makes")
+            raise ValueError(f"Edit(updates=) holds {shown(wrong[0])}; give what update_of(model, site, b, a) makes")
         names = self.sites
         if not names or len(set(names)) < len(names):
             raise ValueError(
@@ -208,7 +211,7 @@ class Edit:
     def __add__(self, other: "Edit") -> "Edit":
         """Both edits as one, of the ranks' sum; raises ValueError where they were made for different weights."""
         if not isinstance(other, Edit):
-            return NotImplemented
+            raise TypeError(f"edit + {shown(other)}: only edits add; other is a {type(other).__name__}")
         mine, theirs = ({update.site: update for update in edit.updates} for edit in (self, other))
         for site in mine.keys() & theirs.keys():
             a, b = mine[site], theirs[site]
@@ -258,6 +261,7 @@ class Edit:
         values = sum(update.b.numel() + update.a.numel() for update in self.updates)
         return f"{self.editor}: {len(self.updates)} weights, rank at most {self.rank}, {values} numbers"
 
+    @checked
     def check(self, model, *, base: bool = True):
         """Raise ValueError unless every site exists in a model, with a weight of that shape and (`base`) of that content.
 
@@ -289,6 +293,7 @@ class Edit:
                     f"{known[0]}; load the model that it was made for in the same dtype, or pass base=False to apply it to another"
                 )
 
+    @checked
     def save(self, path: str | Path):
         """Write a safetensors file: factors, and in its metadata sites, base hashes and provenance. The same edit gives the same bytes.
 
@@ -301,6 +306,7 @@ class Edit:
         files.write(path, "edit", factors, {"updates": about, "provenance": self.provenance})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model=None) -> "Edit":
         """Read what `save` wrote; with a model, also check that it fits there.
 
@@ -351,6 +357,7 @@ class Edit:
 ABOUT = ("site", "module", "base", "dtype", "family")
 
 
+@checked(name=lambda name, argument: schema.site_name(name, "update_of(name=)"))
 def update_of(model, name: str, b: torch.Tensor, a: torch.Tensor) -> Update:
     """An update of a model's weight at a site, by its name.
 
@@ -359,6 +366,6 @@ def update_of(model, name: str, b: torch.Tensor, a: torch.Tensor) -> Update:
     >>> wb.Edit([update]).sites
     ('unet.mid.cross.k',)
     """
-    site = model.sites[schema.site_name(name, "update_of(name=)")]
+    site = model.sites[name]
     dtype = str(weight_of(model.pipeline, site).dtype).removeprefix("torch.")
     return Update(name, site.module, b, a, model.hashes(name)[0], dtype, model.family.name)

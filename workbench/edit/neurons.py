@@ -4,23 +4,28 @@ from collections.abc import Sequence
 
 import torch
 
+from workbench.arguments import at_least_zero, checked
 from workbench.edit.closed_form import solve
 from workbench.edit.editors import (
     TEMPLATES,
     Concepts,
     Where,
     as_pairs,
+    as_templates,
     by_input,
     diagnose,
     editable,
     gather,
     provenance,
+    where,
 )
 from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.words import warn_of_untrained
+from workbench.inputs import count as whole_count
 from workbench.sites import weight_of
 
 
+@checked(count=whole_count, lam=at_least_zero, templates=as_templates, tokens=where)
 def neurons(
     model,
     concepts: Concepts,

@@ -9,6 +9,7 @@ from diffusers import AutoPipelineForImage2Image
 from einops import rearrange, repeat
 from PIL import Image
 
+from workbench.arguments import fit, function
 from workbench.blend import add_maps
 from workbench.engine.call import arguments, refuse_flagged
 from workbench.engine.nn import save
@@ -16,8 +17,10 @@ from workbench.engine.plan import Action, Plan
 from workbench.engine.text import first
 from workbench.engine.trace import untouched, wrapped
 from workbench.families.attention import explicit_attention
+from workbench.inputs import text
 from workbench.interventions import Context, World
 from workbench.locks import lock_of
+from workbench.schema import words
 from workbench.sites import IMAGE, LATENTS, Site, Sites
 
 
@@ -40,6 +43,10 @@ class Fold:
     sites: tuple[str, ...]
     axes: tuple[str, ...]
     update: Callable[..., torch.Tensor]
+
+    def __post_init__(self):
+        axes = lambda value, argument: () if isinstance(value, (list, tuple)) and not value else words(value, argument)
+        fit(self, name=text, axes=axes, update=function)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 from html import escape
+from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from PIL import Image
 
+from workbench.elsewhere import named_elsewhere
+from workbench.inputs import shown
 from workbench.interventions import World
 
 SHOWN = 48  # pictures in a notebook's view of a run
@@ -37,10 +41,15 @@ class Run:
     values: dict[str, xr.DataArray] = field(default_factory=dict)
     fired: dict[tuple[str, int], int] = field(default_factory=dict)
 
+    if not TYPE_CHECKING:  # a type checker is to know what there is
+
+        def __getattr__(self, name: str):
+            raise AttributeError(named_elsewhere(self, name))
+
     def __getitem__(self, world: str) -> xr.DataArray:
         names = [each.name for each in self.worlds]
-        if world not in names:
-            raise KeyError(f"the run has no world {world!r}; its worlds are {', '.join(names)}")
+        if not isinstance(world, str) or world not in names:
+            raise KeyError(f"the run has no world {shown(world)}; its worlds are {', '.join(names)}")
         return self.images.sel(world=world)
 
     def pil(self, world: str | None = None, seed: int | None = None) -> list[Image.Image]:
@@ -56,8 +65,8 @@ class Run:
 
         images = self.images if world is None else self[world]
         if seed is not None:
-            if seed not in images.seed.values:
-                raise KeyError(f"the run has no seed {seed}; its seeds are {images.seed.values.tolist()}")
+            if isinstance(seed, bool) or not isinstance(seed, Integral) or seed not in images.seed.values:
+                raise KeyError(f"the run has no seed {shown(seed)}; its seeds are {images.seed.values.tolist()}")
             images = images.sel(seed=seed)
         return as_pil(images)
 

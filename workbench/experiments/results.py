@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.arguments import checked, store
 from workbench.experiments.shards import SPEC, Shards, opened
 from workbench.experiments.statistics import LEVEL, RESAMPLES, crossed_weights, ends, weighted_means
 from workbench.experiments.store import Store, as_store
 from workbench.families.base import Site
+from workbench.inputs import shown, text
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
 PLACES = ("site", "token", "width", "inputs", "heads", "head", "channel", "steps")  # what an effect is an effect of
@@ -36,6 +38,38 @@ def site_facts(site: Site) -> dict[str, str]:
     return dict(zip(FACTS, (site.place, site.kind, site.part)))
 
 
+def scores(*worlds: str) -> Any:
+    """A check for scores by kinds of worlds, as experiments return them."""
+
+    def check(value: Any, argument: str) -> xr.Dataset:
+        if not isinstance(value, xr.Dataset) or not set(worlds) <= set(value.data_vars):
+            raise ValueError(
+                f"{argument}={shown(value)}: give an experiment's scores, a Dataset with {', '.join(worlds)}"
+            )
+        return value
+
+    return check
+
+
+def effects_of(value: Any, argument: str) -> xr.Dataset:
+    """A check for what `effects` returns."""
+    if not isinstance(value, xr.Dataset) or not {"effect", "ratio"} <= set(value.attrs):
+        raise ValueError(
+            f"{argument}={shown(value)}: give effects, as wb.effects(trace, metric) or .effects(...) return them"
+        )
+    return value
+
+
+def drawable(value: Any, argument: str) -> xr.Dataset:
+    """A check for effects, whole or a selection of them."""
+    if not isinstance(value, xr.Dataset) or "significant" not in value:
+        raise ValueError(
+            f"{argument}={shown(value)}: give effects, as wb.effects(trace, metric) or .effects(...) return them"
+        )
+    return value
+
+
+@checked(folder=store)
 def open_results(folder: str | Path | Store) -> xr.Dataset:
     """The results in a folder, whole or as far as they have come.
 
@@ -50,6 +84,7 @@ def open_results(folder: str | Path | Store) -> xr.Dataset:
     return dataset(_shards("open_results", folder))
 
 
+@checked(folder=store)
 def open_table(folder: str | Path | Store) -> pd.DataFrame:
     """The rows in a folder, as far as they have come; raises FileNotFoundError where there are none."""
     return _shards("open_table", folder).table()
@@ -130,6 +165,7 @@ def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:
     return data.sel(metric=metric, drop=True)
 
 
+@checked(trace=scores("clean", "corrupted", "restored"))
 def effects(
     trace: xr.Dataset,
     metric: str,
@@ -205,6 +241,7 @@ def averages(
     return xr.Dataset(found, attrs={**attrs, **about, "unit": UNITS.get(metric, metric)})
 
 
+@checked(found=effects_of)
 def strongest(found: xr.Dataset) -> pd.DataFrame:
     """Effects as a table, one row for each thing restored or patched, the largest effects first.
 
@@ -247,11 +284,18 @@ def _position(token: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+@checked(name=text)
 def with_interval(values: Any, name: str) -> str:
     """ "0.42 (0.31 to 0.55)", of a table's row or of a Dataset's single numbers.
 
     >>> wb.with_interval({"recovery": 0.42, "recovery_low": 0.31, "recovery_high": 0.55}, "recovery")
     '0.42 (0.31 to 0.55)'
     """
-    value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    try:
+        value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise ValueError(
+            f"with_interval(name={name!r}): values={shown(values)} have no single numbers {name}, {name}_low and {name}_high; give a "
+            "row of a table, or effects of one site: effects.sel(site=...)"
+        ) from None
     return f"{value:.2f} ({low:.2f} to {high:.2f})"

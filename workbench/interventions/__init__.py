@@ -10,8 +10,10 @@ it out. What its keywords mean stands at `Intervention`.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypedDict, Unpack
 
+from workbench.arguments import checked, meant
 from workbench.families.base import LATENTS, Site
-from workbench.interventions.base import Intervention, Rows, Steps, Window, World, as_steps, window
+from workbench.inputs import text
+from workbench.interventions.base import Intervention, Rows, World
 from workbench.interventions.rules import (
     RULES,
     Ablate,
@@ -30,6 +32,7 @@ from workbench.interventions.rules import (
     SetTo,
     Steer,
 )
+from workbench.steps import Steps, Window, as_steps, window
 
 SiteNames = str | Site | Iterable[str | Site]
 
@@ -45,10 +48,18 @@ class Places(TypedDict, total=False):
 
 
 def _at(sites: SiteNames, rule: Rule, places: Places) -> Intervention:
-    given: Any = {"sites": (sites,) if isinstance(sites, (str, Site)) else tuple(sites)} | places
+    for name in places:
+        if name not in Places.__annotations__:
+            near = meant(name, Places.__annotations__)
+            raise TypeError(
+                f"{name}=: there is no such argument{f'; did you mean {near}=?' if near else ''}; what an intervention touches is "
+                f"said by {', '.join(f'{each}=' for each in Places.__annotations__)}"
+            )
+    given: Any = {"sites": sites} | places
     return Intervention(rule=rule, **given)  # which brings them into the form in which they are kept
 
 
+@checked
 def restore(sites: SiteNames, from_world: str, **places: Unpack[Places]) -> Intervention:
     """Give sites the value that `from_world` has there.
 
@@ -62,6 +73,7 @@ def restore(sites: SiteNames, from_world: str, **places: Unpack[Places]) -> Inte
     return _at(sites, Restore(from_world), places)
 
 
+@checked
 def add_noise(sites: SiteNames, sigma: float, seed: int = 0, **places: Unpack[Places]) -> Intervention:
     """Add Gaussian noise of standard deviation sigma.
 
@@ -70,9 +82,10 @@ def add_noise(sites: SiteNames, sigma: float, seed: int = 0, **places: Unpack[Pl
     >>> model.run(worlds).fired
     {('corrupted', 0): 1}
     """
-    return _at(sites, AddNoise(float(sigma), seed), places)
+    return _at(sites, AddNoise(sigma, seed), places)
 
 
+@checked
 def replace_prompt(sites: SiteNames, prompt: str, **places: Unpack[Places]) -> Intervention:
     """Give "context", "k" or "v" sites of cross-attention, or a "pooled" vector, what they would be for another prompt.
 
@@ -84,6 +97,7 @@ def replace_prompt(sites: SiteNames, prompt: str, **places: Unpack[Places]) -> I
     return _at(sites, ReplacePrompt(prompt), places)
 
 
+@checked
 def steer(
     sites: SiteNames, direction, alpha: float = 1.0, *, keep_norm: bool = False, **places: Unpack[Places]
 ) -> Intervention:
@@ -96,9 +110,10 @@ def steer(
     >>> model.run(wb.World("winter", "a zebra", colder)).fired
     {('winter', 0): 1}
     """
-    return _at(sites, Steer(Array.of(direction), float(alpha), keep_norm), places)
+    return _at(sites, Steer(direction, alpha, keep_norm), places)
 
 
+@checked
 def remove(
     sites: SiteNames, direction, beta: float = 1.0, *, keep_norm: bool = False, **places: Unpack[Places]
 ) -> Intervention:
@@ -109,9 +124,10 @@ def remove(
     >>> model.run(wb.World("no winter", "a zebra in winter", warmer)).fired
     {('no winter', 0): 1}
     """
-    return _at(sites, Remove(Array.of(direction), float(beta), keep_norm), places)
+    return _at(sites, Remove(direction, beta, keep_norm), places)
 
 
+@checked(over=text)
 def ablate(
     sites: SiteNames, to: str = "zero", world: str | None = None, *, over: str | None = None, **places: Unpack[Places]
 ) -> Intervention:
@@ -126,6 +142,7 @@ def ablate(
     return _at(sites, Ablate(to, world, over), places)
 
 
+@checked
 def scale(sites: SiteNames, factor: float, **places: Unpack[Places]) -> Intervention:
     """Multiply by a factor.
 
@@ -135,9 +152,10 @@ def scale(sites: SiteNames, factor: float, **places: Unpack[Places]) -> Interven
     >>> np.array_equal(run["a zebra"], run["once"]), np.array_equal(run["a zebra"], run["none"])
     (True, False)
     """
-    return _at(sites, Scale(float(factor)), places)
+    return _at(sites, Scale(factor), places)
 
 
+@checked
 def mix_attention(sites: SiteNames, from_world: str, alpha=1.0, mapper=None, **places: Unpack[Places]) -> Intervention:
     """Blend another world's attention probabilities in, at "probs" sites.
 
@@ -146,10 +164,10 @@ def mix_attention(sites: SiteNames, from_world: str, alpha=1.0, mapper=None, **p
     >>> run.fired  # at 16 layers, in one of two steps
     {('lion', 0): 16}
     """
-    alpha = float(alpha) if isinstance(alpha, (int, float)) else tuple(float(a) for a in alpha)
-    return _at(sites, MixAttention(from_world, alpha, None if mapper is None else Array.of(mapper)), places)
+    return _at(sites, MixAttention(from_world, alpha, mapper), places)
 
 
+@checked
 def set_to(sites: SiteNames, values, **places: Unpack[Places]) -> Intervention:
     """Put given values there: an array over the site's axes behind the row, the same for all images.
 
@@ -159,9 +177,10 @@ def set_to(sites: SiteNames, values, **places: Unpack[Places]) -> Intervention:
     >>> np.array_equal(*model.run([zero, silent]).images)
     True
     """
-    return _at(sites, SetTo(Array.of(values)), places)
+    return _at(sites, SetTo(values), places)
 
 
+@checked
 def blend_latents(
     from_world: str,
     maps: Iterable[str],
@@ -182,19 +201,19 @@ def blend_latents(
     >>> run.fired
     {('lion', 0): 1}
     """
+    positions: Any = dict(own=own, source=source, own_less=own_less, source_less=source_less)
+    names: Any = maps
     rule = BlendLatents(
         from_world,
-        tuple(maps),
-        own=tuple(map(int, own)),
-        source=tuple(map(int, source)),
-        own_less=tuple(map(int, own_less)),
-        source_less=tuple(map(int, source_less)),
+        names,
+        **positions,
         threshold=threshold,
         threshold_less=threshold_less,
     )
     return _at(LATENTS, rule, {"steps": steps})
 
 
+@checked
 def map_input(sites: SiteNames, b, a, **places: Unpack[Places]) -> Intervention:
     """Add b @ a @ x, with b (out, rank), a (rank, in) and x the input of the linear layer or embedding that gives the site.
 
@@ -205,9 +224,10 @@ def map_input(sites: SiteNames, b, a, **places: Unpack[Places]) -> Intervention:
     >>> model.run(wb.World("changed", "a zebra", change)).fired
     {('changed', 0): 2}
     """
-    return _at(sites, MapInput(Array.of(b), Array.of(a)), places)
+    return _at(sites, MapInput(b, a), places)
 
 
+@checked
 def apply(
     sites: SiteNames, function: Callable, from_world: str | None = None, **places: Unpack[Places]
 ) -> Intervention:

@@ -2,99 +2,20 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
 from html import escape
 from typing import Literal
 
+from workbench import schema
+from workbench.arguments import fit
+from workbench.inputs import choice, shown
 from workbench.interventions.rules import RULES, Array, Rule
+from workbench.schema import tokens, wholes
+from workbench.steps import Window, as_steps
 
 Rows = Literal["cond", "uncond", "both"]
 ROWS = ("cond", "uncond", "both")
-LONGEST_JSON = 64 * 2**20  # characters; a direction per token of a large model takes a few million
-
-
-@dataclass(frozen=True)
-class Window:
-    """A share of a run's steps, from `start` to `stop`; make it with `workbench.window`.
-
-    >>> half = wb.Window(0.0, 0.5)
-    >>> str(half), half.steps(4)
-    ('0-0.5', (0, 1))
-    """
-
-    start: float
-    stop: float
-
-    def __post_init__(self):
-        ends = (self.start, self.stop)
-        if (
-            any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in ends)
-            or not 0 <= self.start < self.stop <= 1
-        ):
-            raise ValueError(
-                f"window({self.start!r}, {self.stop!r}): shares of the run go from 0.0 to 1.0, the smaller first"
-            )
-        object.__setattr__(self, "start", float(self.start))
-        object.__setattr__(self, "stop", float(self.stop))
-
-    def __str__(self):
-        """How a window of the denoising is called: "0-0.5"."""
-        return f"{self.start:g}-{self.stop:g}"
-
-    def steps(self, count: int) -> tuple[int, ...]:
-        """Numbers of the steps of a run of so many; raises ValueError where it holds none.
-
-        >>> wb.window(0.5, 1.0).steps(4)
-        (2, 3)
-        """
-        chosen = tuple(range(round(self.start * count), round(self.stop * count)))
-        if not chosen:
-            raise ValueError(
-                f"window({self.start:g}, {self.stop:g}) holds none of the run's {count} steps; widen it, or take more steps"
-            )
-        return chosen
-
-
-Steps = int | Sequence[int] | Window | None
-
-
-def window(start: float, stop: float) -> Window:
-    """A share of a run's steps: `window(0.0, 0.5)` is the first half. Wherever `steps=` is asked, whole numbers are steps.
-
-    >>> wb.window(0.0, 0.5).steps(10)
-    (0, 1, 2, 3, 4)
-    >>> quiet = wb.scale("unet.mid.cross", 0.0, steps=wb.window(0.0, 0.5))
-    """
-    return Window(start, stop)
-
-
-def as_steps(steps: Steps, argument: str = "steps") -> tuple[int, ...] | Window | None:
-    """Steps in the one form in which they are kept: whole numbers in order, or a window; None for all.
-
-    Raises ValueError for anything else, a pair of shares among it, with the call that says it.
-    """
-    if steps is None or isinstance(steps, Window):
-        return steps
-    given = (steps,) if not isinstance(steps, (Sequence, range)) and not hasattr(steps, "__iter__") else tuple(steps)
-    if isinstance(steps, str) or not given:
-        raise ValueError(
-            f"{argument}={steps!r}: give whole numbers, such as {argument}=3 or range(0, 5), or wb.window(0.0, 0.5)"
-        )
-    if any(isinstance(step, float) for step in given):
-        low, high = (given[0], given[-1]) if len(given) == 2 else (0.0, 0.5)
-        raise ValueError(
-            f"{argument}={steps!r}: whole numbers are steps; for a share of the run write {argument}=wb.window({low}, {high})"
-        )
-    numbers = []
-    for step in given:
-        if isinstance(step, bool) or not hasattr(step, "__index__"):
-            raise ValueError(
-                f"{argument}={steps!r}: {step!r} is no step; give whole numbers from 0 on, or wb.window(0.0, 0.5)"
-            )
-        numbers.append(step.__index__())
-    if min(numbers) < 0:
-        raise ValueError(f"{argument}={steps!r}: steps are counted from 0")
-    return tuple(sorted(set(numbers)))
 
 
 @dataclass(frozen=True)
@@ -120,20 +41,10 @@ class Intervention:
     channels: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        names = (
-            (self.sites,) if isinstance(self.sites, str) else tuple(getattr(site, "name", site) for site in self.sites)
-        )
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise ValueError(f"sites={self.sites!r}: give a name or a glob, or several, such as 'unet.*.cross'")
         if not isinstance(self.rule, Rule):
-            raise ValueError(f"rule={self.rule!r}: give one of {', '.join(RULES)}")
-        if self.rows not in (None, *ROWS):
-            raise ValueError(f'rows={self.rows!r}: may be "cond", "uncond" or "both"')
-        object.__setattr__(self, "sites", names)
-        object.__setattr__(self, "steps", as_steps(self.steps))
-        for name in ("tokens", "heads", "channels"):
-            if not (name == "tokens" and isinstance(self.tokens, str)):
-                object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+            raise ValueError(f"rule={shown(self.rule)}: give one of {', '.join(RULES)}")
+        axis = partial(wholes, least=0)
+        fit(self, tokens=tokens, steps=as_steps, heads=axis, channels=axis, rows=partial(choice, options=ROWS))
 
     def to_json(self) -> str:
         """The intervention as JSON; ValueError for a function of the user's own.
@@ -180,7 +91,9 @@ class World:
         for argument in ("name", "prompt", "subject", "negative_prompt"):
             value = getattr(self, argument)
             if not isinstance(value, str) and not (value is None and argument in ("subject", "negative_prompt")):
-                raise ValueError(f"World({argument}={value!r}): give a string, as in World('edited', 'a zebra', [...])")
+                raise ValueError(
+                    f"World({argument}={shown(value)}): give a string, as in World('edited', 'a zebra', [...])"
+                )
         object.__setattr__(self, "interventions", tuple(_interventions(self.interventions)))
 
     def _repr_html_(self):
@@ -215,29 +128,14 @@ def _interventions(given) -> Iterator[Intervention]:
         yield given
     elif hasattr(given, "as_interventions"):
         yield from given.as_interventions()
-    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)):
+    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)) and not hasattr(given, "ndim"):
         for each in given:
             yield from _interventions(each)
     else:
         raise ValueError(
-            f"World(interventions=...) holds {given!r}; give interventions, such as wb.scale('unet.mid.cross', 0.0), a direction or an edit"
+            f"World(interventions=...) holds {shown(given)}; give interventions, such as wb.scale('unet.mid.cross', 0.0), a direction or "
+            "an edit"
         )
-
-
-def _numbers(name: str, given) -> tuple[int, ...] | None:
-    """Whole numbers of an axis; ValueError names the argument."""
-    if given is None:
-        return None
-    numbers = (given,) if hasattr(given, "__index__") else given
-    try:
-        chosen = tuple(number.__index__() for number in numbers if not isinstance(number, bool))
-    except (AttributeError, TypeError):
-        chosen = ()
-    if not chosen or len(chosen) != len(tuple(numbers)):
-        raise ValueError(
-            f"{name}={given!r}: give whole numbers, at least one{', or words' if name == 'tokens' else ''}"
-        )
-    return chosen
 
 
 def _plain(value):
@@ -255,16 +153,9 @@ def _plain(value):
 
 def _made(kind: type, held, what: str):
     """An object of a dataclass from its plain form, every field known."""
-    if not isinstance(held, Mapping):
-        raise ValueError(
-            f"{what} is {type(held).__name__}, expected an object with {', '.join(f.name for f in fields(kind))}"
-        )
-    if unknown := sorted(set(held) - {field.name for field in fields(kind)}):
-        raise ValueError(f"{what} has the fields {unknown}, known are {', '.join(f.name for f in fields(kind))}")
-    try:
-        return kind(**{key: _value(item) for key, item in held.items()})
-    except TypeError as error:
-        raise ValueError(f"{what} does not hold what a {kind.__name__} needs ({error})") from None
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
+    optional = [field.name for field in fields(kind) if field.default is not MISSING]
+    return kind(**{key: _value(item) for key, item in schema.fields(held, what, needed, optional).items()})
 
 
 def _value(item):
@@ -273,23 +164,26 @@ def _value(item):
     if not isinstance(item, dict):
         return item
     if item.keys() == {"shape", "data"}:
-        return Array(tuple(item["shape"]), item["data"])
+        return Array(tuple(schema.listed(item["shape"], "Array: shape")), item["data"])
     if item.keys() == {"window"}:
-        return Window(*item["window"])
+        ends = schema.listed(item["window"], "window")
+        if len(ends) != 2:
+            raise ValueError(f"window={shown(ends)}: give two shares of the run, as [0.0, 0.5]")
+        return Window(*ends)
     if "rule" in item:
-        return _made(Intervention, item, "intervention")
+        return _made(Intervention, item, "an intervention")
     name = item.get("name")
-    if name not in RULES or not RULES[name].written:
+    if not isinstance(name, str) or name not in RULES or not RULES[name].written:
         raise ValueError(
-            f"rule {name!r} is unknown; known are {', '.join(name for name, rule in RULES.items() if rule.written)}"
+            f"rule {shown(name)} is unknown; known are {', '.join(name for name, rule in RULES.items() if rule.written)}"
         )
     return _made(RULES[name], {key: each for key, each in item.items() if key != "name"}, f"rule {name}")
 
 
 def _read(text: str, kind: type):
-    if len(text) > LONGEST_JSON:
-        raise ValueError(f"{kind.__name__}.from_json: {len(text)} characters, at most {LONGEST_JSON} are read")
+    what = f"{kind.__name__}.from_json"
+    held = schema.parsed(text, what)
     try:
-        return _made(kind, json.loads(text), kind.__name__)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{kind.__name__}.from_json: not the JSON of a {kind.__name__} ({error})") from None
+        return _made(kind, held, what)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(what) else f"{what}: {error}") from None

@@ -9,16 +9,18 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from workbench.arguments import at_least_zero, fit, function, numbers
 from workbench.blend import region
 from workbench.families.base import IMAGE, Site
+from workbench.inputs import choice, number, plain, shown, text
+from workbench.schema import array, array_of_base64, site_names, wholes
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,23 +31,16 @@ class Array:
     data: str
 
     def __post_init__(self):
-        numbers = b64decode(self.data, validate=True)
-        if 4 * int(np.prod(self.shape)) != len(numbers) or any(
-            type(size) is not int or size < 0 for size in self.shape
-        ):
-            raise ValueError(f"Array: shape {self.shape} does not fit {len(numbers)} bytes of float32 numbers")
-        if not np.isfinite(np.frombuffer(numbers, "<f4")).all():
-            raise ValueError(f"Array of shape {self.shape}: not all of its numbers are finite; give finite ones")
+        array_of_base64(self.shape, self.data, "Array")
+        object.__setattr__(self, "shape", tuple(self.shape))
 
     @classmethod
-    def of(cls, values) -> "Array":
-        """From anything numpy takes, or a tensor."""
+    def of(cls, values, argument: str = "values") -> "Array":
+        """From anything numpy takes, or a tensor; argument: whose value it is, for errors."""
         if isinstance(values, cls):
             return values
-        values = (
-            values.detach().cpu().float().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, "<f4")
-        )
-        return cls(tuple(values.shape), b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode())
+        held = array(values, argument).numpy().astype("<f4")
+        return cls(tuple(held.shape), b64encode(held.tobytes()).decode())
 
     @cached_property
     def tensor(self) -> torch.Tensor:
@@ -103,22 +98,39 @@ class Rule:
         raise TypeError(f"{type(self).__name__} defines no apply(value, context)")
 
 
-def _finite(**numbers: float):
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not np.isfinite(number):
-            raise ValueError(f"{name}={number!r}: give a finite number")
+def _from_world(value: str, argument: str) -> str:
+    """The name of another world of the run."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"from_world={shown(value)}: give the name of a world of the run")
+    return value
 
 
-def _whole(**numbers: int):
-    for name, number in numbers.items():
-        if type(number) is not int:
-            raise ValueError(f"{name}={number!r}: give a whole number")
+def _function(value: Any, argument: str) -> Callable:
+    """A function of the value."""
+    try:
+        return function(value, argument)
+    except ValueError:
+        raise ValueError(f"apply({argument}={shown(value)}): give a function of the value") from None
 
 
-def _name(**names: str):
-    for argument, name in names.items():
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{argument}={name!r}: give the name of a world of the run")
+def _vectors(value: Any, argument: str) -> Array:
+    """Numbers with at least one axis."""
+    if not (found := Array.of(value, argument)).shape:
+        raise ValueError(f"{argument}={shown(value)}: give numbers with an axis, such as (channel,)")
+    return found
+
+
+def _matrix(value: Any, argument: str) -> Array:
+    """Numbers with two axes."""
+    if len((found := Array.of(value, argument)).shape) != 2:
+        raise ValueError(f"{argument}= has shape {found.shape}: give a matrix")
+    return found
+
+
+def _share_of_each(value: Any, argument: str) -> float | tuple[float, ...]:
+    """A number, or one for each token."""
+    found = numbers(value, argument)
+    return found if isinstance(plain(value), (list, tuple)) else found[0]
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class Restore(Rule):
     world: str
 
     def __post_init__(self):
-        _name(from_world=self.world)
+        fit(self, world=_from_world)
 
     @property
     def source_world(self):
@@ -146,10 +158,7 @@ class AddNoise(Rule):
     seed: int = 0
 
     def __post_init__(self):
-        _finite(sigma=self.sigma)
-        _whole(seed=self.seed)
-        if self.sigma < 0:
-            raise ValueError(f"sigma={self.sigma}: a standard deviation is at least 0")
+        fit(self, sigma=at_least_zero)
 
     def apply(self, value, context):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{context.site.name} {self.seed}".encode()))
@@ -163,8 +172,7 @@ class ReplacePrompt(Rule):
     prompt: str
 
     def __post_init__(self):
-        if not isinstance(self.prompt, str):
-            raise ValueError(f"prompt={self.prompt!r}: give a string")
+        fit(self)
 
     @property
     def other_prompt(self):
@@ -208,7 +216,7 @@ class Steer(_Directed):
     keep_norm: bool = False
 
     def __post_init__(self):
-        _finite(alpha=self.alpha)
+        fit(self, direction=_vectors, alpha=number)
 
     def apply(self, value, context):
         return _at_norm(value + self.alpha * self.direction.tensor.to(value), value if self.keep_norm else None)
@@ -223,7 +231,7 @@ class Remove(_Directed):
     keep_norm: bool = False
 
     def __post_init__(self):
-        _finite(beta=self.beta)
+        fit(self, direction=_vectors, beta=number)
 
     def apply(self, value, context):
         v = F.normalize(self.direction.tensor.to(value), dim=-1)
@@ -243,7 +251,8 @@ class Ablate(Rule):
     over: str | None = None
 
     def __post_init__(self):
-        if self.to not in ("zero", "mean", "resample") or (self.to == "resample") != (self.world is not None):
+        fit(self, to=partial(choice, options=("zero", "mean", "resample")), world=_from_world, over=text)
+        if (self.to == "resample") != (self.world is not None):
             raise ValueError(
                 f'ablate(to={self.to!r}, world={self.world!r}): to may be "zero", "mean" or "resample", the last with a world'
             )
@@ -289,7 +298,7 @@ class Scale(Rule):
     factor: float
 
     def __post_init__(self):
-        _finite(factor=self.factor)
+        fit(self, factor=number)
 
     def apply(self, value, context):
         return self.factor * value
@@ -307,9 +316,7 @@ class MixAttention(Rule):
     mapper: Array | None = None
 
     def __post_init__(self):
-        _name(from_world=self.world)
-        for number in self.alpha if isinstance(self.alpha, tuple) else (self.alpha,):
-            _finite(alpha=number)
+        fit(self, world=_from_world, alpha=_share_of_each, mapper=_matrix)
 
     @property
     def source_world(self):
@@ -339,6 +346,9 @@ class SetTo(Rule):
     """What is given: values over the site's axes behind the row."""
 
     values: Array
+
+    def __post_init__(self):
+        fit(self, values=Array.of)
 
     def check(self, site, pipeline):
         if self.values.shape != site.sizes:
@@ -371,11 +381,10 @@ class BlendLatents(Rule):
     threshold_less: float = 0.3
 
     def __post_init__(self):
-        _name(from_world=self.world)
-        _finite(threshold=self.threshold, threshold_less=self.threshold_less)
-        for positions in (self.own, self.source, self.own_less, self.source_less):
-            for position in positions:
-                _whole(token=position)
+        positions = dict.fromkeys(("own", "source"), wholes)
+        less = dict.fromkeys(("own_less", "source_less"), _wholes_or_none)
+        maps = lambda value, argument: site_names(value, "maps")
+        fit(self, world=_from_world, sites=maps, threshold=number, threshold_less=number, **positions, **less)
 
     @property
     def source_world(self):
@@ -388,8 +397,6 @@ class BlendLatents(Rule):
     def check(self, site, pipeline):
         if site.part != "latents":
             raise ValueError("blend_latents works at the site latents")
-        if not self.own or not self.source:
-            raise ValueError(f"own={self.own}, source={self.source}: name at least one token of each world")
 
     def apply(self, value, context):
         grid, maps = context.site.grid, (context.own_maps, context.source_maps)
@@ -413,11 +420,16 @@ class MapInput(Rule):
 
     takes_input: ClassVar[bool] = True
 
+    def __post_init__(self):
+        fit(self, b=_matrix, a=_matrix)
+        if self.b.shape[1] != self.a.shape[0]:
+            raise ValueError(f"b is {_by(self.b.shape)} and a {_by(self.a.shape)}: their ranks must agree")
+
     def check(self, site, pipeline):
         from workbench.sites import weight_of
 
         b, a, weight = self.b.shape, self.a.shape, tuple(weight_of(pipeline, site).shape)
-        if len(b) != 2 or len(a) != 2 or b[1] != a[0] or (b[0], a[1]) != weight:
+        if (b[0], a[1]) != weight:
             raise ValueError(f"b is {_by(b)} and a {_by(a)}, the site's weight {_by(weight)}")
 
     def apply(self, value, context):
@@ -439,8 +451,7 @@ class Apply(Rule):
     written: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not callable(self.function):
-            raise ValueError(f"apply(function={self.function!r}): give a function of the value")
+        fit(self, function=_function, world=_from_world)
 
     @property
     def source_world(self):
@@ -479,6 +490,11 @@ RULES = {
         Apply,
     )
 }
+
+
+def _wholes_or_none(value: Any, argument: str) -> tuple[int, ...]:
+    """Whole numbers, none at all too."""
+    return () if isinstance(value, (list, tuple)) and not value else wholes(value, argument)
 
 
 def _flat_axes(site: Site) -> tuple[str, ...]:

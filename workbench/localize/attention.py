@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,19 +19,39 @@ import xarray as xr
 from einops import rearrange
 from PIL import Image
 
+from workbench.arguments import checked, instance_of, prompt_set
 from workbench.engine import Fold
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import Spec, window_name
+from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store
 from workbench.families.attention import attention_of
+from workbench.inputs import count, shown, text
 from workbench.interventions import World
 from workbench.models import Model, Worlds, as_worlds
 from workbench.progress import Bar
 from workbench.prompts import PromptSet
+from workbench.schema import site_names
 from workbench.sites import Sites
+from workbench.steps import window
 from workbench.text import Tokens, tokens_of
 from workbench.weights import acting_weight
+
+PICTURES = instance_of("collections.abc:Mapping", fix="pictures by the worlds' names, as {'a zebra': picture}")
+
+
+def layers_or_glob(value: Any, argument: str) -> str | tuple[str, ...]:
+    """A glob as it is, or several."""
+    names = site_names(value, argument)
+    return value if isinstance(value, str) else names
+
+
+def a_mask(value: Any, argument: str) -> np.ndarray:
+    """A picture of True and False, (y, x)."""
+    mask = np.asarray(value) if hasattr(value, "shape") else np.empty(0)
+    if mask.dtype != bool or mask.ndim != 2 or not mask.any():
+        raise ValueError(f"{argument}={shown(value)}: give an array of bools (y, x), some of them True")
+    return mask
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,7 @@ class AttentionMaps:
     images: xr.DataArray
     tokens: dict[str, Tokens]
 
+    @checked(phrase=text, sites=text)
     def word(self, phrase: str, *, sites: str = "*") -> xr.DataArray:
         """A word's maps, the mean over its tokens, brought to the grid of the largest layer (bilinear).
 
@@ -67,6 +89,7 @@ class AttentionMaps:
             found.values(), dim=pd.Index(list(found), name="site"), join="outer", coords="minimal", compat="override"
         )
 
+    @checked(phrase=text, sites=text)
     def focus(self, phrase: str, *, sites: str = "*", per_head: bool = False) -> xr.Dataset:
         """How sharp a word's map is, `entropy`, and how much attention it gets, `mass`: (site, world, seed, steps[, head]).
 
@@ -91,6 +114,7 @@ class AttentionMaps:
             )
         return xr.concat(found.values(), dim=pd.Index(list(found), name="site"), join="outer")
 
+    @checked(phrase=text)
     def sharpest(self, phrase: str) -> pd.DataFrame:
         """Layers by the entropy of a word's map, the sharpest first, with its mass; means over worlds, seeds and steps.
 
@@ -116,12 +140,13 @@ class AttentionMaps:
         return found
 
 
+@checked(sites=layers_or_glob, bins=count, images=PICTURES, step=partial(count, least=0))
 def attention_maps(
     model: Model,
     worlds: Worlds,
     *,
     seeds: int | Iterable[int] = (0,),
-    sites: str = "unet.*.cross",
+    sites: str | Sequence[str] = "unet.*.cross",
     bins: int = 1,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -161,21 +186,21 @@ def attention_maps(
         run = model.run(chosen, guidance_scale=guidance_scale, height=height, width=width, **common)
     else:
         run = model.run_once(chosen, images, step=step, **common)
-    edges = [window_name((i / bins, (i + 1) / bins)) for i in range(bins)]
+    edges = [str(window(i / bins, (i + 1) / bins)) for i in range(bins)]
     grids = {site.name: site.grid for site in model.sites_at(height, width)}
     maps = {fold.name: _on_grid(run.values[fold.name], grids[fold.name]).assign_coords(steps=edges) for fold in folds}
     return AttentionMaps(maps, run.images, {world.name: tokens_of(model.pipeline, world.prompt) for world in chosen})
 
 
-def map_folds(model: Model, sites: str, bins: int, step_of: Sequence[int]) -> list[Fold]:
+def map_folds(model: Model, sites: str | Sequence[str], bins: int, step_of: Sequence[int]) -> list[Fold]:
     """Running means of the attention probabilities of these layers: (steps, head, pixel, token).
 
     step_of: the step of each call of the denoiser; a bin's mean is over the calls of its steps.
     """
-    layers = model.sites(sites)
+    layers = model.sites(*site_names(sites))
     if other := [site.name for site in layers if site.kind != "cross"]:
         raise KeyError(
-            f"sites={sites!r} matches {', '.join(other[:5])}: not cross-attention layers; they are unet.*.cross"
+            f"sites={shown(sites)} matches {', '.join(other[:5])}: not cross-attention layers; they are unet.*.cross"
         )
     bin_of = [step * bins // (step_of[-1] + 1) for step in step_of]
 
@@ -202,6 +227,7 @@ def _resized(values: xr.DataArray, grid: tuple[int, int]) -> xr.DataArray:
     return xr.DataArray(array.reshape(*values.shape[:-2], *grid), dims=values.dims, coords=values.coords)
 
 
+@checked(maps=instance_of("xarray:DataArray", fix="maps (..., y, x), such as maps.word('zebra')"), mask=a_mask)
 def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
     """Overlap, as intersection over union, of a map's brightest pixels with a true mask of as many.
 
@@ -214,6 +240,8 @@ def mask_iou(maps: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
     >>> dict(wb.mask_iou(zebra, mask).sizes)
     {'world': 1, 'seed': 1}
     """
+    if missing := [axis for axis in ("y", "x") if axis not in maps.dims]:
+        raise ValueError(f"maps has the axes {maps.dims}, without {missing}: give maps (..., y, x)")
     maps = maps.transpose(..., "y", "x")
     fine = maps if maps.shape[-2:] == mask.shape else _resized(maps, mask.shape)
     flat, count = fine.values.reshape(-1, mask.size), int(mask.sum())
@@ -232,6 +260,7 @@ class AttentionSpec(Spec):
     """
 
 
+@checked(prompts=prompt_set, spec=instance_of("workbench.localize.attention:AttentionSpec"))
 def attention_contribution(
     model: Model,
     prompts: PromptSet,
@@ -254,6 +283,7 @@ def attention_contribution(
     >>> dict(found.clean.sizes)
     {'site': 16, 'metric': 4, 'prompt': 2, 'seed': 1}
     """
+    prompts.require("subject", by="attention_contribution")
     return Looking(model, spec or AttentionSpec(), prompts=prompts, batch_size=batch_size).dataset(folder)
 
 

@@ -16,7 +16,6 @@ import xarray as xr
 from workbench.engine.gradients import Attribution
 from workbench.engine.text import text_values
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import window_name
 from workbench.experiments.store import Store
 from workbench.interventions import World, add_noise, scale, steer
 from workbench.localize.causal_trace import Tracing, noise_seed
@@ -99,7 +98,7 @@ class Attributing(Tracing):
                 rows.append(place | {"world": "clean", "draw": None, "value": float(attributed.clean[s])})
                 rows.append(place | {"world": "corrupted", "value": float(attributed.corrupted[s])})
                 for target, effect in zip(targets, attributed.effects):
-                    where = {"site": target.site, "token": target.token, "steps": window_name(target.steps)}
+                    where = {"site": target.site, "token": target.token, "steps": str(target.steps)}
                     for number, value in enumerate(effect[s].reshape(-1).tolist()):
                         apart = {self.spec.over: number} if self.spec.over else {}
                         rows.append(place | {"world": "attributed"} | where | apart | {"value": value})

@@ -12,10 +12,10 @@ from zlib import crc32
 
 import xarray as xr
 
+from workbench.arguments import checked, instance_of
 from workbench.experiments.base import Experiment
 from workbench.experiments.results import site_facts
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import WHOLE, Window, steps_of, window_name
 from workbench.experiments.store import Store
 from workbench.interventions import Intervention, World, ablate, add_noise, restore
 from workbench.localize.specs import TraceSpec
@@ -24,6 +24,7 @@ from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt, Prompts, PromptSet
 from workbench.sites import Site, Sites
+from workbench.steps import WHOLE, Window, unless_whole
 from workbench.text import replace_words, tokenizers, tokens_of
 
 
@@ -38,9 +39,10 @@ class Target:
     tokens: str | tuple[int, ...] | None
 
     def restore(self, rows: str | None) -> Intervention:
-        return restore(self.sites, "clean", tokens=self.tokens, steps=steps_of(self.steps), rows=rows)
+        return restore(self.sites, "clean", tokens=self.tokens, steps=unless_whole(self.steps), rows=rows)
 
 
+@checked(spec=instance_of("workbench.localize.specs:TraceSpec"))
 def causal_trace(
     model: Model,
     prompts: Prompts,
@@ -120,8 +122,7 @@ class Tracing(Experiment):
         worlds = self.worlds(p, draw, targets)
         places: list[Row] = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
         places += [
-            dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=window_name(aim.steps))
-            for aim in targets
+            dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=str(aim.steps)) for aim in targets
         ]
         return self.score(p, worlds, places, bar)
 

@@ -9,8 +9,10 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
+from workbench.arguments import checked, instance_of, prompt_set
 from workbench.experiments.results import measured_by
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
+from workbench.inputs import count, text
 from workbench.localize.attention import AttentionSpec, attention_contribution
 from workbench.localize.causal_trace import causal_trace
 from workbench.localize.locogen import LocoGen, locogen
@@ -18,6 +20,7 @@ from workbench.localize.specs import LocoGenSpec, TraceSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
+from workbench.steps import WHOLE
 
 LOCALIZERS = {
     "causal tracing": "indirect effect (restored - corrupted)",
@@ -45,16 +48,22 @@ class Comparison:
     attention: xr.Dataset
     scores: xr.DataArray
 
+    @checked(localizer=text, width=count)
     def best(self, localizer: str, width: int = 2) -> tuple[str, ...]:
         """Names of the layers of the window of neighbours whose scores sum to the most.
 
         >>> comparison.best("low entropy", width=2)
         ('unet.up.1.0.cross', 'unet.up.1.1.cross')
         """
+        if localizer not in (known := self.scores.localizer.values.tolist()):
+            raise KeyError(f"localizer={localizer!r}: may be {', '.join(map(repr, known))}")
+        if width > self.scores.sizes["layer"]:
+            raise ValueError(f"width={width}: there are {self.scores.sizes['layer']} layers; give as many at most")
         mean = self.scores.sel(localizer=localizer).mean(["prompt", "seed"]).values
         start = int(np.argmax(np.convolve(mean, np.ones(width), "valid")))
         return tuple(self.scores.layer.values[start : start + width].tolist())
 
+    @checked
     def table(self, *, level: float = LEVEL, resamples: int = RESAMPLES) -> pd.DataFrame:
         """One row for each localizer and layer: score, low, high (bootstrap over prompts and seeds) and rank, 1 for the strongest.
 
@@ -81,6 +90,7 @@ class Comparison:
                 )
         return pd.DataFrame(rows)
 
+    @checked
     def agreement(self, *, level: float = LEVEL, resamples: int = RESAMPLES) -> pd.DataFrame:
         """Spearman correlation over layers of each pair of localizers, with its interval over prompts and seeds.
 
@@ -106,6 +116,11 @@ class Comparison:
         return resampled_means(self.scores, resamples=resamples).transpose("resample", "localizer", "layer").values
 
 
+@checked(
+    prompts=prompt_set,
+    trace=instance_of("workbench.localize.specs:TraceSpec"),
+    generate=instance_of("workbench.localize.specs:LocoGenSpec"),
+)
 def compare_localizers(
     model: Model,
     prompts: PromptSet,
@@ -134,7 +149,8 @@ def compare_localizers(
         generate or LocoGenSpec(widths=(1, 2)),
         Measures.of(scorer, model),
     )
-    trace = replace(trace, sites=("unet.*.cross",), steps=((0.0, 1.0),), window=1)
+    scorer.require(metric, prompts, "metric")
+    trace = replace(trace, sites=("unet.*.cross",), steps=(WHOLE,), window=1)
     common = dict(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps, guidance_scale=trace.guidance_scale)
     generate = replace(generate, **common, widths=tuple(sorted({1, *generate.widths})))
     folders = {name: None if folder is None else Path(folder) / name for name in ("locogen", "attention", "trace")}

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import xarray as xr
 
+from workbench.arguments import checked
+from workbench.inputs import text
 from workbench.interventions import World, ablate
 from workbench.models import Model
 
 
+@checked(encoder=text)
 def diffusion_lens(
     model: Model,
     prompt: str,

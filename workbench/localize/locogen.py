@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from workbench.experiments.results import averages, measured_by
+from workbench.arguments import checked, fit, instance_of, line, one_of, prompt_set
+from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
 from workbench.experiments.store import Store
+from workbench.inputs import count, shown, text
 from workbench.localize.patching import Generating, blocks, cross_layers, window_numbers
 from workbench.localize.specs import LocoGenSpec
 from workbench.metrics import Measures, Scoring
@@ -22,6 +24,18 @@ from workbench.models import Model
 from workbench.prompts import Prompt, Prompts, PromptSet
 
 Toward = Literal["min", "max"]
+TOWARD: Any = one_of("min", "max")  # the prompt's attribute falls, or the target's rises
+ONE = dict.fromkeys(("inputs", "heads", "steps"), text)  # of several that were measured, by their names in the results
+SPEC = instance_of("workbench.localize.specs:LocoGenSpec")
+
+
+def a_target(value: Any, argument: str) -> str | LocoGenSpec:
+    """The target's prompt; or, of a set that has its own, the spec."""
+    if not isinstance(value, (str, LocoGenSpec)):
+        raise ValueError(
+            f"{argument}={shown(value)}: give the prompt to compare with, such as 'a giraffe in the savanna'"
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -45,11 +59,15 @@ class LocoGen:
 
     data: xr.Dataset
 
+    def __post_init__(self):
+        fit(self, data=scores("clean", "full", "patched"))
+
     @property
     def layers(self) -> list[str]:
         """The model's cross-attention layers in execution order, numbered from 0 as papers do."""
         return json.loads(self.data.attrs["spec"])["layers"]
 
+    @checked(direction=TOWARD, width=count)
     def effects(
         self,
         metric: str = "probability",
@@ -87,6 +105,7 @@ class LocoGen:
         starts = [self.layers.index(site) for site in effects.site.values]
         return effects.assign_coords(window=("site", [window_numbers(start, width) for start in starts]))
 
+    @checked(width=count, direction=TOWARD, **ONE)
     def best(
         self,
         width: int = 2,
@@ -106,6 +125,7 @@ class LocoGen:
         start = self.layers.index(effect.mean(("prompt", "seed")).idxmax("site").item())
         return tuple(self.layers[start : start + width])
 
+    @checked(width=count, direction=TOWARD, **ONE)
     def chance(
         self,
         width: int = 2,
@@ -128,6 +148,7 @@ class LocoGen:
         effect = self.direct(metric, direction, width=width, inputs=inputs, heads=heads, steps=steps)
         return chance_of_best(effect.mean("seed").transpose("prompt", "site").values, permutations=permutations)
 
+    @checked(width=count, direction=TOWARD, **ONE)
     def direct(
         self,
         metric: str = "probability",
@@ -156,17 +177,13 @@ class LocoGen:
 
     def _contrasts(self, metric: str, direction: str) -> tuple[str, dict[str, xr.DataArray]]:
         """The metric's name for a direction, and by it the total and the single effects: falls of the prompt's, rises of the target's."""
-        if direction not in ("min", "max"):
-            raise ValueError(
-                f'direction={direction!r}: may be "min" (the prompt\'s attribute falls) or "max" (the target\'s rises)'
-            )
         name, sign = (metric, 1) if direction == "min" else (f"target_{metric}", -1)
-        scores = measured_by(self.data, name)
-        pooled = {"pooled_effect": sign * (scores.clean - scores.pooled)} if "pooled" in scores else {}
+        by = measured_by(self.data, name)
+        pooled = {"pooled_effect": sign * (by.clean - by.pooled)} if "pooled" in by else {}
         return name, {
-            "total_effect": sign * (scores.clean - scores.full),
+            "total_effect": sign * (by.clean - by.full),
             **pooled,
-            "direct_effect": sign * (scores.clean - scores.patched),
+            "direct_effect": sign * (by.clean - by.patched),
         }
 
 
@@ -181,6 +198,7 @@ def _only(effect: xr.DataArray, chosen: Mapping[str, Any]) -> xr.DataArray:
     return effect.dropna("site", how="all")
 
 
+@checked(target=a_target, spec=SPEC, subject=line)
 def locogen(
     model: Model,
     prompts: Prompts,
@@ -229,6 +247,7 @@ class LocoGenSearch:
         return self.fine.best(width, metric, direction)
 
 
+@checked(prompts=prompt_set, spec=SPEC, width=count, keep=count, direction=TOWARD)
 def locogen_search(
     model: Model,
     prompts: PromptSet,
@@ -252,8 +271,11 @@ def locogen_search(
     (16, 1)
     """
     spec, scorer = spec or LocoGenSpec(), Measures.of(scorer, model)
+    scorer.require(metric if direction == "min" else f"target_{metric}", prompts, "metric")
     coarse_folder, fine_folder = (None if folder is None else Path(folder) / name for name in ("coarse", "fine"))
-    groups, count = blocks(model), len(cross_layers(model))
+    groups, layers = blocks(model), len(cross_layers(model))
+    if width > layers:
+        raise ValueError(f"width={width}: the model has {layers} cross-attention layers; give as many at most")
     coarse = locogen(
         model, prompts, replace(spec, windows=groups), scorer=scorer, folder=coarse_folder, batch_size=batch_size
     )
@@ -261,16 +283,17 @@ def locogen_search(
     order = sorted(groups, key=lambda group: -float(found.sel(site=coarse.layers[group[0]])))[:keep]
     touching = [
         start
-        for start in range(count - width + 1)
+        for start in range(layers - width + 1)
         if any(start < first + size and first < start + width for first, size in order)
     ]
     windows = tuple((start, width) for start in touching)
     fine = locogen(
         model, prompts, replace(spec, windows=windows), scorer=scorer, folder=fine_folder, batch_size=batch_size
     )
-    return LocoGenSearch(coarse, fine, len({*groups, *windows}), count - width + 1)
+    return LocoGenSearch(coarse, fine, len({*groups, *windows}), layers - width + 1)
 
 
+@checked(prompt=instance_of("workbench.prompts:Prompt"), spec=SPEC)
 def locogen_images(
     model: Model, prompt: Prompt, spec: LocoGenSpec | None = None, *, batch_size: int = 16
 ) -> xr.DataArray:

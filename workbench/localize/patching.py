@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench import interventions
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import Window, steps_of, window_name
 from workbench.interventions import Intervention, World, replace_prompt
 from workbench.localize.specs import PORTS, LocoGenSpec
 from workbench.metrics import Measures
@@ -15,6 +13,7 @@ from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
 from workbench.sites import Sites
+from workbench.steps import Window, unless_whole
 
 ALL = "all"
 
@@ -82,7 +81,7 @@ class Generating(Experiment):
 
     def label(self, patch: Patch) -> str:
         """How a window is called in pictures: by its layers, and by what else there are several of."""
-        others = {"inputs": patch.inputs, "heads": f"head {patch.head}", "steps": window_name(patch.steps)}
+        others = {"inputs": patch.inputs, "heads": f"head {patch.head}", "steps": str(patch.steps)}
         several = [text for name, text in others.items() if len(getattr(self.spec, name) or ()) > 1]
         return " ".join([window_numbers(patch.start, patch.width), *several])
 
@@ -99,7 +98,7 @@ class Generating(Experiment):
         for i, patch in enumerate(self.patches()):
             layers = self.layers[patch.start : patch.start + patch.width]
             heads = None if patch.head is None else [patch.head]
-            given = self.patch(prompt, layers, patch.inputs, steps=steps_of(patch.steps), heads=heads)
+            given = self.patch(prompt, layers, patch.inputs, steps=unless_whole(patch.steps), heads=heads)
             worlds.append(World(f"patched {i}", prompt.prompt, [given]))
         return worlds
 
@@ -109,7 +108,7 @@ class Generating(Experiment):
         layers: Sequence[str],
         inputs: str,
         *,
-        steps: interventions.Window | None = None,
+        steps: Window | None = None,
         heads: Sequence[int] | None = None,
     ) -> Intervention:
         """The target prompt at some layers. Heads are apart behind the projections only."""
@@ -133,7 +132,7 @@ class Generating(Experiment):
                     width=patch.width,
                     inputs=patch.inputs,
                     heads=ALL if patch.head is None else str(patch.head),
-                    steps=window_name(patch.steps),
+                    steps=str(patch.steps),
                 )
             )
         return self.score(p, self.worlds(p), places, bar)

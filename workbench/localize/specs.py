@@ -1,9 +1,14 @@
 """What localizers are asked, as frozen values; the command line reads them before anything heavy is imported."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-from workbench.experiments.spec import WHOLE, Spec, Window
+from workbench.arguments import Check, at_least_zero, one_of
+from workbench.experiments.spec import Spec
+from workbench.inputs import count, flag, shown, strings
+from workbench.schema import whole, wholes, words
+from workbench.steps import WHOLE, Window, as_windows
 
 OVER = ("head", "channel")  # what an attribution may keep apart
 PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}  # of cross-attention, by what LocoGen replaces
@@ -15,7 +20,7 @@ class TraceSpec(Spec):
 
     >>> spec = wb.TraceSpec(sites=("unet.*.cross",), steps=(wb.window(0.0, 0.5), wb.window(0.5, 1.0)))
     >>> spec.steps
-    ((0.0, 0.5), (0.5, 1.0))
+    (Window(start=0.0, stop=0.5), Window(start=0.5, stop=1.0))
     """
 
     sites: tuple[str, ...] = ("text_encoder*.{attention,mlp,hidden}",)
@@ -24,7 +29,8 @@ class TraceSpec(Spec):
     """Where sites with a token axis are restored, each in turn: "subject", "subject_last", "after_subject", "eos", "padding",
     "all", a word, or, for one prompt, "each" position. Sites without that axis are restored whole."""
     steps: tuple[Window, ...] = (WHOLE,)
-    """Windows of the denoising, as shares of the run, in which sites inside the UNet are restored, each in turn."""
+    """Windows of the denoising, `wb.window(0.0, 0.5)` or 0-0.5 on the command line, in which sites inside the UNet are restored, each
+    in turn."""
     rows: Literal["cond", "uncond", "both"] | None = None
     """Halves of the guided batch; left out, the conditional half for what comes from the text, both inside the UNet."""
     window: int = 1
@@ -41,14 +47,19 @@ class TraceSpec(Spec):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.corruption not in ("noise", "replace", "zero"):
-            raise ValueError(f'corruption={self.corruption!r}: may be "noise", "replace" or "zero"')
         if self.corruption != "noise" and self.draws != 1:
             raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
-        self.keep_tuples("sites", "tokens")
-        self.keep_windows("steps")
-        if self.draws < 1 or self.window < 1:
-            raise ValueError(f"draws={self.draws}, window={self.window}: both are at least 1")
+
+    def checks(self) -> dict[str, Check]:
+        return dict(
+            tokens=words,
+            steps=as_windows,
+            rows=one_of("cond", "uncond", "both"),
+            window=count,
+            corruption=one_of("noise", "replace", "zero"),
+            noise_multiple=at_least_zero,
+            draws=count,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +79,16 @@ class LocoGenSpec(Spec):
     heads: tuple[int, ...] | None = None
     """Single heads, each in turn; all together when left out."""
     steps: tuple[Window, ...] = (WHOLE,)
-    """Windows of the denoising, as shares of the run, each in turn."""
+    """Windows of the denoising, `wb.window(0.0, 0.5)` or 0-0.5 on the command line, each in turn."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.keep_tuples("widths", "inputs", *(["windows"] if self.windows is not None else []))
-        self.keep_windows("steps")
-        if unknown := [name for name in self.inputs if name not in PORTS]:
-            raise ValueError(f'inputs={tuple(unknown)}: may be "kv", "k" and "v"')
+    def checks(self) -> dict[str, Check]:
+        return dict(
+            widths=partial(wholes, least=1),
+            windows=windows_of_layers,
+            inputs=ports,
+            heads=partial(wholes, least=0),
+            steps=as_windows,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +113,33 @@ class AttributionSpec(TraceSpec):
     checkpointing: bool = False
     """Whether the backward pass computes the denoiser again in place of keeping it: a quarter of the memory for half as much time more."""
 
+    def checks(self) -> dict[str, Check]:
+        return super().checks() | dict(
+            form=one_of("image", "step"),
+            metric=one_of("log_odds", "similarity"),
+            points=count,
+            over=one_of(*OVER),
+            checkpointing=flag,
+        )
+
     def __post_init__(self):
         super().__post_init__()
-        for name, known in (
-            ("form", ("image", "step")),
-            ("metric", ("log_odds", "similarity")),
-            ("over", (None, *OVER)),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: may be {', '.join(map(repr, known))}")
-        if isinstance(self.points, bool) or not isinstance(self.points, int) or self.points < 1:
-            raise ValueError(f"points={self.points!r}: give a whole number of at least 1")
         if self.window != 1:
             raise ValueError(
                 f"window={self.window}: attributions of neighbours add up, so sum those of single sites; leave it at 1"
             )
+
+
+def ports(value: Any, argument: str) -> tuple[str, ...]:
+    """What is computed from the target prompt."""
+    return tuple(one_of(*PORTS)(each, argument) for each in strings(value, argument))
+
+
+def windows_of_layers(value: Any, argument: str) -> tuple[tuple[int, int], ...]:
+    """Pairs of whole numbers, each the first layer and how many."""
+    pairs = list(value) if isinstance(value, (list, tuple)) else []
+    if not pairs or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            f"{argument}={shown(value)}: give pairs of a first layer and a width, such as ((0, 2), (9, 2))"
+        )
+    return tuple((whole(start, argument), count(width, argument)) for start, width in pairs)

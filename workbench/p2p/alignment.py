@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from workbench.arguments import checked, instance_of, one_of
+from workbench.inputs import text
 from workbench.text import Tokens, tokenize
 
 JOINTS = "'\\-\u2019\u2010\u2011"  # apostrophes and hyphens, which hold a word together between letters
@@ -159,6 +161,12 @@ def common(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
     return found[::-1]
 
 
+@checked(
+    tokenizer=instance_of("transformers:PreTrainedTokenizerBase"),
+    source=text,
+    target=text,
+    kind=one_of("replace", "refine"),
+)
 def align(tokenizer: PreTrainedTokenizerBase, source: str, target: str, kind: str = "replace") -> Alignment:
     """Align two prompts word by word, as a tokenizer reads them; `align_tokens` takes prompts with textual inversions.
 

@@ -6,17 +6,31 @@ run = model.run(edit, seeds=range(4))
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from workbench.arguments import checked, fit, instance_of, mapping_of, one_of
+from workbench.inputs import number, shown, strings, text
 from workbench.interventions import Intervention, World, blend_latents, mix_attention, scale
-from workbench.interventions import window as share_of_steps
 from workbench.models import Model
 from workbench.p2p.alignment import Alignment, align_tokens
+from workbench.schema import words
 from workbench.sites import LATENTS, Site
+from workbench.steps import Window, as_steps
 from workbench.text import places_of, tokens_of
 
 KINDS = ("replace", "refine", "reweight")
 SOURCE, DEFAULT = "source", "default_"
-Window = tuple[float, float]
+FACTORS = mapping_of(number, "{'giraffe': 2.0}")
+SHARE = partial(number, above=0, most=1)
+
+
+def prompts_to_draw(value: Any, argument: str) -> str | tuple[str, ...] | dict[str, str]:
+    """A text, several, or a mapping of names to texts; none of them empty."""
+    if isinstance(value, Mapping):
+        return mapping_of(text, "{'a giraffe': 'a giraffe in the savanna'}")(value, argument)
+    found = tuple(text(each, argument) for each in strings(value, argument))
+    return found[0] if isinstance(value, str) else found
 
 
 @dataclass(frozen=True)
@@ -42,9 +56,11 @@ class LocalBlend:
     resolution: float = 0.25
 
     def __post_init__(self):
-        for name in ("words", "subtract"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        share = partial(number, least=0, most=1)
+        none = lambda value, argument: () if isinstance(value, (list, tuple)) and not value else words(value, argument)
+        fit(
+            self, words=words, subtract=none, start=share, threshold=number, subtract_threshold=number, resolution=SHARE
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,14 @@ def _said(intervention: Intervention) -> str:
     return " ".join([repr(intervention.rule), *(f"{name}={value}" for name, value in where.items())])
 
 
+@checked(
+    source=text,
+    target=prompts_to_draw,
+    kind=one_of(*KINDS),
+    self_resolution=SHARE,
+    reweight=FACTORS,
+    blend=instance_of("workbench.p2p.edit:LocalBlend"),
+)
 def prompt_to_prompt(
     model: Model,
     source: str,
@@ -103,10 +127,10 @@ def prompt_to_prompt(
     kind: "replace" words one for one, "refine" by words that are added or taken away, "reweight" the source's own. All of them
     change cross-attention's probabilities, of the conditional rows only: A = A_source M, columns of new words their own
     (Hertz et al. 2022, section 3.2).
-    cross_replace_steps: the share f of the steps that take the source's cross-attention, (0, f); a window (a, b); or by target word,
-    {"default_": 0.8, "giraffe": (0, 0.4)}. self_replace_steps: the same for self-attention, of layers whose side is at most
-    `self_resolution` of the latents' (the paper's 16 of 64). reweight: by target word, what its column is multiplied by, in that
-    word's own steps; with any kind. blend: `LocalBlend`. In SDXL each world keeps the pooled text vector of its own prompt.
+    cross_replace_steps: the share f of the steps that take the source's cross-attention, the first ones; `wb.window(a, b)`; or by target
+    word, {"default_": 0.8, "giraffe": wb.window(0.0, 0.4)}. self_replace_steps: the same for self-attention, of layers whose side is
+    at most `self_resolution` of the latents' (the paper's 16 of 64). reweight: by target word, what its column is multiplied by, in
+    that word's own steps; with any kind. blend: `LocalBlend`. In SDXL each world keeps the pooled text vector of its own prompt.
 
     Raises ValueError, before anything is generated, for a kind, word, share or resolution that there is not, and for prompts that do
     not fit the kind.
@@ -117,8 +141,6 @@ def prompt_to_prompt(
     >>> model.run(worlds)
     Run of worlds 'source', 'edited'; seeds 0: pictures of 64 x 64
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: may be {', '.join(KINDS)}")
     if kind == "reweight":
         if target not in (None, source) or not reweight:
             raise ValueError(
@@ -134,21 +156,21 @@ def prompt_to_prompt(
         for name, prompt in targets.items()
     }
     given = cross_replace_steps if isinstance(cross_replace_steps, Mapping) else {DEFAULT: cross_replace_steps}
-    schedule = {word: _window("cross_replace_steps", window) for word, window in given.items()}
+    schedule = {word: _window("cross_replace_steps", each) for word, each in given.items()}
     if DEFAULT not in schedule:
         raise ValueError(f'cross_replace_steps={given} has no "{DEFAULT}" for the other words; give one')
-    for what, words in (
+    for what, named in (
         ("cross_replace_steps", [word for word in schedule if word != DEFAULT]),
         ("reweight", reweight or {}),
     ):
-        _check_words(what, words, targets.values())
+        _check_words(what, named, targets.values())
     window = _window("self_replace_steps", self_replace_steps)
-    selves = up_to(model, "self", self_resolution, "self_resolution") if window[1] > window[0] else []
+    selves = up_to(model, "self", self_resolution, "self_resolution") if window else []
     worlds = [World(SOURCE, source)]
     for name, found in alignments.items():
         made = [*_cross(found, schedule, reweight or {})]
         if selves:
-            made.append(mix_attention(selves, SOURCE, steps=share_of_steps(*window), rows="cond"))
+            made.append(mix_attention(selves, SOURCE, steps=window, rows="cond"))
         if blend is not None:
             made.append(_blend(model, found, blend, (source, *targets.values())))
         worlds.append(World(name, found.target.prompt, made))
@@ -164,7 +186,7 @@ def _named(target: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[str, float]):
+def _cross(found: Alignment, schedule: Mapping[str, Window | None], reweight: Mapping[str, float]):
     """Interventions on cross-attention: one mix for all tokens of the same steps, and the factors behind it."""
     length = len(found.target.ids)
     of = {
@@ -182,19 +204,14 @@ def _cross(found: Alignment, schedule: Mapping[str, Window], reweight: Mapping[s
     taken = [j for j in range(length) if j not in found.new]
     for window in dict.fromkeys(windows[j] for j in taken):
         tokens = tuple(j for j in taken if windows[j] == window)
-        if window[1] > window[0]:
-            where = dict(steps=share_of_steps(*window), rows="cond") | (
-                {} if len(tokens) == length else {"tokens": tokens}
-            )
+        if window:
+            where = dict(steps=window, rows="cond") | ({} if len(tokens) == length else {"tokens": tokens})
             yield mix_attention("unet.*.cross.probs", SOURCE, mapper=found.matrix, **where)
     for word, factor in reweight.items():
         if word in of:
-            low, high = window = windows[of[word][0]]
-            if low == high:
-                raise ValueError(
-                    f"reweight: {word!r} has no steps, {window}; raise cross_replace_steps, its share of them"
-                )
-            yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=share_of_steps(*window), rows="cond")
+            if not (window := windows[of[word][0]]):
+                raise ValueError(f"reweight: {word!r} has no steps; raise cross_replace_steps, its share of them")
+            yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=window, rows="cond")
 
 
 def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[str]) -> Intervention:
@@ -211,8 +228,8 @@ def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[
                     f"blend.words={blend.words}: {tokens.prompt!r} has none of them, and nothing says where to blend; name "
                     "a word of every prompt"
                 )
-    if not 0 <= blend.start < 1:
-        raise ValueError(f"blend.start={blend.start}: give a share of the steps, from 0 to below 1")
+    if blend.start == 1:
+        raise ValueError("blend.start=1: give a share of the steps, from 0 to below 1")
     maps = [site.name for site in up_to(model, "cross", blend.resolution, "blend.resolution", only=True)]
     return blend_latents(
         SOURCE,
@@ -223,7 +240,7 @@ def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[
         source_less=positions["source", "subtract"],
         threshold=blend.threshold,
         threshold_less=blend.subtract_threshold,
-        steps=share_of_steps(blend.start, 1.0),
+        steps=Window(blend.start, 1.0),
     )
 
 
@@ -241,11 +258,19 @@ def up_to(model: Model, kind: str, share: float, what: str, only: bool = False) 
     return [site for site in sites if site.grid[0] in chosen]
 
 
-def _window(what: str, given: float | Window) -> Window:
-    low, high = (0.0, given) if isinstance(given, (int, float)) else given
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"{what}={given}: give a share of the steps, or two, from 0 to 1, the smaller first")
-    return float(low), float(high)
+def _window(argument: str, given: float | Window) -> Window | None:
+    """The steps that take the source's attention; None for none of them."""
+    if isinstance(given, Window):
+        return given
+    if isinstance(given, (tuple, list)):
+        as_steps(given, argument)  # which says how a pair of shares is written
+    try:
+        share = number(given, argument, least=0, most=1)
+    except ValueError:
+        raise ValueError(
+            f"{argument}={shown(given)}: give the share of the steps, from 0 to 1, or a window of them such as wb.window(0.2, 0.8)"
+        ) from None
+    return Window(0.0, share) if share else None
 
 
 def _check_words(what: str, words: Sequence[str], prompts: Sequence[str]):

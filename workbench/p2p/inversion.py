@@ -7,17 +7,18 @@ run = photo.run(model, prompt_to_prompt(model, photo.prompt, "a giraffe in the s
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 
+from workbench.arguments import checked
 from workbench.engine import Fold, Run
 from workbench.engine.trace import untouched
 from workbench.inputs import count, strings
 from workbench.interventions import Intervention, World, set_to, window
-from workbench.models import Model, Worlds, as_worlds
-from workbench.pictures import as_pil
+from workbench.models import Model, Worlds, as_record, as_worlds, some_pictures
 from workbench.progress import each
 
 
@@ -56,6 +57,7 @@ class Inversion:
             replace(world, interventions=(*world.interventions, *self.interventions)) for world in as_worlds(worlds)
         ]
 
+    @checked(record=lambda record, argument: as_record(record))
     def run(
         self,
         model: Model,
@@ -105,6 +107,7 @@ class Inversion:
             )
 
 
+@checked(images=lambda images, argument: some_pictures(images), prompts=strings, inner_steps=partial(count, least=0))
 def invert(
     model: Model,
     images,
@@ -134,11 +137,8 @@ def invert(
     >>> photo.run(model, worlds)
     Run of worlds 'source', 'edited'; seeds 0: pictures of 64 x 64
     """
-    images, prompts = as_pil(images), strings(prompts, "invert: prompts")
-    steps = count(
-        model.num_inference_steps if num_inference_steps is None else num_inference_steps, "num_inference_steps"
-    )
-    inner_steps = count(inner_steps, "inner_steps", least=0)
+    images, prompts = some_pictures(images), strings(prompts, "prompts")
+    steps = model.num_inference_steps if num_inference_steps is None else num_inference_steps
     guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     _check(model, images, prompts)
     clean = model.encode(images)

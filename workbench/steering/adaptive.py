@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from workbench.arguments import Check, at_least_zero, checked, instance_of, mapping_of, prompt_set
 from workbench.experiments.base import Kept
 from workbench.experiments.store import Store
+from workbench.inputs import count, number, text
 from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.steering.direction import Direction
+from workbench.steering.direction import DIRECTION, Direction
 from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant, image_means
+
+STRENGTHS = mapping_of(number, "{'text_encoder.*.mlp': 1.0}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +40,19 @@ class AdaptiveSpec(SteerSpec):
     margin: float = 0.0
     """Enough is where `concept_similarity` exceeds `opposite_similarity` by this."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not (self.strongest > 0 and self.rounds > 0 and self.budget >= 0):
-            raise ValueError(
-                f"strongest={self.strongest}, rounds={self.rounds}, budget={self.budget}: give positive ones"
-            )
+    def checks(self) -> dict[str, Check]:
+        strongest = partial(number, above=0)
+        return super().checks() | dict(
+            strongest=strongest, rounds=count, budget=at_least_zero, fidelity=text, margin=number
+        )
 
 
+@checked(
+    prompts=prompt_set,
+    direction=DIRECTION,
+    spec=instance_of("workbench.steering.adaptive:AdaptiveSpec"),
+    strengths=STRENGTHS,
+)
 def adaptive_strength(
     model: Model,
     prompts: PromptSet,
@@ -140,6 +150,7 @@ class Adapting(Steered):
     ):
         super().__init__(model, prompts, concept, spec, scorer, batch_size)
         self.direction, self.relative = direction, relative
+        self.require("fidelity")
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"direction": self.direction.digest, "relative_strengths": self.relative}
@@ -150,9 +161,9 @@ class Adapting(Steered):
     def stages(self, kept: Kept) -> Iterator[Mapping[str, tuple[Variant]]]:
         yield {UNSTEERED: (self.plain,)}
         self.bisection = Bisection(self.means(kept(UNSTEERED)), self.spec)
-        for number in range(self.spec.rounds + 1):
-            name = f"round{number:02d}"
-            yield {name: (self.variant(number, self.bisection.next(number)),)}
+        for round_number in range(self.spec.rounds + 1):
+            name = f"round{round_number:02d}"
+            yield {name: (self.variant(round_number, self.bisection.next(round_number)),)}
             rows = kept(name)
             tried = rows.drop_duplicates("prompt").sort_values("prompt").strength.to_numpy()
             self.bisection.tell(tried, self.means(rows))
@@ -170,6 +181,4 @@ class Adapting(Steered):
     def means(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Means over seeds, one row for each prompt, and by how much the concept leads."""
         table = image_means(rows)
-        if self.spec.fidelity not in table:
-            raise KeyError(f"fidelity={self.spec.fidelity!r} was not measured; there are {', '.join(table)}")
         return table.assign(lead=table.concept_similarity - table.opposite_similarity)

@@ -8,8 +8,6 @@ Turner et al. 2023 (arXiv 2308.10248) and Rimsky et al. 2023 (arXiv 2312.06681) 
 """
 
 import hashlib
-import json
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,18 +22,39 @@ import torch
 import xarray as xr
 from einops import rearrange
 
-from workbench import files
+from workbench import files, schema
+from workbench.arguments import checked, instance_of, one_of, warn
 from workbench.engine import Fold, text_values
 from workbench.engine.plan import resolve_steps
+from workbench.inputs import number, several, shown, strings
 from workbench.interventions import Intervention, Rows, Steps, World, as_steps, remove, steer, window
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt
+from workbench.schema import site_names, tokens
 from workbench.sites import Site
 from workbench.text import Tokens, tokens_of
 
 Pool = Literal["own", "subject_last", "eos", "positions"]
 Schedule = Steps | Mapping[Steps, float]
+DIRECTION = instance_of("workbench.steering.direction:Direction")
+
+
+def some_prompts(value: Any, argument: str) -> tuple[Prompt, ...]:
+    """Texts or `Prompt`s of one side, at least one."""
+    fix = "give prompts, as texts or wb.Prompt(...)s, at least one on each side"
+    given = (value,) if isinstance(value, (str, Prompt)) else several(value, argument, fix)
+    found = tuple(each if isinstance(each, Prompt) else Prompt(*strings(each, argument)) for each in given)
+    if not found:
+        raise ValueError(f"{argument}={shown(value)}: {fix}")
+    return found
+
+
+def strength_of_sites(value: Any, argument: str) -> float | dict[str, float]:
+    """A number, or one for each glob of sites."""
+    if not isinstance(value, Mapping):
+        return number(value, argument)
+    return {site_names(glob, argument)[0]: number(each, f"{argument}[{glob!r}]") for glob, each in value.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +96,11 @@ class Direction:
     provenance: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "components", tuple(self.components))
-        object.__setattr__(self, "provenance", json.loads(json.dumps(self.provenance)))
+        fix = "make a direction with wb.direction(model, positive, negative)"
+        object.__setattr__(self, "components", several(self.components, "components", fix))
+        if not self.components or not all(isinstance(each, Component) for each in self.components):
+            raise ValueError(f"components={shown(self.components)}: {fix}")
+        object.__setattr__(self, "provenance", schema.mapping(self.provenance, "provenance"))
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -109,6 +131,7 @@ class Direction:
         >>> winter.at("text_encoder.[01].mlp").sites
         ('text_encoder.0.mlp', 'text_encoder.1.mlp')
         """
+        site_names(sites)
         if lost := [glob for glob in sites if not any(fnmatch(name, glob) for name in self.sites)]:
             raise KeyError(f"the direction has nothing at {lost}; its sites are {', '.join(self.sites)}")
         return replace(self, components=[c for c in self.components if any(fnmatch(c.site, glob) for glob in sites)])
@@ -125,12 +148,15 @@ class Direction:
         return Direction(pooled, {"averaged": self.provenance})
 
     def __mul__(self, factor: float) -> "Direction":
+        factor = number(factor, "factor")
         scaled = [replace(c, vectors=factor * c.vectors, error=abs(factor) * c.error) for c in self.components]
         return Direction(scaled, {"scaled": factor, "of": self.provenance})
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> "Direction":
+        if not (divisor := number(divisor, "divisor")):
+            raise ValueError("divisor=0: a direction is not divided by 0")
         return self * (1 / divisor)
 
     def as_interventions(self) -> tuple[Intervention, ...]:
@@ -144,9 +170,11 @@ class Direction:
     def __neg__(self) -> "Direction":
         return -1 * self
 
+    @checked(other=DIRECTION)
     def __sub__(self, other: "Direction") -> "Direction":
         return self + -other
 
+    @checked(other=DIRECTION)
     def __add__(self, other: "Direction") -> "Direction":
         """Both at once; raises ValueError for vectors of another shape at a site that both have."""
         mine = {component.site: component for component in self.components}
@@ -167,6 +195,7 @@ class Direction:
             )
         return Direction(mine.values(), {"sum": [self.provenance, other.provenance]})
 
+    @checked(other=DIRECTION)
     def cosine(self, other: "Direction") -> pd.Series:
         """Cosine similarity to another direction at each site that both have; NaN where one is zero.
 
@@ -220,6 +249,7 @@ class Direction:
     def _repr_html_(self):
         return f"<p>{escape(repr(self).splitlines()[0])}</p>{self.table().to_html(float_format='%.3g')}"
 
+    @checked(strength=strength_of_sites, tokens=tokens)
     def steer(
         self,
         strength: float | Mapping[str, float] = 1.0,
@@ -249,16 +279,17 @@ class Direction:
         """
         by_site = strength if isinstance(strength, Mapping) else dict.fromkeys(self.sites, strength)
         found: dict[str, list[Intervention]] = {}
-        for glob, number in by_site.items():
+        for glob, factor_of_site in by_site.items():
             for c in self.at(glob).components:
                 found[c.site] = []
                 for vector, row, factor, when in _laid_out(c, steps):
-                    alpha = number * factor * (_unit(c, row) if unit else 1.0)
+                    alpha = factor_of_site * factor * (_unit(c, row) if unit else 1.0)
                     found[c.site].append(
                         steer(c.site, vector, alpha, keep_norm=keep_norm, tokens=tokens, steps=when, rows=rows)
                     )
         return tuple(made for site in self.sites for made in found.get(site, ()))
 
+    @checked(beta=number, tokens=tokens)
     def remove(
         self,
         beta: float = 1.0,
@@ -280,6 +311,7 @@ class Direction:
             for vector, _, factor, when in _laid_out(c, steps)
         )
 
+    @checked
     def save(self, path: str | Path):
         """Write a safetensors file: vectors, and in its metadata sites, norms and provenance.
 
@@ -296,6 +328,7 @@ class Direction:
         )
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Direction":
         """Read what `save` wrote; raises FileNotFoundError, and ValueError for a file that is no direction or was altered.
 
@@ -309,10 +342,11 @@ class Direction:
         )
 
 
+@checked(positive=some_prompts, negative=some_prompts, pool=one_of("own", "subject_last", "eos", "positions"))
 def direction(
     model: Model,
-    positive: Sequence[str | Prompt],
-    negative: Sequence[str | Prompt],
+    positive: str | Prompt | Sequence[str | Prompt],
+    negative: str | Prompt | Sequence[str | Prompt],
     sites: str | Iterable[str | Site] = "text_encoder*.*.mlp",
     *,
     pool: Pool = "own",
@@ -340,12 +374,8 @@ def direction(
     >>> dict(unet["unet.mid.cross"].sizes)
     {'step': 2, 'channel': 96}
     """
-    given = {"positive": [_prompt(p) for p in positive], "negative": [_prompt(p) for p in negative]}
-    if empty := [side for side, prompts in given.items() if not prompts]:
-        raise ValueError(
-            f"direction: {' and '.join(f'{side}=' for side in empty)} names no prompt; give at least one on each side"
-        )
-    chosen = model.sites(*([sites] if isinstance(sites, str) else [getattr(site, "name", site) for site in sites]))
+    given = {"positive": list(some_prompts(positive, "positive")), "negative": list(some_prompts(negative, "negative"))}
+    chosen = model.sites(*site_names(sites))
     steerable = lambda site: site.part in ("text", "denoiser") and site.port != "context" and "channel" in site.axes
     if wrong := [site.name for site in chosen if not steerable(site)]:
         raise ValueError(
@@ -355,7 +385,7 @@ def direction(
     text, unet = ([s for s in chosen if (s.part == "text") == wanted] for wanted in (True, False))
     same = Counter(given["positive"]) == Counter(given["negative"])
     if same:
-        warnings.warn("direction: positive= and negative= are the same prompts, so the direction is zero", stacklevel=2)
+        warn("direction: positive= and negative= are the same prompts, so the direction is zero")
     at = {
         (tokenizer, prompt): _positions(tokens_of(model.pipeline, prompt.prompt, tokenizer), prompt, pool)
         for tokenizer in dict.fromkeys(site.tokenizer for site in text if site.tokenizer)
@@ -415,10 +445,6 @@ class Sums:
         return Component(site, axis, vectors.float(), self.norm, squares.mean().sqrt().item())
 
 
-def _prompt(given: str | Prompt) -> Prompt:
-    return Prompt(given, "") if isinstance(given, str) else given
-
-
 def _positions(tokens: Tokens, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
     """Positions whose activations count."""
     if pool in ("own", "positions"):
@@ -435,7 +461,7 @@ def _positions(tokens: Tokens, prompt: Prompt, pool: Pool) -> tuple[int, ...]:
                 f'direction(pool="subject_last"): {prompt.prompt!r} names no subject; give wb.Prompt(text, subject)'
             )
         return tokens.positions("subject_last", prompt.subject)
-    raise ValueError(f'direction(pool={pool!r}): may be "own", "subject_last", "eos" or "positions"')
+    raise ValueError(f'pool={pool!r}: may be "own", "subject_last", "eos" or "positions"')
 
 
 def _pooled(values: torch.Tensor, at: Sequence[tuple[int, ...]], pool: Pool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,16 +11,20 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from workbench.arguments import Check, fit, line
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
-from workbench.experiments.spec import Spec, Window, as_window, steps_of
+from workbench.experiments.spec import Spec
+from workbench.inputs import text
 from workbench.interventions import Intervention, World
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet, label_texts
+from workbench.schema import tokens
 from workbench.scorer import Scorer, check_labels
 from workbench.sites import Sites
+from workbench.steps import Steps, as_steps
 
 UNSTEERED, STEERED = "unsteered", "steered"
 Interventions = Sequence[Intervention]
@@ -58,11 +62,18 @@ class Concept:
     value: str = ""
 
     def __post_init__(self):
+        fit(self, text=text, opposite=line, value=line)
         object.__setattr__(self, "labels", label_texts(self.labels, "Concept: labels"))
         if self.labels:
             check_labels(self.labels, "Concept")
         if self.labels and self.value not in self.labels:
             raise ValueError(f"Concept(value={self.value!r}): its labels are {list(self.labels)}; name one of these")
+
+    @property
+    def metrics(self) -> list[str]:
+        """What is measured of images for it, by name."""
+        opposite = ["opposite_similarity"] if self.opposite else []
+        return ["concept_similarity", *opposite, *(["concept_probability", "concept"] if self.labels else [])]
 
     def measured(self, scorer: Scorer, embeddings: torch.Tensor) -> dict[str, np.ndarray]:
         """The concept's metrics of images, by their embeddings (image, channel), each (image,).
@@ -99,17 +110,16 @@ class SteerSpec(Spec):
     """Strengths are multiples of each site's mean activation norm, not of the direction as it is."""
     keep_norm: bool = False
     """Every activation keeps its norm."""
-    tokens: str | None = None
+    tokens: str | int | Sequence[int] | None = None
     """Only at these tokens, for sites of the text encoder; all when left out."""
-    steps: Window | None = None
-    """Only in this window of the denoising, as shares of the run, for sites of the UNet; all when left out."""
+    steps: Steps = None
+    """Only at these steps of the denoising, or in a window of it such as `wb.window(0.0, 0.5)`, for sites of the UNet; all when left
+    out."""
     seeds: tuple[int, ...] = (0,)
     """Of the starting noise, shared by everything that is compared."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.steps is not None:
-            object.__setattr__(self, "steps", as_window("steps", self.steps))
+    def checks(self) -> dict[str, Check]:
+        return dict(tokens=tokens, steps=as_steps)
 
     def applied(self) -> dict[str, Any]:
         """Options of `Direction.steer`.
@@ -117,8 +127,7 @@ class SteerSpec(Spec):
         >>> wb.SteerSpec(unit=True, tokens="subject").applied()
         {'unit': True, 'keep_norm': False, 'tokens': 'subject', 'steps': None}
         """
-        steps = None if self.steps is None else steps_of(self.steps)
-        return dict(unit=self.unit, keep_norm=self.keep_norm, tokens=self.tokens, steps=steps)
+        return dict(unit=self.unit, keep_norm=self.keep_norm, tokens=self.tokens, steps=self.steps)
 
 
 class Steered(Experiment):
@@ -148,6 +157,13 @@ class Steered(Experiment):
         self.scorer = measures.scorer
         self.concept, self.variants, self.steered_sites = concept, variants or {}, steered_sites
         self.plain = Variant({}, [()] * len(prompts))
+
+    def require(self, *fields: str):
+        """Raise KeyError, before anything is drawn, where these fields of the spec name metrics that will not be measured."""
+        names = [*self.measures.names(self.prompts), *self.concept.metrics]
+        for name in fields:
+            if (metric := getattr(self.spec, name)) not in names:
+                raise KeyError(f"{name}={metric!r} is not measured here; there are {', '.join(names)}")
 
     def identity(self) -> dict[str, Any]:
         variants = {name: [each.place, digest(each.interventions)] for name, each in self.variants.items()}

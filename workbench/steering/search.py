@@ -6,21 +6,27 @@ After each trial a tree-structured Parzen estimator proposes the next (Ozaki et 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
 import pandas as pd
 
+from workbench.arguments import Check, checked, instance_of, prompt_set
 from workbench.experiments.base import Kept
 from workbench.experiments.shards import PACKAGES
 from workbench.experiments.statistics import mean, pareto
 from workbench.experiments.store import Store
+from workbench.inputs import count, number, text
 from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.steering.direction import Direction
+from workbench.schema import whole
+from workbench.steering.direction import DIRECTION, Direction
 from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant
+
+SAMPLER_SEED = partial(whole, least=0, most=2**32 - 1)  # what numpy takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +51,13 @@ class SearchSpec(SteerSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.weakest < self.strongest:
+        if not self.weakest < self.strongest:
             raise ValueError(f"weakest={self.weakest}, strongest={self.strongest}: give 0 < weakest < strongest")
+
+    def checks(self) -> dict[str, Check]:
+        metrics = dict(concept=text, fidelity=text)
+        strengths = dict.fromkeys(("weakest", "strongest"), partial(number, above=0))
+        return super().checks() | metrics | strengths | dict(trials=count, sampler_seed=SAMPLER_SEED)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Search:
     spec: SearchSpec
     sites: tuple[str, ...]
 
+    @checked(fidelity=number)
     def best(self, fidelity: float) -> dict[str, float]:
         """Strength of each site in the trial with most of the concept among those of at least that fidelity.
 
@@ -107,6 +119,7 @@ class Searching(Steered):
     ):
         super().__init__(model, prompts, concept, spec, scorer, batch_size)
         self.direction = direction
+        self.require("concept", "fidelity")
 
     def identity(self) -> dict[str, Any]:
         asked = super().identity() | {"direction": self.direction.digest}
@@ -123,11 +136,12 @@ class Searching(Steered):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=self.spec.sampler_seed)
         study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
-        for number in range(self.spec.trials):
+        for trial_number in range(self.spec.trials):
             trial = study.ask()
             proposed = self.proposed(trial)
-            yield {trial_name(number): (self.variant(number, proposed),)}
-            rows = kept(trial_name(number))
+            name = trial_name(trial_number)
+            yield {name: (self.variant(trial_number, proposed),)}
+            rows = kept(name)
             found = search_means(rows, self.spec)
             values, strengths = [found[self.spec.concept], found[self.spec.fidelity]], strengths_of(rows)
             if strengths == proposed:
@@ -160,6 +174,7 @@ class Searching(Steered):
         return Variant({"trial": number, "strengths": json.dumps(strengths)}, [steered] * len(self.prompts))
 
 
+@checked(prompts=prompt_set, direction=DIRECTION, spec=instance_of("workbench.steering.search:SearchSpec"))
 def steer_search(
     model: Model,
     prompts: PromptSet,
@@ -183,8 +198,8 @@ def steer_search(
     """
     shards = Searching(model, prompts, direction, concept, spec, scorer, batch_size).complete(folder)
     rows = [search_means(shards.rows(UNSTEERED), spec)]
-    for number in range(spec.trials):
-        trial = shards.rows(trial_name(number))
+    for trial_number in range(spec.trials):
+        trial = shards.rows(trial_name(trial_number))
         rows.append(search_means(trial, spec) | strengths_of(trial))
     table = pd.DataFrame(rows, columns=[*rows[0], *direction.sites])
     return Search(table.assign(pareto=pareto(table, spec.concept, spec.fidelity)), spec, direction.sites)

@@ -10,13 +10,15 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from workbench.experiments.results import averages, measured_by
+from workbench.arguments import Check, checked, fit, instance_of, numbers, prompt_set
+from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, pareto
 from workbench.experiments.store import Store
+from workbench.inputs import text
 from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.steering.direction import Direction
+from workbench.steering.direction import DIRECTION, Direction
 from workbench.steering.experiment import UNSTEERED, Concept, Steered, SteerSpec, Variant
 
 ALL = "all"
@@ -36,7 +38,15 @@ class SweepSpec(SteerSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        self.keep_tuples("strengths")
+        if 0 in self.strengths:
+            raise ValueError(
+                f"strengths={self.strengths}: 0 is the unsteered image, which every sweep has; leave it out"
+            )
+        if len(set(self.strengths)) < len(self.strengths):
+            raise ValueError(f"strengths={self.strengths}: one stands there twice; give each once")
+
+    def checks(self) -> dict[str, Check]:
+        return super().checks() | dict(strengths=numbers)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,10 @@ class Sweep:
 
     data: xr.Dataset
 
+    def __post_init__(self):
+        fit(self, data=scores("unsteered", "steered"))
+
+    @checked
     def effects(
         self,
         metric: str = "concept_similarity",
@@ -68,11 +82,12 @@ class Sweep:
         >>> dict(sweep.effects("concept_similarity").change.sizes)
         {'site': 1, 'strength': 1}
         """
-        scores = measured_by(self.data, metric)
-        contrasts = {"value": scores.steered, "change": scores.steered - scores.unsteered}
+        by = measured_by(self.data, metric)
+        contrasts = {"value": by.steered, "change": by.steered - by.unsteered}
         attrs = self.data.attrs | {"metric": metric}
         return averages(contrasts, over=over, level=level, resamples=resamples, attrs=attrs)
 
+    @checked(concept=text, fidelity=text)
     def table(self, concept: str = "concept_similarity", fidelity: str = "similarity") -> pd.DataFrame:
         """One row for each site and strength, and one for the unsteered images: both metrics and the pixel distance with their
         intervals, and whether it is on the Pareto front.
@@ -84,6 +99,9 @@ class Sweep:
         0           unsteered       0.0
         1  text_encoder.0.mlp       1.0
         """
+        for argument, metric in (("concept", concept), ("fidelity", fidelity)):
+            if metric not in (known := self.data.metric.values.tolist()):
+                raise KeyError(f"{argument}={metric!r} was not measured; there are {', '.join(known)}")
         rows = pd.MultiIndex.from_product(
             [self.data.site.values, self.data.strength.values], names=["site", "strength"]
         ).to_frame(index=False)
@@ -100,6 +118,7 @@ class Sweep:
         return rows.assign(pareto=pareto(rows, concept, fidelity))
 
 
+@checked(prompts=prompt_set, direction=DIRECTION, spec=instance_of("workbench.steering.sweep:SweepSpec"))
 def steer_sweep(
     model: Model,
     prompts: PromptSet,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from workbench.engine import Run
 from workbench.experiments.shards import differences
-from workbench.experiments.spec import Spec, window_name
+from workbench.experiments.spec import Spec
 from workbench.interventions import World, set_to
 from workbench.localize.causal_trace import Target, Tracing
 from workbench.localize.patching import ALL, Generating
@@ -161,7 +161,7 @@ class TraceDrawing(Rebuilt):
 
 
 def _is_at(target: Target, place: Place) -> bool:
-    return (target.site, target.token, window_name(target.steps)) == (place["site"], place["token"], place["steps"])
+    return (target.site, target.token, str(target.steps)) == (place["site"], place["token"], place["steps"])
 
 
 class LocoGenDrawing(Rebuilt):
@@ -186,7 +186,7 @@ class LocoGenDrawing(Rebuilt):
                 patch.width,
                 patch.inputs,
                 ALL if patch.head is None else str(patch.head),
-                window_name(patch.steps),
+                str(patch.steps),
             ): number
             for number, patch in patches
         }
