@@ -1,9 +1,12 @@
 """Pipelines on which the laws must hold: random tiny ones of every family, built from configs, and the menagerie."""
 
+import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test asks the network
 
 import pytest
 import torch

@@ -59,6 +59,7 @@ class Kit:
     def __post_init__(self):
         model, quick = self.model, dict(seeds=(0,), num_inference_steps=1)
         self.prompts = wb.PromptSet.of([wb.Prompt("a zebra", "zebra", target="a lion")], name="one")
+        self.zebra = wb.Prompt("a zebra", "zebra", value="zebra")
         self.direction = wb.direction(model, ["a zebra in winter"], ["a zebra in summer"], "text_encoder.0.mlp")
         self.concept = wb.Concept("winter", "summer")
         self.edit = wb.edit.uce(model, {"a zebra": "a lion"}, sites="unet.mid.cross.k", lam=1.0)
@@ -293,6 +294,16 @@ def of_specs() -> Iterator[Group]:
         | dict(
             widths=counts, windows=NONE, inputs=NOTHING, heads=NONE | kind("0", "np.int64(2)", "[2, 3]"), steps=NONE
         ),
+        wb.AttributionSpec: spec
+        | dict(
+            sites=names,
+            tokens=names,
+            form=NOTHING,
+            metric=NOTHING,
+            points=COUNT,
+            over=NONE,
+            checkpointing=FLAG,
+        ),
         wb.AttentionSpec: spec,
         wb.SteerSpec: steer,
         wb.SweepSpec: steer | dict(strengths=POSITIVE | kind("-1", "[2, 3]", "[0.5]"), together=FLAG),
@@ -369,6 +380,19 @@ def of_values(kit: Kit) -> Iterator[Group]:
         scorer.class_probabilities,
         dict(images=kit.image, labels={"a": "a", "b": "b"}),
         dict(images=NOTHING, labels=NOTHING),
+    )
+    pixels = torch.full((2, 3, 64, 64), 0.5)
+    yield Group(
+        "Scorer.log_odds",
+        scorer.log_odds,
+        dict(images=pixels, labels={"a": "a", "b": "b"}, value="a"),
+        dict(images=NOTHING, labels=NOTHING, value=NOTHING),
+    )
+    yield Group(
+        "Scorer.differentiable_similarity",
+        scorer.differentiable_similarity,
+        dict(images=pixels, text="a"),
+        dict(images=NOTHING, text=TEXT),
     )
     yield Group("as_pil", wb.as_pil, {}, dict(images=kind("[]")))
     tokenizer = kit.model.pipeline.tokenizer
@@ -480,6 +504,13 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         prompt,
     )
     yield Group(
+        "attribute",
+        wb.attribute,
+        dict(model=kit.model, prompts=kit.zebra, spec=wb.AttributionSpec(draws=1, **quick), scorer=kit.scorer),
+        EXPERIMENT | prompts | dict(spec=NONE, subject=kind("''")),
+        prompt,
+    )
+    yield Group(
         "locogen",
         wb.locogen,
         common | dict(prompts="a zebra", target="a lion", spec=generate),
@@ -535,6 +566,15 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         steer | dict(spec=wb.AdaptiveSpec(rounds=1, **quick)),
         kinds | dict(strengths=NONE),
         {"strengths": "direction"},
+    )
+    shown = dict(results=kit.trace, model=kit.model)
+    own = dict(results=NOTHING, model=NONE, direction=NONE)
+    yield Group("explore", wb.explore, shown, own)
+    yield Group(
+        "gallery",
+        wb.gallery,
+        shown | dict(path=kit.folder / "page.html"),
+        own | dict(path=kind("'qux'"), pictures=INTEGER),
     )
     yield Group("open_results", wb.open_results, {}, dict(folder=NOTHING))
 

@@ -63,10 +63,15 @@ def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     return len(text).to_bytes(8, "little") + text + data[start:]
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Write a file that is there whole or not at all, and replaces what was there at once; folders are made."""
+def no_folder(path: Path):
+    """Raise IsADirectoryError for a folder where a file is to be written."""
     if path.is_dir():
         raise IsADirectoryError(f"path={str(path)!r} is a folder: give the path of a file in it")
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a file that is there whole or not at all, and replaces what was there at once; folders are made."""
+    no_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

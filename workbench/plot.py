@@ -58,7 +58,7 @@ WORDS = {
 COMPARISON = instance_of("workbench.localize.compare:Comparison", "pandas:DataFrame")
 
 
-def grid_of(value: Any, argument: str) -> xr.DataArray:
+def _grid_of(value: Any, argument: str) -> xr.DataArray:
     """Labelled pictures (ROW, COLUMN, y, x, colour), or a run's."""
     images = value.images if isinstance(value, Run) else value
     if not isinstance(images, xr.DataArray) or images.ndim != 5 or images.shape[-1] != 3:
@@ -174,7 +174,7 @@ def profile(effects: xr.Dataset, value: str | None = None, *, ax: Axes | None = 
     return ax
 
 
-@checked(images=grid_of)
+@checked(images=_grid_of)
 def image_grid(images: xr.DataArray | Run, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Images (ROW, COLUMN, y, x, colour) in [0, 1], or a run's (world, seed, ...); transpose them to lay them otherwise.
 

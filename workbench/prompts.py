@@ -124,6 +124,10 @@ class PromptSet(Sequence[Prompt]):
         fix = "give a text, a wb.Prompt, several of these, or a PromptSet"
         given = [prompts] if isinstance(prompts, (str, Prompt)) else several(prompts, "prompts", fix)
         texts = strings([one for one in given if not isinstance(one, Prompt)], "prompts", least=0)
+        if (subject or target) and not texts:
+            raise ValueError(
+                f"subject={subject!r}, target={target!r} are of texts; a wb.Prompt has its own: wb.Prompt(text, subject, target=...)"
+            )
         if lacking := [text for text in texts if subject and not places_of(subject, text)]:
             raise ValueError(f"subject={subject!r} is not in the prompt {lacking[0]!r}; name words that it has")
         known = labels_of(subject) if labels is None else labels

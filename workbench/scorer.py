@@ -1,10 +1,11 @@
 """The judge of images: an open_clip model, for any that it knows; the embedded grader for the embedded model."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from einops import reduce
 from safetensors.torch import load_file
 
-from workbench.inputs import shown, strings, user_path
+from workbench.arguments import checked
+from workbench.inputs import shown, strings, text, user_path
 from workbench.loading import as_device
 from workbench.models import GRADER, MANIFEST, MENAGERIE, Model, fingerprint, some_pictures, verify_files
 from workbench.prompts import label_texts
@@ -21,6 +23,14 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip loads from a folder
 # steps of open_clip's preprocessing, in its versions, that make a tensor of a PIL picture
 CONVERSIONS = ("_convert_to_rgb", "ToTensor", "MaybeConvertMode", "MaybeToTensor")
+
+
+def pixels(value: Any, argument: str) -> torch.Tensor:
+    """Pictures that may lie in autograd's graph."""
+    shaped = isinstance(value, torch.Tensor) and value.ndim == 4 and value.shape[1] == 3 and value.is_floating_point()
+    if not shaped or not value.numel() or not -1e-3 <= value.min() <= value.max() <= 1 + 1e-3:
+        raise ValueError(f"{argument}={shown(value)}: give a tensor (image, 3 colours, y, x) of numbers in [0, 1]")
+    return value
 
 
 class Scorer:
@@ -156,6 +166,7 @@ class Scorer:
         every = (self.model.logit_scale.exp().item() * pictures @ wanted.T).softmax(-1)
         return reduce(every, "image (label text) -> image label", "sum", text=size)
 
+    @checked(images=pixels)
     def log_odds(
         self, images: torch.Tensor, labels: Mapping[object, str | Sequence[str]], value: object
     ) -> torch.Tensor:
@@ -171,8 +182,8 @@ class Scorer:
         """
         texts = label_texts(labels, "log_odds: labels")
         check_labels(texts, "log_odds")
-        if value not in texts:
-            raise ValueError(f"log_odds: value={value!r} is none of the labels {list(texts)}")
+        if not isinstance(value, Hashable) or value not in texts:
+            raise ValueError(f"log_odds: value={shown(value)} is none of the labels {list(texts)}")
         every = (
             self.model.logit_scale.detach().exp()
             * self._differentiable(images)
@@ -181,6 +192,7 @@ class Scorer:
         own = torch.tensor([label == value for label, some in texts.items() for _ in some], device=every.device)
         return every[:, own].logsumexp(-1) - every[:, ~own].logsumexp(-1)
 
+    @checked(images=pixels, text=text)
     def differentiable_similarity(self, images: torch.Tensor, text: str) -> torch.Tensor:
         """Differentiable: raw cosine of images, a tensor as `log_odds` takes it, and a text, (image,).
 

@@ -15,7 +15,12 @@ from workbench.inputs import MOST_THINGS, plain, shown
 
 @dataclass(frozen=True)
 class Window:
-    """A share of a run's steps, from `start` to `stop`; make it with `workbench.window`."""
+    """A share of a run's steps, from `start` to `stop`; make it with `workbench.window`.
+
+    >>> half = wb.Window(0.0, 0.5)
+    >>> str(half), half.steps(4)
+    ('0-0.5', (0, 1))
+    """
 
     start: float
     stop: float
@@ -35,7 +40,11 @@ class Window:
 
     @classmethod
     def of_name(cls, name: str) -> "Window":
-        """The window that is called so: "0-0.5"."""
+        """The window that is called so: "0-0.5".
+
+        >>> wb.Window.of_name("0-0.5")
+        Window(start=0.0, stop=0.5)
+        """
         try:
             low, high = map(float, name.split("-"))
         except ValueError:
@@ -45,7 +54,11 @@ class Window:
         return cls(low, high)
 
     def steps(self, count: int) -> tuple[int, ...]:
-        """Numbers of the steps of a run of so many; raises ValueError where it holds none."""
+        """Numbers of the steps of a run of so many; raises ValueError where it holds none.
+
+        >>> wb.window(0.5, 1.0).steps(4)
+        (2, 3)
+        """
         chosen = tuple(range(round(self.start * count), round(self.stop * count)))
         if not chosen:
             raise ValueError(
@@ -61,8 +74,9 @@ Steps = int | Sequence[int] | Window | None
 def window(start: float, stop: float) -> Window:
     """A share of a run's steps: `window(0.0, 0.5)` is the first half. Wherever `steps=` is asked, whole numbers are steps.
 
-    >>> window(0.0, 0.5).steps(10)
+    >>> wb.window(0.0, 0.5).steps(10)
     (0, 1, 2, 3, 4)
+    >>> quiet = wb.scale("unet.mid.cross", 0.0, steps=wb.window(0.0, 0.5))
     """
     return Window(start, stop)
 

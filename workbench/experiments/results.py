@@ -51,6 +51,13 @@ def scores(*worlds: str) -> Any:
     return check
 
 
+def traced(value: Any, argument: str) -> xr.Dataset:
+    """A check for scores of a causal trace, or of an attribution."""
+    if not isinstance(value, xr.Dataset) or not {"restored", "attributed"} & set(value.data_vars):
+        raise ValueError(f"{argument}={shown(value)}: give what wb.causal_trace or wb.attribute return")
+    return scores("clean", "corrupted")(value, argument)
+
+
 def effects_of(value: Any, argument: str) -> xr.Dataset:
     """A check for what `effects` returns."""
     if not isinstance(value, xr.Dataset) or not {"effect", "ratio"} <= set(value.attrs):
@@ -165,7 +172,7 @@ def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:
     return data.sel(metric=metric, drop=True)
 
 
-@checked(trace=scores("clean", "corrupted", "restored"))
+@checked(trace=traced)
 def effects(
     trace: xr.Dataset,
     metric: str,

@@ -4,7 +4,6 @@ Attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348; AtP*, Kram
 image model's whole run or of single denoising steps. It proposes; `causal_trace` decides, and `screen` does both.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import xarray as xr
 
+from workbench.arguments import checked, instance_of, warn
 from workbench.engine.gradients import Attribution
 from workbench.engine.text import text_values
 from workbench.experiments.shards import Row
@@ -30,6 +30,7 @@ from workbench.scorer import Scorer
 NOISE = "noise"  # the metric of single steps
 
 
+@checked(spec=instance_of("workbench.localize.specs:AttributionSpec"))
 def attribute(
     model: Model,
     prompts: Prompts,
@@ -103,10 +104,7 @@ class Attributing(Tracing):
                         apart = {self.spec.over: number} if self.spec.over else {}
                         rows.append(place | {"world": "attributed"} | where | apart | {"value": value})
             if attributed.unreached:
-                warnings.warn(
-                    f"no gradient leads from {', '.join(attributed.unreached[:5])} to the metric; their effects are 0",
-                    stacklevel=2,
-                )
+                warn(f"no gradient leads from {', '.join(attributed.unreached[:5])} to the metric; their effects are 0")
             bar.update((1 + self.spec.points) * len(seeds))
         ends = {world: [row["value"] for row in rows if row["world"] == world] for world in ("clean", "corrupted")}
         if ends["clean"] == ends["corrupted"]:

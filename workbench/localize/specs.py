@@ -50,7 +50,7 @@ class TraceSpec(Spec):
         if self.corruption != "noise" and self.draws != 1:
             raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
 
-    def checks(self) -> dict[str, Check]:
+    def _checks(self) -> dict[str, Check]:
         return dict(
             tokens=words,
             steps=as_windows,
@@ -81,7 +81,7 @@ class LocoGenSpec(Spec):
     steps: tuple[Window, ...] = (WHOLE,)
     """Windows of the denoising, `wb.window(0.0, 0.5)` or 0-0.5 on the command line, each in turn."""
 
-    def checks(self) -> dict[str, Check]:
+    def _checks(self) -> dict[str, Check]:
         return dict(
             widths=partial(wholes, least=1),
             windows=windows_of_layers,
@@ -113,8 +113,8 @@ class AttributionSpec(TraceSpec):
     checkpointing: bool = False
     """Whether the backward pass computes the denoiser again in place of keeping it: a quarter of the memory for half as much time more."""
 
-    def checks(self) -> dict[str, Check]:
-        return super().checks() | dict(
+    def _checks(self) -> dict[str, Check]:
+        return super()._checks() | dict(
             form=one_of("image", "step"),
             metric=one_of("log_odds", "similarity"),
             points=count,

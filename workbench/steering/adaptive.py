@@ -40,9 +40,9 @@ class AdaptiveSpec(SteerSpec):
     margin: float = 0.0
     """Enough is where `concept_similarity` exceeds `opposite_similarity` by this."""
 
-    def checks(self) -> dict[str, Check]:
+    def _checks(self) -> dict[str, Check]:
         strongest = partial(number, above=0)
-        return super().checks() | dict(
+        return super()._checks() | dict(
             strongest=strongest, rounds=count, budget=at_least_zero, fidelity=text, margin=number
         )
 

@@ -103,7 +103,7 @@ class SteerSpec(Spec):
 
     >>> spec = wb.SteerSpec(keep_norm=True, steps=wb.window(0.0, 0.5), seeds=(0, 1))
     >>> spec.steps
-    (0.0, 0.5)
+    Window(start=0.0, stop=0.5)
     """
 
     unit: bool = True
@@ -118,7 +118,7 @@ class SteerSpec(Spec):
     seeds: tuple[int, ...] = (0,)
     """Of the starting noise, shared by everything that is compared."""
 
-    def checks(self) -> dict[str, Check]:
+    def _checks(self) -> dict[str, Check]:
         return dict(tokens=tokens, steps=as_steps)
 
     def applied(self) -> dict[str, Any]:

@@ -54,10 +54,10 @@ class SearchSpec(SteerSpec):
         if not self.weakest < self.strongest:
             raise ValueError(f"weakest={self.weakest}, strongest={self.strongest}: give 0 < weakest < strongest")
 
-    def checks(self) -> dict[str, Check]:
+    def _checks(self) -> dict[str, Check]:
         metrics = dict(concept=text, fidelity=text)
         strengths = dict.fromkeys(("weakest", "strongest"), partial(number, above=0))
-        return super().checks() | metrics | strengths | dict(trials=count, sampler_seed=SAMPLER_SEED)
+        return super()._checks() | metrics | strengths | dict(trials=count, sampler_seed=SAMPLER_SEED)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ class SweepSpec(SteerSpec):
         if len(set(self.strengths)) < len(self.strengths):
             raise ValueError(f"strengths={self.strengths}: one stands there twice; give each once")
 
-    def checks(self) -> dict[str, Check]:
-        return super().checks() | dict(strengths=numbers)
+    def _checks(self) -> dict[str, Check]:
+        return super()._checks() | dict(strengths=numbers)
 
 
 @dataclass(frozen=True)

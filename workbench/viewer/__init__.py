@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workbench.arguments import checked, instance_of
 from workbench.viewer.behind import drawings_of, without_drawings
 from workbench.viewer.page import gallery
 from workbench.viewer.sources import Results, sources_of
@@ -18,6 +19,7 @@ __all__ = ["explore", "gallery"]
 EXTRA = 'pip install "diffusion-workbench[notebook]"'
 
 
+@checked(direction=instance_of("workbench.steering.direction:Direction"))
 def explore(
     results: Results | Mapping[str, Results],
     model: "Model | None" = None,

@@ -7,7 +7,7 @@ in the same state, and each picture must lie as far from its reference as was me
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ from PIL import Image
 
 from workbench.engine import Run
 from workbench.experiments.shards import differences
-from workbench.experiments.spec import Spec
 from workbench.interventions import World, set_to
 from workbench.localize.causal_trace import Target, Tracing
 from workbench.localize.patching import ALL, Generating
@@ -126,10 +125,6 @@ class Rebuilt(Redrawing):
     def experiment(self) -> Any:
         """The experiment, which measures nothing here."""
 
-    def asked(self, kind: type[Spec]) -> Any:
-        """What was asked, as the spec of this kind."""
-        return kind(**{each.name: self.spec[each.name] for each in fields(kind)})
-
     def identity(self) -> dict[str, Any]:
         return {key: value for key, value in self.experiment.identity().items() if key != "scorer"}
 
@@ -144,7 +139,7 @@ class TraceDrawing(Rebuilt):
 
     @cached_property
     def experiment(self) -> Tracing:
-        return Tracing(self.model, self.asked(TraceSpec), prompts=self.prompts)
+        return Tracing(self.model, TraceSpec.of_results(self.spec), prompts=self.prompts)
 
     @cached_property
     def targets(self) -> list[list[Target]]:
@@ -174,7 +169,7 @@ class LocoGenDrawing(Rebuilt):
 
     @cached_property
     def experiment(self) -> Generating:
-        return Generating(self.model, self.prompts, self.asked(LocoGenSpec), None, BATCH)
+        return Generating(self.model, self.prompts, LocoGenSpec.of_results(self.spec), None, BATCH)
 
     @cached_property
     def numbers(self) -> dict[tuple, int]:
@@ -213,7 +208,7 @@ class SweepDrawing(Redrawing):
 
     def __init__(self, data: xr.Dataset, model: Model, direction: Direction):
         spec = json.loads(data.attrs["spec"])
-        asked = SweepSpec(**{each.name: spec[each.name] for each in fields(SweepSpec)})
+        asked = SweepSpec.of_results(spec)
         self.variants = variants_of(direction, asked, len(spec["prompts"]))
         super().__init__(data, model)
 

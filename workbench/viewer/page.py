@@ -5,6 +5,7 @@ import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from workbench.files import write_bytes
-from workbench.inputs import count, user_path
+from workbench.arguments import checked, instance_of
+from workbench.files import no_folder, write_bytes
+from workbench.inputs import count
 from workbench.progress import Bar
 from workbench.viewer.behind import as_urls, drawings_of, picture_of, place_of, without_drawings
 from workbench.viewer.sources import Held, Results, sources_of
@@ -55,6 +57,7 @@ if (held) mount(document.getElementById("viewer"), JSON.parse(held.textContent))
 """
 
 
+@checked(direction=instance_of("workbench.steering.direction:Direction"), pictures=partial(count, least=0))
 def gallery(
     results: Results | Mapping[str, Results],
     path: str | Path,
@@ -79,19 +82,18 @@ def gallery(
     Raises ValueError for what is no run and no results, for a model that is not theirs, and FileNotFoundError for a folder without
     results; RuntimeError where a picture that is drawn again is not the one that was measured.
     """
-    target = user_path(path, "path")
-    asked = count(pictures, "pictures", least=0)
+    no_folder(Path(path))
     held = sources_of(results)
     studies = studies_of(held)
-    if model is not None and asked:
-        draw_all(studies, list(held.values()), model, direction, asked)
+    if model is not None and pictures:
+        draw_all(studies, list(held.values()), model, direction, pictures)
     else:
         without_drawings(studies, list(held.values()), DRAW)
     for study in studies:  # nothing else can be had in a page
         study.choices = [
             axis if axis.name == "prompt" else replace(axis, values=axis.values[:1]) for axis in study.choices
         ]
-    return write_bytes(target, page(studies).encode())
+    return write_bytes(Path(path), page(studies).encode())
 
 
 def page(studies: Sequence[Study]) -> str:
