@@ -89,7 +89,7 @@ _ = wb.plot.image_grid(sheet, ax=ax, title="the target prompt at two layers").se
 
 # %%
 window = (season.layers.index(season.best(2)[0]), 2)
-parts = ((0.0, 0.5), (0.5, 1.0), (0.0, 1.0))
+parts = (wb.window(0.0, 0.5), wb.window(0.5, 1.0), wb.window(0.0, 1.0))
 spec = wb.LocoGenSpec(windows=(window,), inputs=("k", "v", "kv"), steps=parts, seeds=SEEDS, num_inference_steps=STEPS)
 needed = wb.locogen(model, prompts, spec, scorer=grader, batch_size=32).effects().squeeze(["site", "heads"])
 _ = wb.plot.heatmap(needed, "steps", "inputs", title="season: what its best window needs")

@@ -124,7 +124,7 @@ class PromptSet(Sequence[Prompt]):
         fix = "give a text, a wb.Prompt, several of these, or a PromptSet"
         given = [prompts] if isinstance(prompts, (str, Prompt)) else several(prompts, "prompts", fix)
         texts = strings([one for one in given if not isinstance(one, Prompt)], "prompts", least=0)
-        if (subject or target) and not texts:
+        if given and not texts and (subject or target):
             raise ValueError(
                 f"subject={subject!r}, target={target!r} are of texts; a wb.Prompt has its own: wb.Prompt(text, subject, target=...)"
             )
