@@ -153,7 +153,7 @@ class P2P(Common):
             blend=blend,
             self_replace_steps=self.self_attention,
             self_resolution=self.self_resolution,
-            reweight=_numbers("reweight", self.reweight),
+            reweight=_numbers("reweight", self.reweight) or None,
         )
         print(edit)
         if self.image is None:
