@@ -96,7 +96,7 @@ class Kit:
     def comparison(self) -> wb.Comparison:
         coords = {"localizer": ["one", "other"], "prompt": [0, 1], "seed": [0], "layer": list("abc")}
         scores = xr.DataArray(np.random.default_rng(0).random((2, 2, 1, 3)), dims=tuple(coords), coords=coords)
-        return wb.Comparison(self.trace, self.locogen, self.trace, scores)
+        return wb.Comparison(scores)
 
 
 def groups(kit: Kit) -> Iterator[Group]:
@@ -532,8 +532,11 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
     yield Group(
         "compare_localizers",
         wb.compare_localizers,
-        common | dict(prompts=kit.prompts, trace=trace, generate=generate, metric="brightness"),
-        EXPERIMENT | prompts | dict(trace=NONE, generate=NONE, metric=NOTHING),
+        common
+        | dict(
+            prompts=kit.prompts, spec=wb.TraceSpec(sites=("unet.mid.cross",), draws=1, **quick), metric="brightness"
+        ),
+        EXPERIMENT | prompts | dict(spec=NONE, localizers=NONE, metric=NOTHING),
         prompt,
     )
     yield Group(

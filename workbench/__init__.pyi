@@ -37,11 +37,14 @@ from .localize.causal_trace import causal_trace as causal_trace
 from .localize.compare import Comparison as Comparison
 from .localize.compare import compare_localizers as compare_localizers
 from .localize.lens import diffusion_lens as diffusion_lens
+from .localize.localizers import Abstains as Abstains
+from .localize.localizers import localizers as localizers
 from .localize.locogen import LocoGen as LocoGen
 from .localize.locogen import locogen as locogen
 from .localize.locogen import locogen_images as locogen_images
 from .localize.locogen import locogen_search as locogen_search
 from .localize.specs import AttributionSpec as AttributionSpec
+from .localize.specs import CorruptionSpec as CorruptionSpec
 from .localize.specs import LocoGenSpec as LocoGenSpec
 from .localize.specs import TraceSpec as TraceSpec
 from .metrics import Metric as Metric

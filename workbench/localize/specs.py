@@ -10,12 +10,40 @@ from workbench.inputs import count, flag, shown, strings
 from workbench.schema import whole, wholes, words
 from workbench.steps import WHOLE, Window, as_windows
 
-OVER = ("head", "channel")  # what an attribution may keep apart
+OVER = ("head", "channel")  # what may be kept apart
 PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}  # of cross-attention, by what LocoGen replaces
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSpec(Spec):
+class CorruptionSpec(Spec):
+    """How the concept is corrupted, of all that compares a clean world with a corrupted one.
+
+    >>> wb.CorruptionSpec(corruption="zero", draws=1).noise_multiple
+    3.0
+    """
+
+    corruption: Literal["noise", "replace", "zero"] = "noise"
+    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
+    noise_multiple: float = 3.0
+    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
+    draws: int = 3
+    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.corruption != "noise" and self.draws != 1:
+            raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
+
+    def _checks(self) -> dict[str, Check]:
+        return dict(
+            corruption=one_of("noise", "replace", "zero"),
+            noise_multiple=at_least_zero,
+            draws=count,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSpec(CorruptionSpec):
     """What a causal trace asks.
 
     >>> spec = wb.TraceSpec(sites=("unet.*.cross",), steps=(wb.window(0.0, 0.5), wb.window(0.5, 1.0)))
@@ -38,27 +66,23 @@ class TraceSpec(Spec):
     joint: bool = True
     """Of several text encoders (SDXL), restore the same layer of all of them together too: one alone shows almost nothing, since the
     others still say the corrupted prompt. See `Sites.joint`."""
-    corruption: Literal["noise", "replace", "zero"] = "noise"
-    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
-    noise_multiple: float = 3.0
-    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
-    draws: int = 3
-    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
+    over: Literal["head", "channel"] | None = None
+    """Kept apart: each head (of q, k, v, probs and z), or each channel, by itself."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.corruption != "noise" and self.draws != 1:
-            raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
+        if self.over and self.window != 1:
+            raise ValueError(
+                f"over={self.over!r}, window={self.window}: neighbours have heads of their own; leave window at 1"
+            )
 
     def _checks(self) -> dict[str, Check]:
-        return dict(
+        return super()._checks() | dict(
             tokens=words,
             steps=as_windows,
             rows=one_of("cond", "uncond", "both"),
             window=count,
-            corruption=one_of("noise", "replace", "zero"),
-            noise_multiple=at_least_zero,
-            draws=count,
+            over=one_of(*OVER),
         )
 
 
@@ -108,8 +132,6 @@ class AttributionSpec(TraceSpec):
     """Of the picture: log-odds of the prompt's value among the labels, or similarity to the prompt (raw cosine)."""
     points: int = 1
     """Worlds on the way from the corrupted to the clean embedding, the corrupted one first, between which gradients are averaged."""
-    over: Literal["head", "channel"] | None = None
-    """Kept apart: heads (of q, k, v, probs and z), or channels."""
     checkpointing: bool = False
     """Whether the backward pass computes the denoiser again in place of keeping it: a quarter of the memory for half as much time more."""
 
@@ -118,7 +140,6 @@ class AttributionSpec(TraceSpec):
             form=one_of("image", "step"),
             metric=one_of("log_odds", "similarity"),
             points=count,
-            over=one_of(*OVER),
             checkpointing=flag,
         )
 
