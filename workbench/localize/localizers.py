@@ -186,6 +186,7 @@ def _inside(folder: str | Path | Store | None, name: str) -> Path | None:
 
 def _scores(values: xr.DataArray) -> xr.DataArray:
     """(prompt, seed, layer), without what stands beside the axes."""
-    plain = values.squeeze([axis for axis in ("token", "steps") if axis in values.dims], drop=True)
+    # a layer has one place: its token in the text encoder, all of it in the denoiser
+    plain = values.max([axis for axis in ("token", "steps") if axis in values.dims])
     plain = plain.drop_vars([name for name in plain.coords if name not in plain.dims])
     return plain.rename(site="layer").transpose("prompt", "seed", "layer")
