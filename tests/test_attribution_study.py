@@ -53,22 +53,17 @@ def test_agreement_is_that_of_means():
     assert row["same_sign_of_significant"] == 0 and row["sites"] == 4 and row["prompts"] == 4
 
 
-def test_the_command_measures_draws_and_goes_on(tmp_path):
+def test_the_command_measures_draws_and_goes_on(tmp_path, monkeypatch):
+    few = dict(sites=("text_encoder.{0,1}.{attention,mlp}",))
+    monkeypatch.setattr(study, "KINDS", {"text components": few, "components": few})
     options = study.AttributionOptions(
-        prompts=2, screened=4, seeds=1, num_inference_steps=1, timed=1, runs=tmp_path / "runs", out=tmp_path / "out"
+        prompts=2, screened=2, seeds=1, num_inference_steps=1, parts=("compare", "screen")
     )
-    options.parts = ("compare", "screen")
-    study.KINDS, kinds = (
-        {name: dict(sites=("text_encoder.{0,1}.{attention,mlp}",)) for name in study.KINDS},
-        study.KINDS,
-    )
-    try:
-        study.main(options)
-        first = pd.read_csv(tmp_path / "out" / "attribution.csv")
-        study.main(options)  # every part is there
-    finally:
-        study.KINDS = kinds
-    assert pd.read_csv(tmp_path / "out" / "attribution.csv").equals(first) and len(first) == 8
+    options.runs, options.out = tmp_path / "runs", tmp_path / "out"
+    study.main(options)
+    first = pd.read_csv(tmp_path / "out" / "attribution.csv")
+    study.main(options)  # every part is there
+    assert pd.read_csv(tmp_path / "out" / "attribution.csv").equals(first) and len(first) == 4
     assert (tmp_path / "out" / "attribution.png").exists()
     screen = pd.read_csv(tmp_path / "out" / "attribution_screen.csv")
     assert (screen[screen.verified == 4].recall == 1).all()

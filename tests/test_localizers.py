@@ -88,7 +88,7 @@ def test_what_a_mapping_brings_itself_is_not_given_beside_it(menagerie, prompts)
     ],
 )
 def test_a_localizer_abstains_before_anything_is_drawn(menagerie, prompts, monkeypatch, name, changes, said):
-    monkeypatch.setattr(menagerie.pipeline.unet, "forward", None)
+    monkeypatch.setattr("workbench.engine.batch.Batch.traced", None)
     with pytest.raises(wb.Abstains, match=said):
         wb.localizers()[name](menagerie, prompts, wb.TraceSpec(**QUICK | {"sites": TEXT.sites} | changes))
 

@@ -43,9 +43,12 @@ from .localize.locogen import LocoGen as LocoGen
 from .localize.locogen import locogen as locogen
 from .localize.locogen import locogen_images as locogen_images
 from .localize.locogen import locogen_search as locogen_search
+from .localize.screen import Screen as Screen
+from .localize.screen import screen as screen
 from .localize.specs import AttributionSpec as AttributionSpec
 from .localize.specs import CorruptionSpec as CorruptionSpec
 from .localize.specs import LocoGenSpec as LocoGenSpec
+from .localize.specs import ScreenSpec as ScreenSpec
 from .localize.specs import TraceSpec as TraceSpec
 from .metrics import Metric as Metric
 from .models import Model as Model

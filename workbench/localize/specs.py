@@ -151,6 +151,30 @@ class AttributionSpec(TraceSpec):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScreenSpec(AttributionSpec):
+    """What a screening asks, beside what it attributes.
+
+    >>> wb.ScreenSpec(best=3, verified=6, controls=2).form
+    'image'
+    """
+
+    best: int = 3
+    """So many sites (or heads, tokens, windows of steps) are looked for: those with the largest indirect effect."""
+    verified: int = 6
+    """So many, which attribution puts first, are patched exactly."""
+    controls: int = 4
+    """So many of the others, drawn at random, are patched too: what attribution misses is told by them. 0 for no such word."""
+
+    def _checks(self) -> dict[str, Check]:
+        return super()._checks() | dict(best=count, verified=count, controls=partial(whole, least=0))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.verified < self.best:
+            raise ValueError(f"verified={self.verified}, best={self.best}: verify at least as many as are looked for")
+
+
 def ports(value: Any, argument: str) -> tuple[str, ...]:
     """What is computed from the target prompt."""
     return tuple(one_of(*PORTS)(each, argument) for each in strings(value, argument))
