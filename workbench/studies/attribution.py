@@ -4,8 +4,9 @@ Attribution against exact patching, by kind of site (components and heads of the
 prompts and seeds: rank correlation, agreement of signs, ratio of times. Then the best three components, of the text encoder and of
 the whole model, proposed by attribution and verified exactly: how many are found in single prompts, against the pictures that it takes.
 Writes `attribution.csv` (one row for each kind and form), `attribution_sites.csv` (each site's mean effects),
-`attribution_screen.csv` (recall against cost), `attribution_times_DEVICE.csv` and `attribution.png`. Finished parts are kept in
-`runs/attribution`: what was stopped goes on with the same command. `--redraw` draws from the tables in `--out`.
+`attribution_screen.csv` (recall against cost), `attribution_promises.csv` (what `wb.screen` promises, and whether it is kept),
+`attribution_times_DEVICE.csv` and `attribution.png`. Finished parts are kept in `runs/attribution`: what was stopped goes on with the
+same command. `--redraw` draws from the tables in `--out`.
 """
 
 import time
@@ -27,7 +28,8 @@ from workbench.experiments.results import measured_by
 from workbench.experiments.statistics import ends, mean, resampled_means, share, spearman
 from workbench.localize.attribution import NOISE, attribute
 from workbench.localize.causal_trace import causal_trace
-from workbench.localize.specs import AttributionSpec, TraceSpec
+from workbench.localize.screen import candidates_of, guaranteed_recall, promised_recall
+from workbench.localize.specs import AttributionSpec, ScreenSpec, TraceSpec
 from workbench.models import Model, load
 from workbench.prompts import PromptSet, prompt_set
 from workbench.scorer import Scorer
@@ -42,6 +44,7 @@ FORMS = ("image", "step")
 SCREENED = {"text components": "text_encoder.", "components": ""}  # what the names of their sites begin with
 ATTRIBUTES = ("object", "style", "colour", "season")  # of the prompts that are screened
 BEST = 3
+PROMISES = ((3, 2), (4, 4), (6, 4), (6, 8), (12, 8), (12, 12))  # sites proposed, and controls
 PRINTED = (3, 4, 5, 6, 8, 10, 12, 16, 24)  # numbers of verified sites of which the command prints a line
 WITHIN = 0.02  # of the third's effect, in probability: such a site counts as found
 LEAST = 1e-6  # probabilities are kept this far from 0 and 1 where their log-odds are taken
@@ -92,7 +95,7 @@ def measure(options: AttributionOptions):
     if "compare" in options.parts:
         tables["attribution"], tables["attribution_sites"] = comparison(model, prompts, options, scorer)
     if "screen" in options.parts:
-        tables["attribution_screen"] = screened(model, options, scorer)
+        tables["attribution_screen"], tables["attribution_promises"] = screened(model, options, scorer)
     if "times" in options.parts:
         name = f"attribution_times_{torch.device(options.device).type}"
         tables[name] = times(model, prompts[: options.timed], options, scorer)
@@ -221,8 +224,9 @@ def times(model: Model, prompts: PromptSet, options: AttributionOptions, scorer:
     )
 
 
-def screened(model: Model, options: AttributionOptions, scorer: Scorer) -> pd.DataFrame:
-    """Recall of the best components of single prompts against pictures, for every number of sites that are verified."""
+def screened(model: Model, options: AttributionOptions, scorer: Scorer) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of single prompts: recall of the best components against pictures, for every number of sites that are verified; and what
+    `wb.screen` promises by its controls, beside what it finds."""
     exact, guesses = [], {form: [] for form in FORMS}
     for i, attribute_name in enumerate(ATTRIBUTES):
         chosen = prompt_set(attribute_name)[: len(range(i, options.screened, len(ATTRIBUTES)))]
@@ -234,7 +238,7 @@ def screened(model: Model, options: AttributionOptions, scorer: Scorer) -> pd.Da
             found.append(attributed(asked(model, chosen, options, scorer, "components", form), form).mean("seed"))
     truth = xr.concat(exact, dim="prompt", join="override")
     orders = {form: xr.concat(found, dim="prompt", join="override") for form, found in guesses.items()}
-    rows = []
+    rows, promised = [], []
     for kind, beginning in SCREENED.items():
         sites = [site for site in truth.site.values if site.startswith(beginning)]
         for form, guess in {**orders, "random": None}.items():
@@ -242,7 +246,37 @@ def screened(model: Model, options: AttributionOptions, scorer: Scorer) -> pd.Da
                 order = None if guess is None else guess.sel(site=sites).values
                 found = recalls(truth.sel(site=sites).values, order, verified)
                 rows.append(dict(kind=kind, order=form, verified=verified, **found))
-    return pd.DataFrame(rows)
+            for verified, controls in PROMISES if guess is not None else ():
+                if verified + controls <= len(sites):
+                    asks = dict(kind=kind, order=form, verified=verified, controls=controls)
+                    pair = truth.sel(site=sites).values, guess.sel(site=sites).values
+                    promised.append(asks | promises(*pair, verified, controls))
+    return pd.DataFrame(rows), pd.DataFrame(promised)
+
+
+def promises(exact: np.ndarray, guess: np.ndarray, verified: int, controls: int) -> dict[str, float]:
+    """Of single prompts, (prompt, site) each: what `wb.screen` would have promised of the best three, and what it would have found.
+
+    Ties count against it here: the true best are the three largest effects, to the last digit.
+    """
+    said, found, guaranteed = [], [], []
+    for truth, order in zip(exact, guess):
+        candidates = xr.DataArray(order[:, None, None, None], dims=("site", "prompt", "draw", "seed"))
+        candidates = candidates.assign_coords(site=range(len(order)))
+        table = candidates_of(candidates, ScreenSpec(best=BEST, verified=verified, controls=controls))
+        effects = pd.Series(truth)[table.site].to_numpy()
+        table = table.assign(indirect_effect=np.where(table.role != "", effects, np.nan))
+        said.append(promised_recall(table, BEST))
+        guaranteed.append(guaranteed_recall(table, BEST))
+        found.append(float((table.role.to_numpy()[np.argsort(-effects, kind="stable")[:BEST]] != "").mean()))
+    return {
+        "promised": float(np.mean([each.value for each in said])),
+        "guaranteed": float(np.mean(guaranteed)),
+        "found": float(np.mean(found)),
+        "promise_kept": float(np.mean([each.low <= actual for each, actual in zip(said, found)])),
+        "guarantee_kept": float(np.mean(np.array(guaranteed) <= found)),
+        "prompts": len(exact),
+    }
 
 
 def recalls(exact: np.ndarray, guess: np.ndarray | None, verified: int) -> dict[str, float]:
