@@ -16,6 +16,8 @@ what stands here, on the embedded model; `wb.load("a folder, a file or a hub id"
 >>> trace = wb.causal_trace(model, prompts, cross)
 >>> windows = wb.locogen(model, prompts, wb.LocoGenSpec(widths=(1, 2), seeds=(0,)))
 >>> comparison = wb.compare_localizers(model, prompts, cross)
+>>> kept = wb.FaithfulnessSpec(noise_multiple=6.0, seeds=(0,), draws=1, random_orders=1)
+>>> faithful = wb.faithfulness(model, prompts, comparison.scores.sel(localizer="LocoGen"), kept)
 >>> maps = wb.attention_maps(model, "a photo of a zebra")
 >>> winter = wb.direction(model, *wb.prompt_pairs("winter"))
 >>> edit = wb.edit.locoedit(model, {"a zebra": "a giraffe"}, sites="unet.up.2.*.cross")

@@ -36,6 +36,8 @@ from .localize.attribution import attribute as attribute
 from .localize.causal_trace import causal_trace as causal_trace
 from .localize.compare import Comparison as Comparison
 from .localize.compare import compare_localizers as compare_localizers
+from .localize.faithfulness import Faithfulness as Faithfulness
+from .localize.faithfulness import faithfulness as faithfulness
 from .localize.lens import diffusion_lens as diffusion_lens
 from .localize.localizers import Abstains as Abstains
 from .localize.localizers import localizers as localizers
@@ -47,6 +49,7 @@ from .localize.screen import Screen as Screen
 from .localize.screen import screen as screen
 from .localize.specs import AttributionSpec as AttributionSpec
 from .localize.specs import CorruptionSpec as CorruptionSpec
+from .localize.specs import FaithfulnessSpec as FaithfulnessSpec
 from .localize.specs import LocoGenSpec as LocoGenSpec
 from .localize.specs import ScreenSpec as ScreenSpec
 from .localize.specs import TraceSpec as TraceSpec

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from workbench.arguments import Check, at_least_zero, one_of
+from workbench.arguments import Check, at_least_zero, numbers, one_of
 from workbench.experiments.spec import Spec
 from workbench.inputs import count, flag, shown, strings
 from workbench.schema import whole, wholes, words
@@ -173,6 +173,39 @@ class ScreenSpec(AttributionSpec):
         super().__post_init__()
         if self.verified < self.best:
             raise ValueError(f"verified={self.verified}, best={self.best}: verify at least as many as are looked for")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaithfulnessSpec(CorruptionSpec):
+    """What a test of faithfulness asks.
+
+    >>> wb.FaithfulnessSpec(shares=(0.1, 0.5)).random_orders
+    5
+    """
+
+    shares: tuple[float, ...] = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    """Of the ranking's sites that are kept, the first ones; 0 and 1 are always among them. Shares that come to the same number of sites
+    are one."""
+    random_orders: int = 5
+    """So many random orders of the same sites are the baseline."""
+
+    def _checks(self) -> dict[str, Check]:
+        return super()._checks() | dict(shares=partial(numbers, least=0, most=1), random_orders=count)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.corruption == "noise" and self.noise_multiple == 0:
+            raise ValueError(
+                "noise_multiple=0: the corrupted world is the clean one, so that faithfulness would be 0/0; raise it"
+            )
+
+    def counts(self, sites: int) -> tuple[int, ...]:
+        """Numbers of sites that the shares come to, of so many.
+
+        >>> wb.FaithfulnessSpec().counts(24)
+        (0, 1, 2, 5, 12, 24)
+        """
+        return tuple(sorted({0, sites, *(round(share * sites) for share in self.shares)}))
 
 
 def ports(value: Any, argument: str) -> tuple[str, ...]:
