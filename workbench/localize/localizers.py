@@ -71,6 +71,8 @@ def localizers(
     >>> dict(scores.sizes), scores.layer.values.tolist()
     ({'prompt': 2, 'seed': 1, 'layer': 2}, ['text_encoder.0.mlp', 'text_encoder.1.mlp'])
     """
+    if scorer is not None:
+        scorer = Measures.of(scorer)
     settings = dict(metric=metric, scorer=scorer, folder=folder, batch_size=batch_size)
     return {name: partial(localizer, **settings) for name, localizer in LOCALIZERS.items()}
 

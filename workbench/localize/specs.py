@@ -167,7 +167,7 @@ class ScreenSpec(AttributionSpec):
     """So many of the others, drawn at random, are patched too: what attribution misses is told by them. 0 for no such word."""
 
     def _checks(self) -> dict[str, Check]:
-        return super()._checks() | dict(best=count, verified=count, controls=partial(whole, least=0))
+        return super()._checks() | dict(best=count, verified=count, controls=partial(whole, least=0, most=10**6))
 
     def __post_init__(self):
         super().__post_init__()
