@@ -238,6 +238,13 @@ def of_interventions(kit: Kit) -> Iterator[Group]:
     }
     for name, (call, right, kinds) in made.items():
         yield Group(name, call, {"sites": site} | right, at | kinds, {"to": "to=", "world": "world", "over": "over"})
+    yield Group(
+        "restored",
+        wb.restored,
+        dict(world=wb.World("a", "a zebra"), sites=site, from_world="b", through="unet.up.0.0.resnet"),
+        at | dict(world=NOTHING, from_world=WORD, through=NAMES, name=NONE | WORD),
+        {"through": "sites"},
+    )
     whole = POSITIONS - NONE
     yield Group(
         "blend_latents",

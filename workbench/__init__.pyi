@@ -27,6 +27,7 @@ from .interventions import scale as scale
 from .interventions import set_to as set_to
 from .interventions import steer as steer
 from .interventions import window as window
+from .interventions.paths import restored as restored
 from .localize.attention import AttentionMaps as AttentionMaps
 from .localize.attention import AttentionSpec as AttentionSpec
 from .localize.attention import attention_contribution as attention_contribution

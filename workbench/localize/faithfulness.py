@@ -61,6 +61,9 @@ class Faithfulness:
 
     data: scores `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed) and `kept` (metric, prompt, draw, seed,
     order, count): with the first `count` sites of an order ("ranking", "random 0", ...) kept.
+
+    >>> dict(faithful.data.kept.sizes)
+    {'draw': 1, 'metric': 6, 'prompt': 2, 'seed': 1, 'order': 2, 'count': 6}
     """
 
     data: xr.Dataset

@@ -38,6 +38,11 @@ class Screen:
     attribution: `attributed`, in its own unit; `role`, "proposed", "control" or ""; and of the patched ones `indirect_effect` with
     its interval and `significant`. recall, guaranteed: see `wb.screen`. pictures: how many were drawn; pictures_of_all: how many
     tracing every site takes; backward: how many of the pictures had a backward pass.
+
+    >>> spec = wb.ScreenSpec(sites=("text_encoder.{0,1}.mlp",), best=1, verified=1, controls=1, seeds=(0,), draws=1)
+    >>> found = wb.screen(model, prompts, spec)
+    >>> found.recall, found.guaranteed  # both sites were patched
+    (Estimate(value=1.0, low=1.0, high=1.0), 1.0)
     """
 
     attributed: xr.Dataset
