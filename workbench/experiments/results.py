@@ -11,12 +11,13 @@ import xarray as xr
 
 from workbench.arguments import checked, store
 from workbench.experiments.shards import SPEC, Shards, opened
-from workbench.experiments.statistics import LEVEL, RESAMPLES, crossed_weights, ends, weighted_means
+from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_means, crossed_weights, ends, weighted_means
 from workbench.experiments.store import Store, as_store
 from workbench.families.base import Site
 from workbench.inputs import shown, text
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
+OVER = ("prompt", "seed", "draw")  # what flips its sign in a test, the first that is averaged over
 PLACES = ("site", "token", "width", "inputs", "heads", "head", "channel", "steps")  # what an effect is an effect of
 FACTS = ("layer", "kind", "part")  # of sites, beside their axis
 UNITS = {
@@ -188,7 +189,9 @@ def effects(
     = clean - corrupted; `indirect_effect` = restored - corrupted, signed (Meng et al. 2022, section 2.1); and `recovery`,
     the ratio of the two means (a mean of ratios would be ruled by prompts with no effect), NaN where the total effect is
     below 1e-4. Each comes as `NAME`, `NAME_low`, `NAME_high`; `significant` says whether the indirect effect's interval
-    leaves out 0; `prompts` counts what entered.
+    leaves out 0; `prompts` counts what entered. `p` knows that an effect is one of many: the largest effect of all sites (tokens,
+    windows, heads) is compared with the largest where signs of whole prompts are flipped, so that `p` of the best site is right
+    although it was picked, while one in twenty sites of no effect may be `significant`; over n prompts it is at least 2 / 2^n.
 
     Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. An axis that `over` leaves out
     stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
@@ -240,12 +243,26 @@ def averages(
         resampled = resampled.transpose("resample", ...)
         for end, each in zip(("low", "high"), ends(resampled.values, level)):
             found[f"{name}_{end}"] = resampled[0].copy(data=each)
+    found["p"] = _chance(contrasts[single], over, resamples)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]
     found["prompts"] = contrasts[single].notnull().any(inner).sum("prompt")
     about = {"level": level, "resamples": resamples, "over": " ".join(over), "effect": single, "ratio": ratio}
     metric = attrs["metric"].removeprefix("target_")
     return xr.Dataset(found, attrs={**attrs, **about, "unit": UNITS.get(metric, metric)})
+
+
+def _chance(cells: xr.DataArray, over: Sequence[str], flips: int) -> xr.DataArray:
+    """Family-wise p-values of means, of each place among all places; units are prompts, or seeds where prompts stay apart."""
+    unit = next((axis for axis in OVER if axis in over), over[0])
+    units = cells.mean([axis for axis in over if axis != unit])
+    places = [axis for axis in units.dims if axis in PLACES]
+    apart = [axis for axis in units.dims if axis not in (unit, *places)]
+    units = units.transpose(*apart, unit, *places)
+    shape = units.shape[: len(apart)]
+    flat = units.values.reshape(-1, units.sizes[unit], int(np.prod(units.shape[len(apart) + 1 :])))
+    values = np.stack([chance_of_means(each, flips=flips) for each in flat])
+    return units.isel({unit: 0}, drop=True).copy(data=values.reshape(*shape, *units.shape[len(apart) + 1 :]))
 
 
 @checked(found=effects_of)

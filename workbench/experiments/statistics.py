@@ -95,6 +95,27 @@ def chance_of_best(scores: np.ndarray, *, permutations: int) -> float:
     return float((1 + (largest >= scores.mean(0).max() - 1e-12).sum()) / (1 + permutations))
 
 
+def chance_of_means(cells: np.ndarray, *, flips: int = RESAMPLES) -> np.ndarray:
+    """P-values of means over units, (column,), that know of how many columns each is one: cells (unit, column), NaN for missing ones.
+
+    Under the null hypothesis a unit's values are as likely with the other sign, those of all columns together, whatever they have in
+    common. A column's p-value is the share of sign flips whose largest absolute mean, of all columns, is at least its own (Westfall &
+    Young 1993, maxT): that of the best column is right although it was picked. All flips are taken where there are at most `flips`
+    of them, so that few units have no small p-value (of n at least 2 / 2^n); else so many random ones, and the one that was seen.
+    """
+    present = ~np.isnan(cells)
+    cells, count, units = np.where(present, cells, 0.0), present.sum(0), len(cells)
+    known = count > 0
+    if 2**units <= flips:
+        signs = 1 - 2 * (np.arange(2**units)[:, None] >> np.arange(units) & 1)
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], size=(flips, units))
+        signs[0] = 1
+    largest = np.abs(signs @ cells[:, known] / count[known]).max(1, initial=0.0)
+    seen = np.abs(cells.sum(0) / np.maximum(count, 1))
+    return np.where(known, (largest[:, None] >= seen - 1e-12).mean(0), np.nan)
+
+
 def resampled_means(
     cells: xr.DataArray, over: tuple[str, ...] = ("prompt", "seed"), resamples: int = RESAMPLES
 ) -> xr.DataArray:

@@ -70,7 +70,7 @@ class Faithfulness:
 
     def __post_init__(self):
         fit(self, data=scores("clean", "corrupted", "kept"))
-        object.__setattr__(self, "data", self.data.sortby("count"))
+        object.__setattr__(self, "data", self.data.sortby("count").transpose(..., "order", "count"))
 
     @checked
     def curve(self, metric: str = "probability", *, level: float = LEVEL, resamples: int = RESAMPLES) -> pd.DataFrame:
