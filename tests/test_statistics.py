@@ -132,3 +132,30 @@ def test_chance_of_means_by_hand():
     found = statistics.chance_of_means(cells)
     assert found[:2].tolist() == [2 / 8, 4 / 8] and np.isnan(found[2])
     assert statistics.chance_of_means(np.ones((1, 3))).tolist() == [1, 1, 1]  # one prompt shows nothing
+
+
+@pytest.mark.parametrize("count", [6, 12, 24])
+@pytest.mark.parametrize("rate", [1.0, 0.99, 0.97, 0.95, 0.9])
+def test_intervals_of_probabilities_at_a_bound_cover_the_truth(rate, count):
+    """Prompts succeed (a probability near 1) or fail (near 0): of 300 small studies, the interval contains the mean of all."""
+    rng = np.random.default_rng(int(1000 * rate) + count)
+
+    def study(size):
+        return np.where(rng.random(size) < rate, rng.beta(200, 1, size), rng.beta(1, 20, size))
+
+    truth = study(10**6).mean()
+    found = [statistics.mean(study(count), resamples=300, bounds=(0, 1)) for _ in range(300)]
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.9
+    if rate in (0.99, 0.97):  # what the bootstrap alone would do
+        plain = [statistics.mean(study(count), resamples=300) for _ in range(100)]
+        assert np.mean([each.low <= truth <= each.high for each in plain]) < 0.7
+
+
+def test_away_from_a_bound_an_interval_is_the_bootstraps():
+    values = np.random.default_rng(3).uniform(0, 1, size=30)
+    assert statistics.mean(values, bounds=(0, 1)) == statistics.mean(values)
+    alike = statistics.mean([1.0] * 12, bounds=(0, 1))
+    exact = stats.binomtest(12, 12).proportion_ci(method="exact")
+    assert alike == pytest.approx((1, exact.low, exact.high))
+    low, high = statistics.unseen_ends(np.array([[0.01, 0.5, np.nan], [0.0, 0.01, np.nan]]), (0, 1))
+    assert np.isnan(low[1:]).all() and low[0] < 0.005 < high[0] < 1
