@@ -270,9 +270,9 @@ def averages(
             found[f"{name}_{end}"] = resampled[0].copy(data=each)
     for name, cells in contrasts.items() if bounds is not None else ():
         low, high = _unseen(cells, over, bounds, level)
-        for end, each, further in (("low", low, np.fmin), ("high", high, np.fmax)):
+        for end, unseen, further in (("low", low, np.fmin), ("high", high, np.fmax)):
             own = found[f"{name}_{end}"]
-            found[f"{name}_{end}"] = own.copy(data=further(own.values, each.transpose(*own.dims).values))
+            found[f"{name}_{end}"] = own.copy(data=further(own.values, unseen.transpose(*own.dims).values))
     found["p"] = _chance(contrasts[single], over)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]
