@@ -40,6 +40,7 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.demo --out figures/demo/zebra_trace.png
 	$(BIN)/python -m workbench.studies.survey --out figures/causal_trace
 	$(BIN)/python -m workbench.studies.agreement --out figures/localizers
+	$(BIN)/python -m workbench.studies.attribution --out figures/attribution
 	$(BIN)/python -m workbench.studies.looking --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --tune --out figures/swap

@@ -93,10 +93,18 @@ class Kit:
         return wb.Search(table, wb.SearchSpec(), ("text_encoder.0.mlp",))
 
     @property
+    def faithful(self) -> xr.Dataset:
+        coords = {"metric": ["probability"], "prompt": [0], "draw": [0], "seed": [0]}
+        coords |= {"order": ["ranking", "random 0"], "count": [0, 1, 2]}
+        kept = xr.DataArray(np.linspace(0, 1, 6).reshape(1, 1, 1, 1, 2, 3), dims=tuple(coords), coords=coords)
+        corrupted = kept.isel(order=0, count=0, drop=True)
+        return xr.Dataset({"kept": kept, "corrupted": corrupted, "clean": corrupted.isel(draw=0, drop=True)})
+
+    @property
     def comparison(self) -> wb.Comparison:
         coords = {"localizer": ["one", "other"], "prompt": [0, 1], "seed": [0], "layer": list("abc")}
         scores = xr.DataArray(np.random.default_rng(0).random((2, 2, 1, 3)), dims=tuple(coords), coords=coords)
-        return wb.Comparison(self.trace, self.locogen, self.trace, scores)
+        return wb.Comparison(scores)
 
 
 def groups(kit: Kit) -> Iterator[Group]:
@@ -230,6 +238,13 @@ def of_interventions(kit: Kit) -> Iterator[Group]:
     }
     for name, (call, right, kinds) in made.items():
         yield Group(name, call, {"sites": site} | right, at | kinds, {"to": "to=", "world": "world", "over": "over"})
+    yield Group(
+        "restored",
+        wb.restored,
+        dict(world=wb.World("a", "a zebra"), sites=site, from_world="b", through="unet.up.0.0.resnet"),
+        at | dict(world=NOTHING, from_world=WORD, through=NAMES, name=NONE | WORD),
+        {"through": "sites"},
+    )
     whole = POSITIONS - NONE
     yield Group(
         "blend_latents",
@@ -277,8 +292,19 @@ def of_specs() -> Iterator[Group]:
     steer = spec | dict(unit=FLAG, keep_norm=FLAG, tokens=POSITIONS | kind("'qux'"), steps=STEPS)
     counts = COUNT | kind("[2, 3]")
     names = NAMES
+    corrupt = spec | dict(corruption=NOTHING, noise_multiple=NOT_NEGATIVE, draws=COUNT)
+    attribute = spec | dict(
+        sites=names, tokens=names, form=NOTHING, metric=NOTHING, points=COUNT, over=NONE, checkpointing=FLAG
+    )
     kinds = {
-        wb.TraceSpec: spec
+        wb.CorruptionSpec: corrupt,
+        wb.FaithfulnessSpec: corrupt
+        | dict(
+            noise_multiple=POSITIVE,
+            shares=SHARE | kind("[0.5]", "(0.0, 0.5)"),
+            random_orders=COUNT,
+        ),
+        wb.TraceSpec: corrupt
         | dict(
             sites=names,
             tokens=names,
@@ -286,24 +312,14 @@ def of_specs() -> Iterator[Group]:
             rows=NONE,
             window=COUNT,
             joint=FLAG,
-            corruption=NOTHING,
-            noise_multiple=NOT_NEGATIVE,
-            draws=COUNT,
+            over=NONE,
         ),
         wb.LocoGenSpec: spec
         | dict(
             widths=counts, windows=NONE, inputs=NOTHING, heads=NONE | kind("0", "np.int64(2)", "[2, 3]"), steps=NONE
         ),
-        wb.AttributionSpec: spec
-        | dict(
-            sites=names,
-            tokens=names,
-            form=NOTHING,
-            metric=NOTHING,
-            points=COUNT,
-            over=NONE,
-            checkpointing=FLAG,
-        ),
+        wb.AttributionSpec: attribute,
+        wb.ScreenSpec: attribute | dict(best=COUNT, verified=NOTHING, controls=kind("0", "np.int64(2)")),
         wb.AttentionSpec: spec,
         wb.SteerSpec: steer,
         wb.SweepSpec: steer | dict(strengths=POSITIVE | kind("-1", "[2, 3]", "[0.5]"), together=FLAG),
@@ -511,6 +527,37 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         prompt,
     )
     yield Group(
+        "screen",
+        wb.screen,
+        dict(
+            model=kit.model,
+            prompts=kit.zebra,
+            spec=wb.ScreenSpec(best=1, verified=1, draws=1, **quick),
+            scorer=kit.scorer,
+            metric="similarity",
+        ),
+        EXPERIMENT | prompts | dict(spec=NONE, subject=kind("''"), metric=NOTHING),
+        prompt,
+    )
+    yield Group(
+        "faithfulness",
+        wb.faithfulness,
+        common
+        | dict(
+            prompts=kit.prompts,
+            ranking=["unet.mid.cross", "unet.mid.self"],
+            spec=wb.FaithfulnessSpec(draws=1, **quick),
+        ),
+        EXPERIMENT | prompts | dict(ranking=NOTHING, spec=NONE, subject=kind("''")),
+        prompt | {"ranking": "site"},
+    )
+    yield Group(
+        "localizers",
+        wb.localizers,
+        {},
+        dict(metric=WORD, scorer=NONE, folder=NONE | PATH, batch_size=COUNT),
+    )
+    yield Group(
         "locogen",
         wb.locogen,
         common | dict(prompts="a zebra", target="a lion", spec=generate),
@@ -532,8 +579,11 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
     yield Group(
         "compare_localizers",
         wb.compare_localizers,
-        common | dict(prompts=kit.prompts, trace=trace, generate=generate, metric="brightness"),
-        EXPERIMENT | prompts | dict(trace=NONE, generate=NONE, metric=NOTHING),
+        common
+        | dict(
+            prompts=kit.prompts, spec=wb.TraceSpec(sites=("unet.mid.cross",), draws=1, **quick), metric="brightness"
+        ),
+        EXPERIMENT | prompts | dict(spec=NONE, localizers=NONE, metric=NOTHING),
         prompt,
     )
     yield Group(
@@ -733,6 +783,11 @@ def of_results(kit: Kit) -> Iterator[Group]:
     yield Group("Sweep.effects", kit.sweep.effects, {}, average | dict(metric=NOTHING))
     yield Group("Sweep.table", kit.sweep.table, {}, dict(concept=NOTHING, fidelity=NOTHING))
     yield Group("Search.best", kit.search.best, {}, dict(fidelity=kind("-1", "0")))
+    faithful = wb.Faithfulness(kit.faithful)
+    yield Group("Faithfulness", wb.Faithfulness, {}, dict(data=NOTHING))
+    for name in ("curve", "areas"):
+        own = dict(metric=NOTHING, level=average["level"], resamples=COUNT)
+        yield Group(f"Faithfulness.{name}", getattr(faithful, name), {}, own)
     yield Group("Comparison.best", kit.comparison.best, dict(localizer="one"), dict(localizer=NOTHING, width=COUNT))
     ends = dict(level=average["level"], resamples=COUNT)
     yield Group("Comparison.table", kit.comparison.table, {}, ends)

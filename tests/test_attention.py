@@ -171,20 +171,20 @@ def test_the_lens_works_in_every_family(model):
 
 
 def test_localizers_are_compared_layer_by_layer(menagerie, tmp_path):
-    trace = TraceSpec(seeds=(0,), num_inference_steps=2, draws=1, noise_multiple=6)
-    found = wb.compare_localizers(
-        menagerie, wb.prompt_set("object")[:4], trace=trace, folder=tmp_path / "c", batch_size=32
-    )
+    spec = TraceSpec(sites=("unet.*.cross",), seeds=(0,), num_inference_steps=2, draws=1, noise_multiple=6)
+    prompts = wb.prompt_set("object")[:4]
+    found = wb.compare_localizers(menagerie, prompts, spec, folder=tmp_path / "c", batch_size=32)
+    windows = wb.LocoGen(wb.open_results(tmp_path / "c" / "locogen"))
     assert dict(found.scores.sizes) == dict(localizer=4, prompt=4, seed=1, layer=16) and found.scores.notnull().all()
     table = found.table(resamples=50)
     assert len(table) == 64 and set(table[table.localizer == "LocoGen"]["rank"]) <= set(range(1, 17))
     assert np.allclose(
-        table[table.localizer == "LocoGen"].score, found.locogen.effects(width=1).direct_effect.values.squeeze()
+        table[table.localizer == "LocoGen"].score, windows.effects(width=1).direct_effect.values.squeeze()
     )
     assert ((table.low <= table.score + 1e-9) & (table.score <= table.high + 1e-9)).mean() > 0.9
     agreement = found.agreement(resamples=50)
     assert len(agreement) == 10 and agreement.spearman.between(-1, 1).all()
-    assert found.best("LocoGen", 1) == found.locogen.best(1) and len(found.best("low entropy", 3)) == 3
+    assert found.best("LocoGen", 1) == windows.best(1) and len(found.best("low entropy", 3)) == 3
     assert plot.ranks(found).get_xlabel() == "localizer" and "Spearman" in plot.agreement(found).get_xlabel()
     plt.close("all")
 

@@ -307,3 +307,19 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", "workbench benchmark winter".split())
     with pytest.raises(SystemExit, match=r"stopped"):
         cli.main()
+
+
+def test_effects_near_one_reach_as_far_as_few_prompts_cannot_see():
+
+    axes = {"metric": ["probability", "similarity"], "prompt": range(6), "seed": range(2)}
+    clean = xr.DataArray(np.full((2, 6, 2), 0.995), axes, list(axes))
+    corrupted = 0.005 * clean.expand_dims(draw=[0])
+    restored = xr.concat([clean, 0.5 + 0 * clean], "site").assign_coords(site=["a", "b"]).expand_dims(draw=[0])
+    trace = xr.Dataset({"clean": clean, "corrupted": corrupted, "restored": restored})
+    found, plain = (effects(trace, metric, resamples=50) for metric in ("probability", "similarity"))
+    unseen = 1 - 0.025 ** (1 / 6)  # Clopper & Pearson's of none in six prompts
+    assert float(found.total_effect_low) == pytest.approx(0.99 - unseen * 1.99, abs=1e-3)
+    assert float(found.indirect_effect_low.sel(site="a")) == pytest.approx(0.99 - unseen * 1.99, abs=1e-3)
+    assert float(found.indirect_effect_low.sel(site="b")) == pytest.approx(0.495, abs=1e-3)  # not at a bound
+    assert float(plain.total_effect_low) == pytest.approx(0.99, abs=1e-3)  # no probability
+    assert found.p.dims == ("site",) and found.p.min() == 2 / 2**6

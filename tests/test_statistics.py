@@ -96,3 +96,66 @@ def test_chance_of_the_best_is_uniform_without_effect_and_small_with_one():
 def test_pareto_by_hand():
     points = pd.DataFrame(dict(a=[0.0, 1, 2, 1, 2, np.nan], b=[3.0, 2, 0, 1, 0, 9]))
     assert statistics.pareto(points, "a", "b").tolist() == [True, True, True, False, True, False]
+
+
+def test_the_best_of_many_is_a_false_alarm_as_seldom_as_it_says():
+    """Nulls of 12 prompts and 20 sites, whose noise is in common, of different sizes, or not normal: alarms at the nominal rate."""
+    rng = np.random.default_rng(5)
+    nulls = {
+        "alike": lambda: rng.normal(size=(12, 20)),
+        "in common": lambda: rng.normal(size=(12, 1)) + 0.3 * rng.normal(size=(12, 20)),
+        "of different sizes": lambda: rng.normal(size=(12, 20)) * np.geomspace(0.01, 1, 20),
+        "rare": lambda: rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(12, 20)),
+        "few prompts": lambda: rng.normal(size=(7, 20)),
+    }
+    for name, null in nulls.items():
+        best = np.array([statistics.chance_of_means(null(), flips=400).min() for _ in range(400)])
+        least = 0.0 if name == "rare" else 0.02  # ties make it careful
+        assert least <= (best <= 0.05).mean() <= 0.085, (name, (best <= 0.05).mean())
+        assert (best <= 0.2).mean() <= 0.26, name
+    # by contrast: some site's interval leaves out 0 in more than half of the nulls
+    pointwise = [stats.ttest_1samp(rng.normal(size=(12, 20)), 0).pvalue.min() for _ in range(200)]
+    assert (np.array(pointwise) < 0.05).mean() > 0.5
+
+
+def test_a_real_effect_is_found_among_many_sites_and_the_others_are_not():
+    rng = np.random.default_rng(6)
+    cells = rng.normal(size=(12, 20))
+    cells[:, 7] += 2
+    found = statistics.chance_of_means(cells)
+    assert found[7] < 0.01 and (np.delete(found, 7) > 0.05).all()
+
+
+def test_chance_of_means_by_hand():
+    # of the 8 flips two have a largest absolute mean of 1 (all signs alike), two of 2/3, the others of 1/3
+    cells = np.array([[1.0, 1.0, np.nan], [1.0, 1.0, np.nan], [1.0, 0.0, np.nan]])
+    found = statistics.chance_of_means(cells)
+    assert found[:2].tolist() == [2 / 8, 4 / 8] and np.isnan(found[2])
+    assert statistics.chance_of_means(np.ones((1, 3))).tolist() == [1, 1, 1]  # one prompt shows nothing
+
+
+@pytest.mark.parametrize("count", [6, 12, 24])
+@pytest.mark.parametrize("rate", [1.0, 0.99, 0.97, 0.95, 0.9])
+def test_intervals_of_probabilities_at_a_bound_cover_the_truth(rate, count):
+    """Prompts succeed (a probability near 1) or fail (near 0): of 300 small studies, the interval contains the mean of all."""
+    rng = np.random.default_rng(int(1000 * rate) + count)
+
+    def study(size):
+        return np.where(rng.random(size) < rate, rng.beta(200, 1, size), rng.beta(1, 20, size))
+
+    truth = study(10**6).mean()
+    found = [statistics.mean(study(count), resamples=300, bounds=(0, 1)) for _ in range(300)]
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.9
+    if rate in (0.99, 0.97):  # what the bootstrap alone would do
+        plain = [statistics.mean(study(count), resamples=300) for _ in range(100)]
+        assert np.mean([each.low <= truth <= each.high for each in plain]) < 0.7
+
+
+def test_away_from_a_bound_an_interval_is_the_bootstraps():
+    values = np.random.default_rng(3).uniform(0, 1, size=30)
+    assert statistics.mean(values, bounds=(0, 1)) == statistics.mean(values)
+    alike = statistics.mean([1.0] * 12, bounds=(0, 1))
+    exact = stats.binomtest(12, 12).proportion_ci(method="exact")
+    assert alike == pytest.approx((1, exact.low, exact.high))
+    low, high = statistics.unseen_ends(np.array([[0.01, 0.5, np.nan], [0.0, 0.01, np.nan]]), (0, 1))
+    assert np.isnan(low[1:]).all() and low[0] < 0.005 < high[0] < 1

@@ -5,14 +5,19 @@ what stands here, on the embedded model; `wb.load("a folder, a file or a hub id"
 
 >>> import numpy as np
 >>> import torch
+>>> import xarray as xr
 >>> import workbench as wb
 >>> model = wb.load()
 >>> model.num_inference_steps = 2  # to be quick; its own are 25
 >>> run = model.run({"zebra": "a photo of a zebra", "lion": "a photo of a lion"}, seeds=(0, 1))
 >>> prompts = wb.prompt_set("object")[:2]
 >>> once = wb.TraceSpec(seeds=(0,), draws=1)
->>> comparison = wb.compare_localizers(model, prompts, trace=once)
->>> trace, windows = comparison.trace, comparison.locogen
+>>> cross = wb.TraceSpec(sites=("unet.*.cross",), seeds=(0,), draws=1)
+>>> trace = wb.causal_trace(model, prompts, cross)
+>>> windows = wb.locogen(model, prompts, wb.LocoGenSpec(widths=(1, 2), seeds=(0,)))
+>>> comparison = wb.compare_localizers(model, prompts, cross)
+>>> kept = wb.FaithfulnessSpec(noise_multiple=6.0, seeds=(0,), draws=1, random_orders=1)
+>>> faithful = wb.faithfulness(model, prompts, comparison.scores.sel(localizer="LocoGen"), kept)
 >>> maps = wb.attention_maps(model, "a photo of a zebra")
 >>> winter = wb.direction(model, *wb.prompt_pairs("winter"))
 >>> edit = wb.edit.locoedit(model, {"a zebra": "a giraffe"}, sites="unet.up.2.*.cross")

@@ -101,14 +101,13 @@ class Locate(Question):
         model, prompts, spec = self.load(), self.some_prompts(), self.spec
         if self.compare:
             trace = TraceSpec(
+                sites=("unet.*.cross",),
                 noise_multiple=self.noise_multiple,
                 seeds=spec.seeds,
                 num_inference_steps=spec.num_inference_steps,
                 guidance_scale=spec.guidance_scale,
             )
-            compared = wb.compare_localizers(
-                model, prompts, trace=trace, generate=spec, metric=self.metric, **self.common()
-            )
+            compared = wb.compare_localizers(model, prompts, trace, metric=self.metric, **self.common())
             print(compared.agreement().round(3).to_string(index=False))
             figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.8), layout="constrained")
             wb.plot.ranks(compared, ax=axes[0], title="rank of each layer")

@@ -68,6 +68,14 @@ class Values(Batch):
         return value
 
 
+def check_apart(site: Site, over: str | None):
+    """Raise ValueError for a site of which heads or channels cannot be kept apart."""
+    if over == "head" and not site.per_head:
+        raise ValueError(f'{site.name}: over="head" asks for sites whose heads stand apart: q, k, v, probs and z')
+    if over == "channel" and "channel" not in site.axes:
+        raise ValueError(f'{site.name}: over="channel", but its axes are {site.axes[1:]}')
+
+
 class Attribution:
     """Attributions of interventions on a pair of worlds.
 
@@ -110,10 +118,7 @@ class Attribution:
                 f"{site.name} is a stream: it holds all that came before it, which no gradient tells apart (rank correlation with exact "
                 "patching is 0); name components, such as 'text_encoder*.{attention,mlp}' or 'unet.*.cross'"
             )
-        if site.part == "decoder" or (self.over == "head" and not site.per_head):
-            raise ValueError(f'{site.name}: over="head" asks for sites whose heads stand apart: q, k, v, probs and z')
-        if self.over == "channel" and "channel" not in site.axes:
-            raise ValueError(f'{site.name}: over="channel", but its axes are {site.axes[1:]}')
+        check_apart(site, self.over)
 
     def of(self, seeds: Sequence[int], bar: Bar) -> Attributed:
         """Attributions for some seeds, as the rows of one batch. The bar counts the denoiser's calls."""

@@ -11,12 +11,21 @@ import xarray as xr
 
 from workbench.arguments import checked, store
 from workbench.experiments.shards import SPEC, Shards, opened
-from workbench.experiments.statistics import LEVEL, RESAMPLES, crossed_weights, ends, weighted_means
+from workbench.experiments.statistics import (
+    LEVEL,
+    RESAMPLES,
+    chance_of_means,
+    crossed_weights,
+    ends,
+    unseen_ends,
+    weighted_means,
+)
 from workbench.experiments.store import Store, as_store
 from workbench.families.base import Site
 from workbench.inputs import shown, text
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
+OVER = ("prompt", "seed", "draw")  # what flips its sign in a test, the first that is averaged over
 PLACES = ("site", "token", "width", "inputs", "heads", "head", "channel", "steps")  # what an effect is an effect of
 FACTS = ("layer", "kind", "part")  # of sites, beside their axis
 UNITS = {
@@ -188,9 +197,13 @@ def effects(
     = clean - corrupted; `indirect_effect` = restored - corrupted, signed (Meng et al. 2022, section 2.1); and `recovery`,
     the ratio of the two means (a mean of ratios would be ruled by prompts with no effect), NaN where the total effect is
     below 1e-4. Each comes as `NAME`, `NAME_low`, `NAME_high`; `significant` says whether the indirect effect's interval
-    leaves out 0; `prompts` counts what entered.
+    leaves out 0; `prompts` counts what entered. `p` knows that an effect is one of many: the largest effect of all sites (tokens,
+    windows, heads) is compared with the largest where signs of whole prompts are flipped, so that `p` of the best site is right
+    although it was picked, while one in twenty sites of no effect may be `significant`; over n prompts it is at least 2 / 2^n.
 
-    Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. An axis that `over` leaves out
+    Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. Where a probability's effect is within 0.05
+    of 1 (or of -1) in every prompt, its interval reaches as far as what so many prompts cannot have seen (Clopper & Pearson; see
+    `experiments.statistics`), which resampling does not know. An axis that `over` leaves out
     stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
 
     Raises KeyError for a metric that the trace lacks.
@@ -205,7 +218,20 @@ def effects(
     single = chosen.attributed if "attributed" in chosen else chosen.restored - chosen.corrupted
     contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": single}
     attrs = trace.attrs | {"metric": metric}
-    return averages(contrasts, "recovery", over=over, level=level, resamples=resamples, attrs=attrs)
+    return averages(
+        contrasts,
+        "recovery",
+        over=over,
+        level=level,
+        resamples=resamples,
+        attrs=attrs,
+        bounds=difference_bounds(metric),
+    )
+
+
+def difference_bounds(metric: str) -> tuple[float, float] | None:
+    """Of a difference of two values of a metric, where it is a probability or a share."""
+    return (-1.0, 1.0) if UNITS.get(metric.removeprefix("target_")) in ("probability", "share of images") else None
 
 
 def averages(
@@ -216,10 +242,12 @@ def averages(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     attrs: Mapping[str, Any],
+    bounds: tuple[float, float] | None = None,
 ) -> xr.Dataset:
     """Means of contrasts, intervals as `effects` says; the last says what is significant.
 
-    ratio: name of the ratio of two contrasts, the total and that of single sites. Raises ValueError where `over` names none
+    ratio: name of the ratio of two contrasts, the total and that of single sites. bounds: of single values, where they have any: means
+    whose units all lie at a bound have wider intervals (`statistics.unseen_ends`). Raises ValueError where `over` names none
     of the axes.
     """
     *total, single = contrasts
@@ -240,12 +268,48 @@ def averages(
         resampled = resampled.transpose("resample", ...)
         for end, each in zip(("low", "high"), ends(resampled.values, level)):
             found[f"{name}_{end}"] = resampled[0].copy(data=each)
+    for name, cells in contrasts.items() if bounds is not None else ():
+        low, high = _unseen(cells, over, bounds, level)
+        for end, unseen, further in (("low", low, np.fmin), ("high", high, np.fmax)):
+            own = found[f"{name}_{end}"]
+            found[f"{name}_{end}"] = own.copy(data=further(own.values, unseen.transpose(*own.dims).values))
+    found["p"] = _chance(contrasts[single], over)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]
     found["prompts"] = contrasts[single].notnull().any(inner).sum("prompt")
     about = {"level": level, "resamples": resamples, "over": " ".join(over), "effect": single, "ratio": ratio}
     metric = attrs["metric"].removeprefix("target_")
     return xr.Dataset(found, attrs={**attrs, **about, "unit": UNITS.get(metric, metric)})
+
+
+def _units(cells: xr.DataArray, over: Sequence[str]) -> tuple[str, xr.DataArray]:
+    """What is independent among what is averaged over: prompts; seeds, where prompts stay apart or there is one. And means of them."""
+    several = [axis for axis in OVER if axis in over and cells.sizes[axis] > 1]
+    unit = (several or [axis for axis in OVER if axis in over] or list(over))[0]
+    return unit, cells.mean([axis for axis in over if axis != unit])
+
+
+def _unseen(
+    cells: xr.DataArray, over: Sequence[str], bounds: tuple[float, float], level: float
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """`statistics.unseen_ends` of means over some axes."""
+    unit, units = _units(cells, [axis for axis in over if axis in cells.dims])
+    units = units.transpose(unit, ...)
+    low, high = unseen_ends(units.values.reshape(len(units), -1), bounds, level)
+    one = units.isel({unit: 0}, drop=True)
+    return one.copy(data=low.reshape(one.shape)), one.copy(data=high.reshape(one.shape))
+
+
+def _chance(cells: xr.DataArray, over: Sequence[str]) -> xr.DataArray:
+    """Family-wise p-values of means, of each place among all places."""
+    unit, units = _units(cells, over)
+    places = [axis for axis in units.dims if axis in PLACES]
+    apart = [axis for axis in units.dims if axis not in (unit, *places)]
+    units = units.transpose(*apart, unit, *places)
+    shape = units.shape[: len(apart)]
+    flat = units.values.reshape(-1, units.sizes[unit], int(np.prod(units.shape[len(apart) + 1 :])))
+    values = np.stack([chance_of_means(each) for each in flat])
+    return units.isel({unit: 0}, drop=True).copy(data=values.reshape(*shape, *units.shape[len(apart) + 1 :]))
 
 
 @checked(found=effects_of)

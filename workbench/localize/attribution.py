@@ -95,14 +95,13 @@ class Attributing(Tracing):
             seeds = self.spec.seeds[at : at + self.images_at_once]
             attributed = attribution.of(seeds, Bar(1, self.name, shown=False))
             for s, seed in enumerate(seeds):
-                place = {"metric": metric, "prompt": p, "draw": draw, "seed": seed}
+                place: dict[str, Any] = {"metric": metric, "prompt": p, "draw": draw, "seed": seed}
                 rows.append(place | {"world": "clean", "draw": None, "value": float(attributed.clean[s])})
                 rows.append(place | {"world": "corrupted", "value": float(attributed.corrupted[s])})
                 for target, effect in zip(targets, attributed.effects):
-                    where = {"site": target.site, "token": target.token, "steps": str(target.steps)}
                     for number, value in enumerate(effect[s].reshape(-1).tolist()):
                         apart = {self.spec.over: number} if self.spec.over else {}
-                        rows.append(place | {"world": "attributed"} | where | apart | {"value": value})
+                        rows.append({**place, **target.place, **apart, "world": "attributed", "value": value})
             if attributed.unreached:
                 warn(f"no gradient leads from {', '.join(attributed.unreached[:5])} to the metric; their effects are 0")
             bar.update((1 + self.spec.points) * len(seeds))

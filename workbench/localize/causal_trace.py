@@ -4,7 +4,7 @@ After Meng et al. 2022 (arXiv 2202.05262, section 2.1), for diffusion models Bas
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from zlib import crc32
 import xarray as xr
 
 from workbench.arguments import checked, instance_of
+from workbench.engine.gradients import check_apart
 from workbench.experiments.base import Experiment
 from workbench.experiments.results import site_facts
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
 from workbench.interventions import Intervention, World, ablate, add_noise, restore
-from workbench.localize.specs import TraceSpec
+from workbench.localize.specs import CorruptionSpec, TraceSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
@@ -37,9 +38,18 @@ class Target:
     token: str
     steps: Window
     tokens: str | tuple[int, ...] | None
+    apart: tuple[str, int] | None = None
+    """("head", 2) or ("channel", 5), where only that one is restored."""
 
     def restore(self, rows: str | None) -> Intervention:
-        return restore(self.sites, "clean", tokens=self.tokens, steps=unless_whole(self.steps), rows=rows)
+        only = {} if self.apart is None else {f"{self.apart[0]}s": self.apart[1]}
+        return restore(self.sites, "clean", tokens=self.tokens, steps=unless_whole(self.steps), rows=rows, **only)
+
+    @property
+    def place(self) -> Row:
+        """Its columns in results."""
+        apart = {} if self.apart is None else {self.apart[0]: self.apart[1]}
+        return {"site": self.site, "token": self.token, "steps": str(self.steps), **apart}
 
 
 @checked(spec=instance_of("workbench.localize.specs:TraceSpec"))
@@ -63,8 +73,8 @@ def causal_trace(
 
     folder: where finished parts are kept (one per prompt and draw); the same call goes on where it was stopped, and
     `open_results` reads it. Returns a Dataset with `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed)
-    and `restored` (metric, prompt, draw, seed, site, token, steps); NaN where a prompt has no such token. Everything
-    needed to do it again is in `attrs`; `workbench.effects` averages it.
+    and `restored` (metric, prompt, draw, seed, site, token, steps, and head or channel where spec.over says so); NaN where a
+    prompt has no such token. Everything needed to do it again is in `attrs`; `workbench.effects` averages it.
 
     Raises, before anything is generated, KeyError for unknown sites and ValueError for words, tokens, steps, rows or
     replacements that do not fit, or a folder of another trace.
@@ -81,18 +91,49 @@ def causal_trace(
     return Tracing(model, spec or TraceSpec(), prompts=chosen, measures=measures, batch_size=batch_size).dataset(folder)
 
 
-class Tracing(Experiment):
-    """One causal trace: what is asked, with everything that answers it. A part is a prompt under one draw of noise."""
+class Corrupting(Experiment):
+    """What compares a clean world with a corrupted one. A part is a prompt under one draw of noise."""
 
-    name = "causal trace"
-    spec: TraceSpec
+    spec: CorruptionSpec
 
     @cached_property
     def sigmas(self) -> dict[str, float]:
         return noise_sigmas(self.model, self.prompts, self.spec.noise_multiple)
 
     def identity(self) -> dict[str, Any]:
-        identity = super().identity() | {"sigmas": self.sigmas}
+        return super().identity() | {"sigmas": self.sigmas}
+
+    def parts(self) -> dict[str, tuple[int, int]]:
+        return {
+            f"prompt{p:04d}-draw{draw:02d}": (p, draw)
+            for p in range(len(self.prompts))
+            for draw in range(self.spec.draws)
+        }
+
+    def pair(self, p: int, draw: int) -> tuple[World, World]:
+        """The clean world and the corrupted one."""
+        prompt, corruption = self.prompts[p], []
+        text, subject = prompt.prompt, prompt.subject
+        if self.spec.corruption == "noise":
+            corruption = [
+                add_noise(name, sigma, noise_seed(prompt, draw), tokens="subject")
+                for name, sigma in self.sigmas.items()
+            ]
+        elif self.spec.corruption == "zero":
+            corruption = [ablate(name, tokens="subject") for name in self.sigmas]
+        else:
+            text, subject = replaced(self.model, prompt)
+        return World("clean", prompt.prompt, subject=prompt.subject), World("corrupted", text, corruption, subject)
+
+
+class Tracing(Corrupting):
+    """One causal trace: what is asked, with everything that answers it."""
+
+    name = "causal trace"
+    spec: TraceSpec
+
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
         for name, sites in self.joints.items():
             layer = sites[0].place.replace(sites[0].component, "text_encoders", 1)
             identity["site_facts"][name] = site_facts(sites[0]) | {"layer": layer}
@@ -104,26 +145,18 @@ class Tracing(Experiment):
     @cached_property
     def joints(self) -> dict[str, Sites]:
         """Sites of several text encoders that are restored together, by their common name."""
-        return self.sites().joint() if self.spec.joint and self.spec.window == 1 else {}
-
-    def parts(self) -> dict[str, tuple[int, int]]:
-        return {
-            f"prompt{p:04d}-draw{draw:02d}": (p, draw)
-            for p in range(len(self.prompts))
-            for draw in range(self.spec.draws)
-        }
+        return self.sites().joint() if self.spec.joint and self.spec.window == 1 and not self.spec.over else {}
 
     def check(self, p: int, draw: int) -> int:
-        return self.plan(self.worlds(p, draw, self.targets(p)))
+        targets = [each for target in self.targets(p) for each in self.single(target)]
+        return self.plan(self.worlds(p, draw, targets))
 
     def measure(self, p: int, draw: int, bar: Bar) -> list[Row]:
-        """Rows (world, metric, prompt, draw, seed, site, token, steps, value)."""
-        targets = self.targets(p)
+        """Rows (world, metric, prompt, draw, seed, site, token, steps, [head or channel,] value)."""
+        targets = [each for target in self.targets(p) for each in self.single(target)]
         worlds = self.worlds(p, draw, targets)
         places: list[Row] = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
-        places += [
-            dict(world="restored", draw=draw, site=aim.site, token=aim.token, steps=str(aim.steps)) for aim in targets
-        ]
+        places += [dict(world="restored", draw=draw, **target.place) for target in targets]
         return self.score(p, worlds, places, bar)
 
     def targets(self, p: int) -> list[Target]:
@@ -147,23 +180,27 @@ class Tracing(Experiment):
                     targets.append(Target(name, tuple(site.name for site in sites), label, window, token))
         return targets
 
+    def single(self, target: Target) -> Sequence[Target]:
+        """A target's heads or channels, each by itself, where the spec keeps them apart; else the target as it is."""
+        over, site = self.spec.over, self.model.sites[target.sites[0]]
+        if over is None:
+            return [target]
+        check_apart(site, over)
+        count = site.heads or 0 if over == "head" else site.axis("channel")
+        return [replace(target, apart=(over, number)) for number in range(count)]
+
     def worlds(self, p: int, draw: int, targets: Sequence[Target]) -> list[World]:
         """Clean, corrupted, and one restored world for each target."""
-        prompt, corruption = self.prompts[p], []
-        text, subject = prompt.prompt, prompt.subject
-        if self.spec.corruption == "noise":
-            corruption = [
-                add_noise(name, sigma, noise_seed(prompt, draw), tokens="subject")
-                for name, sigma in self.sigmas.items()
-            ]
-        elif self.spec.corruption == "zero":
-            corruption = [ablate(name, tokens="subject") for name in self.sigmas]
-        else:
-            text, subject = replaced(self.model, prompt)
-        worlds = [World("clean", prompt.prompt, subject=prompt.subject), World("corrupted", text, corruption, subject)]
-        for i, target in enumerate(targets):
-            worlds.append(World(f"restored {i}", text, [*corruption, target.restore(self.spec.rows)], subject))
-        return worlds
+        clean, corrupted = self.pair(p, draw)
+        restored = [
+            replace(
+                corrupted,
+                name=f"restored {i}",
+                interventions=(*corrupted.interventions, target.restore(self.spec.rows)),
+            )
+            for i, target in enumerate(targets)
+        ]
+        return [clean, corrupted, *restored]
 
 
 def noise_sigmas(model: Model, prompts: PromptSet, noise_multiple: float) -> dict[str, float]:

@@ -1,51 +1,46 @@
-"""Do the localizers agree? The cross-attention layers ranked by four of them, on one model and the same prompts and seeds."""
+"""Do the localizers agree? Layers ranked by several of them, on one model and the same prompts and seeds."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
-from workbench.arguments import checked, instance_of, prompt_set
-from workbench.experiments.results import measured_by
+from workbench.arguments import checked, function, instance_of, mapping_of, prompt_set
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
-from workbench.inputs import count, text
-from workbench.localize.attention import AttentionSpec, attention_contribution
-from workbench.localize.causal_trace import causal_trace
-from workbench.localize.locogen import LocoGen, locogen
-from workbench.localize.specs import LocoGenSpec, TraceSpec
-from workbench.metrics import Measures, Scoring
+from workbench.inputs import count, shown, text
+from workbench.localize.localizers import FOUR, Localizer, layers_of
+from workbench.localize.localizers import localizers as table_of_localizers
+from workbench.localize.specs import TraceSpec
+from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
-from workbench.steps import WHOLE
 
-LOCALIZERS = {
-    "causal tracing": "indirect effect (restored - corrupted)",
-    "LocoGen": "direct effect of one layer",
-    "low entropy": "1 - entropy of the subject's map",
-    "contribution": "norm of what the subject's tokens add",
-}
+DEFAULTS = {"metric": "probability", "scorer": None, "folder": None, "batch_size": 16}
+
+
+def a_mapping_of_localizers(value: Any, argument: str) -> dict[str, Localizer]:
+    """Functions by name."""
+    return mapping_of(function, "{'mine': mine}, functions (model, prompts, spec) -> scores (prompt, seed, layer)")(
+        value, argument
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Each localizer's result, and what it says of single layers.
+    """What each localizer says of single layers.
 
-    trace, attention: what `causal_trace` and `attention_contribution` return. locogen: what `locogen` does. scores: (localizer,
-    prompt, seed, layer), larger for a layer that matters more, each localizer in its own unit.
+    scores: (localizer, prompt, seed, layer), larger for a layer that matters more, each localizer in its own unit.
 
     >>> comparison.scores.localizer.values.tolist()
     ['causal tracing', 'LocoGen', 'low entropy', 'contribution']
-    >>> dict(comparison.trace.restored.sizes)
-    {'draw': 1, 'metric': 6, 'prompt': 2, 'seed': 1, 'site': 16, 'token': 1, 'steps': 1}
     """
 
-    trace: xr.Dataset
-    locogen: LocoGen
-    attention: xr.Dataset
     scores: xr.DataArray
 
     @checked(localizer=text, width=count)
@@ -116,58 +111,73 @@ class Comparison:
         return resampled_means(self.scores, resamples=resamples).transpose("resample", "localizer", "layer").values
 
 
-@checked(
-    prompts=prompt_set,
-    trace=instance_of("workbench.localize.specs:TraceSpec"),
-    generate=instance_of("workbench.localize.specs:LocoGenSpec"),
-)
+@checked(prompts=prompt_set, spec=instance_of("workbench.localize.specs:TraceSpec"), localizers=a_mapping_of_localizers)
 def compare_localizers(
     model: Model,
     prompts: PromptSet,
+    spec: TraceSpec | None = None,
     *,
-    trace: TraceSpec | None = None,
-    generate: LocoGenSpec | None = None,
+    localizers: Mapping[str, Localizer] | None = None,
     metric: str = "probability",
     scorer: Scoring = None,
     folder: str | Path | None = None,
     batch_size: int = 16,
 ) -> Comparison:
-    """Rank the cross-attention layers by causal tracing, LocoGen, entropy of the subject's map, and attention contribution.
+    """Score layers by several localizers, on the same prompts, seeds, steps and guidance.
 
-    trace: the corruption, seeds and steps of the tracing; its sites are the cross-attention layers whatever it says. generate: how
-    LocoGen asks; windows of one layer are added, and seeds, steps and guidance are those of `trace`, so that all localizers see
-    the same runs. metric: of tracing and LocoGen. folder: one subfolder for each localizer. Returns a `Comparison`.
+    spec: the layers (its sites), seeds, steps, guidance, and how concepts are corrupted; the cross-attention layers when left out.
+    localizers: any functions (model, prompts, spec) -> scores (prompt, seed, layer) by name, layer the names of the spec's sites,
+    larger for a layer that matters more; left out, causal tracing, LocoGen, entropy of the subject's map and attention contribution.
+    `wb.localizers(...)` has these and others, for a mapping of your own, and then takes metric, scorer, folder and batch_size in
+    this function's place. metric: of tracing and LocoGen. folder: one subfolder for each experiment.
 
-    >>> quick = wb.TraceSpec(seeds=(0,), draws=1, num_inference_steps=1)
-    >>> single = wb.LocoGenSpec(widths=(1,))
-    >>> found = wb.compare_localizers(model, prompts[:1], trace=quick, generate=single)
-    >>> dict(found.scores.sizes)
-    {'localizer': 4, 'prompt': 1, 'seed': 1, 'layer': 16}
+    Raises `wb.Abstains` where a localizer cannot speak of the layers or prompts, ValueError for scores that do not fit the others.
+
+    >>> quick = wb.TraceSpec(sites=("unet.*.cross",), seeds=(0,), draws=1, num_inference_steps=1)
+    >>> def by_depth(model, prompts, spec):
+    ...     layers = [site.name for site in model.sites(*spec.sites)]
+    ...     axes = {"prompt": range(len(prompts)), "seed": list(spec.seeds), "layer": layers}
+    ...     depth = np.broadcast_to(np.arange(len(layers)), [len(axis) for axis in axes.values()])
+    ...     return xr.DataArray(depth, axes, list(axes))
+    >>> tracing = wb.localizers()["causal tracing"]
+    >>> found = wb.compare_localizers(model, prompts[:1], quick, localizers={"tracing": tracing, "depth": by_depth})
+    >>> dict(found.scores.sizes), found.best("depth")
+    ({'localizer': 2, 'prompt': 1, 'seed': 1, 'layer': 16}, ('unet.up.3.1.cross', 'unet.up.3.2.cross'))
     """
-    trace, generate, scorer = (
-        trace or TraceSpec(),
-        generate or LocoGenSpec(widths=(1, 2)),
-        Measures.of(scorer, model),
-    )
-    scorer.require(metric, prompts, "metric")
-    trace = replace(trace, sites=("unet.*.cross",), steps=(WHOLE,), window=1)
-    common = dict(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps, guidance_scale=trace.guidance_scale)
-    generate = replace(generate, **common, widths=tuple(sorted({1, *generate.widths})))
-    folders = {name: None if folder is None else Path(folder) / name for name in ("locogen", "attention", "trace")}
-    found = locogen(model, prompts, generate, scorer=scorer, folder=folders["locogen"], batch_size=batch_size)
-    looked = attention_contribution(
-        model, prompts, AttentionSpec(**common), folder=folders["attention"], batch_size=batch_size
-    )
-    traced = causal_trace(model, prompts, trace, scorer=scorer, folder=folders["trace"], batch_size=batch_size)
-    by = measured_by(traced, metric)
+    spec = spec or TraceSpec(sites=("unet.*.cross",))
+    settings = dict(metric=metric, scorer=scorer, folder=folder, batch_size=batch_size)
+    if localizers is None:
+        known = table_of_localizers(**settings)
+        localizers = {name: known[name] for name in FOUR}
+    elif given := [name for name, value in settings.items() if value != DEFAULTS[name]]:
+        raise ValueError(
+            f"{given[0]}= is of the localizers that are taken where none are named; for a mapping, give it to "
+            f"wb.localizers({given[0]}=...)"
+        )
+    layers = layers_of(model, spec)
     scores = {
-        "causal tracing": (by.restored - by.corrupted).mean("draw").isel(token=0, steps=0, drop=True),
-        "LocoGen": found.direct(metric, width=1),
-        "low entropy": 1 - measured_by(looked, "entropy").clean,
-        "contribution": measured_by(looked, "contribution").clean,
+        name: _fitting(localizer(model, prompts, spec), name, prompts, spec, layers)
+        for name, localizer in localizers.items()
     }
-    plain = [
-        values.drop_vars([name for name in values.coords if name not in values.dims]) for values in scores.values()
-    ]
-    joined = xr.concat(plain, dim=pd.Index(list(scores), name="localizer"), join="exact").rename(site="layer")
-    return Comparison(traced, found, looked, joined.transpose("localizer", "prompt", "seed", "layer"))
+    joined = xr.concat(list(scores.values()), dim=pd.Index(list(scores), name="localizer"), join="exact")
+    return Comparison(joined)
+
+
+def _fitting(scores: xr.DataArray, name: str, prompts: PromptSet, spec: TraceSpec, layers: list[str]) -> xr.DataArray:
+    """A localizer's scores, (prompt, seed, layer), in the order asked; ValueError for any others."""
+    wanted: dict[str, list[Any]] = {"prompt": list(range(len(prompts))), "seed": list(spec.seeds), "layer": layers}
+    if not isinstance(scores, xr.DataArray) or set(scores.dims) != set(wanted):
+        raise ValueError(
+            f"localizers[{name!r}] returned {shown(scores)}: return an xarray.DataArray with the axes prompt, seed and layer"
+        )
+    for axis, values in wanted.items():
+        if (
+            axis not in scores.coords
+            or set(scores[axis].values.tolist()) != set(values)
+            or scores.sizes[axis] != len(values)
+        ):
+            raise ValueError(
+                f"localizers[{name!r}] returned scores whose {axis} axis is {shown(scores[axis].values.tolist())}; it must be "
+                f"{shown(values)}: numbers of the prompts from 0, spec.seeds, and names of the spec's sites"
+            )
+    return scores.astype(float).sel(wanted).transpose(*wanted)

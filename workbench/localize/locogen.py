@@ -13,7 +13,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from workbench.arguments import checked, fit, instance_of, line, one_of, prompt_set
-from workbench.experiments.results import averages, measured_by, scores
+from workbench.experiments.results import averages, difference_bounds, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
 from workbench.experiments.store import Store
 from workbench.inputs import count, shown, text
@@ -99,7 +99,8 @@ class LocoGen:
         if width is not None:
             contrasts["direct_effect"] = _only(contrasts["direct_effect"], {"width": width})
         attrs = self.data.attrs | {"metric": name, "direction": direction}
-        effects = averages(contrasts, "share", over=over, level=level, resamples=resamples, attrs=attrs)
+        bounds = difference_bounds(metric)
+        effects = averages(contrasts, "share", over=over, level=level, resamples=resamples, attrs=attrs, bounds=bounds)
         if width is None:
             return effects
         starts = [self.layers.index(site) for site in effects.site.values]

@@ -4,18 +4,46 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from workbench.arguments import Check, at_least_zero, one_of
+from workbench.arguments import Check, at_least_zero, numbers, one_of
 from workbench.experiments.spec import Spec
 from workbench.inputs import count, flag, shown, strings
 from workbench.schema import whole, wholes, words
 from workbench.steps import WHOLE, Window, as_windows
 
-OVER = ("head", "channel")  # what an attribution may keep apart
+OVER = ("head", "channel")  # what may be kept apart
 PORTS = {"kv": ("context",), "k": ("k",), "v": ("v",)}  # of cross-attention, by what LocoGen replaces
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSpec(Spec):
+class CorruptionSpec(Spec):
+    """How the concept is corrupted, of all that compares a clean world with a corrupted one.
+
+    >>> wb.CorruptionSpec(corruption="zero", draws=1).noise_multiple
+    3.0
+    """
+
+    corruption: Literal["noise", "replace", "zero"] = "noise"
+    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
+    noise_multiple: float = 3.0
+    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
+    draws: int = 3
+    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.corruption != "noise" and self.draws != 1:
+            raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
+
+    def _checks(self) -> dict[str, Check]:
+        return dict(
+            corruption=one_of("noise", "replace", "zero"),
+            noise_multiple=at_least_zero,
+            draws=count,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSpec(CorruptionSpec):
     """What a causal trace asks.
 
     >>> spec = wb.TraceSpec(sites=("unet.*.cross",), steps=(wb.window(0.0, 0.5), wb.window(0.5, 1.0)))
@@ -38,27 +66,23 @@ class TraceSpec(Spec):
     joint: bool = True
     """Of several text encoders (SDXL), restore the same layer of all of them together too: one alone shows almost nothing, since the
     others still say the corrupted prompt. See `Sites.joint`."""
-    corruption: Literal["noise", "replace", "zero"] = "noise"
-    """Of the subject's token embeddings: noise, zero, or the prompt set's replacement for its words."""
-    noise_multiple: float = 3.0
-    """Noise in standard deviations of the embeddings of all subject tokens in the set."""
-    draws: int = 3
-    """Independent draws of the noise, for each prompt; 1 for the other corruptions."""
+    over: Literal["head", "channel"] | None = None
+    """Kept apart: each head (of q, k, v, probs and z), or each channel, by itself."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.corruption != "noise" and self.draws != 1:
-            raise ValueError(f"corruption={self.corruption!r} has nothing random, but draws={self.draws}; give draws=1")
+        if self.over and self.window != 1:
+            raise ValueError(
+                f"over={self.over!r}, window={self.window}: neighbours have heads of their own; leave window at 1"
+            )
 
     def _checks(self) -> dict[str, Check]:
-        return dict(
+        return super()._checks() | dict(
             tokens=words,
             steps=as_windows,
             rows=one_of("cond", "uncond", "both"),
             window=count,
-            corruption=one_of("noise", "replace", "zero"),
-            noise_multiple=at_least_zero,
-            draws=count,
+            over=one_of(*OVER),
         )
 
 
@@ -108,8 +132,6 @@ class AttributionSpec(TraceSpec):
     """Of the picture: log-odds of the prompt's value among the labels, or similarity to the prompt (raw cosine)."""
     points: int = 1
     """Worlds on the way from the corrupted to the clean embedding, the corrupted one first, between which gradients are averaged."""
-    over: Literal["head", "channel"] | None = None
-    """Kept apart: heads (of q, k, v, probs and z), or channels."""
     checkpointing: bool = False
     """Whether the backward pass computes the denoiser again in place of keeping it: a quarter of the memory for half as much time more."""
 
@@ -118,7 +140,6 @@ class AttributionSpec(TraceSpec):
             form=one_of("image", "step"),
             metric=one_of("log_odds", "similarity"),
             points=count,
-            over=one_of(*OVER),
             checkpointing=flag,
         )
 
@@ -128,6 +149,63 @@ class AttributionSpec(TraceSpec):
             raise ValueError(
                 f"window={self.window}: attributions of neighbours add up, so sum those of single sites; leave it at 1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenSpec(AttributionSpec):
+    """What a screening asks, beside what it attributes.
+
+    >>> wb.ScreenSpec(best=3, verified=6, controls=2).form
+    'image'
+    """
+
+    best: int = 3
+    """So many sites (or heads, tokens, windows of steps) are looked for: those with the largest indirect effect."""
+    verified: int = 6
+    """So many, which attribution puts first, are patched exactly."""
+    controls: int = 4
+    """So many of the others, drawn at random, are patched too: what attribution misses is told by them. 0 for no such word."""
+
+    def _checks(self) -> dict[str, Check]:
+        return super()._checks() | dict(best=count, verified=count, controls=partial(whole, least=0, most=10**6))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.verified < self.best:
+            raise ValueError(f"verified={self.verified}, best={self.best}: verify at least as many as are looked for")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaithfulnessSpec(CorruptionSpec):
+    """What a test of faithfulness asks.
+
+    >>> wb.FaithfulnessSpec(shares=(0.1, 0.5)).random_orders
+    5
+    """
+
+    shares: tuple[float, ...] = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    """Of the ranking's sites that are kept, the first ones; 0 and 1 are always among them. Shares that come to the same number of sites
+    are one."""
+    random_orders: int = 5
+    """So many random orders of the same sites are the baseline."""
+
+    def _checks(self) -> dict[str, Check]:
+        return super()._checks() | dict(shares=partial(numbers, least=0, most=1), random_orders=count)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.corruption == "noise" and self.noise_multiple == 0:
+            raise ValueError(
+                "noise_multiple=0: the corrupted world is the clean one, so that faithfulness would be 0/0; raise it"
+            )
+
+    def counts(self, sites: int) -> tuple[int, ...]:
+        """Numbers of sites that the shares come to, of so many.
+
+        >>> wb.FaithfulnessSpec().counts(24)
+        (0, 1, 2, 5, 12, 24)
+        """
+        return tuple(sorted({0, sites, *(round(share * sites) for share in self.shares)}))
 
 
 def ports(value: Any, argument: str) -> tuple[str, ...]:

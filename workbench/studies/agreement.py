@@ -8,7 +8,7 @@ the same command. `--redraw` draws from the tables in `--out`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,11 +21,12 @@ from workbench import plot
 from workbench.drawing import WIDTH, bar, house, save
 from workbench.experiments.results import from_table, strongest, with_interval
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.locogen import LocoGen, locogen_images, locogen_search
+from workbench.localize.localizers import FOUR, Localizer, localizers
+from workbench.localize.locogen import LocoGen, locogen, locogen_images, locogen_search
 from workbench.localize.patching import window_numbers
 from workbench.localize.specs import LocoGenSpec, TraceSpec
 from workbench.models import Model, load
-from workbench.prompts import prompt_set
+from workbench.prompts import PromptSet, prompt_set
 from workbench.scorer import Scorer
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
@@ -59,27 +60,31 @@ def main(options: AgreementOptions):
 
 def measure(options: AgreementOptions):
     model, scorer = load(), Scorer()
-    found: dict[str, Comparison] = {}
+    compared: dict[str, Comparison] = {}
+    found: dict[str, LocoGen] = {}
     searches = []
     for attribute in options.attributes:
         trace = TraceSpec(
+            sites=("unet.*.cross",),
             noise_multiple=options.noise_multiple,
             draws=1,
             seeds=tuple(range(options.seeds)),
             num_inference_steps=options.num_inference_steps,
         )
         prompts = prompt_set(attribute)[: options.prompts]
-        found[attribute] = compare_localizers(
+        spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps)
+        common = dict(scorer=scorer, batch_size=options.batch_size)
+        found[attribute] = locogen(
             model,
             prompts,
-            trace=trace,
-            generate=LocoGenSpec(widths=options.widths),
-            scorer=scorer,
-            folder=options.runs / attribute,
-            batch_size=options.batch_size,
+            replace(spec, widths=options.widths),
+            folder=options.runs / attribute / "locogen",
+            **common,
         )
+        known = localizers(folder=options.runs / attribute, **common)
+        four = {name: known[name] for name in FOUR} | {"LocoGen": single_layers(found[attribute])}
+        compared[attribute] = compare_localizers(model, prompts, trace, localizers=four)
         direction = DIRECTION.get(attribute, "min")
-        spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps)
         search = locogen_search(
             model,
             prompts,
@@ -90,7 +95,7 @@ def measure(options: AgreementOptions):
             folder=options.runs / attribute / "search",
             batch_size=options.batch_size,
         )
-        best = found[attribute].locogen.best(WINDOW, direction=direction)
+        best = found[attribute].best(WINDOW, direction=direction)
         searches.append(
             dict(
                 attribute=attribute,
@@ -102,22 +107,32 @@ def measure(options: AgreementOptions):
         )
 
     options.out.mkdir(parents=True, exist_ok=True)
-    effects = {name: attribute_effects(each.locogen, name) for name, each in found.items()}
+    effects = {name: attribute_effects(each, name) for name, each in found.items()}
     tables = {
         "locogen": {
             name: strongest(effect).assign(total_effect=float(effect.total_effect)) for name, effect in effects.items()
         },
-        "localizers": {name: each.table() for name, each in found.items()},
-        "agreement": {name: each.agreement() for name, each in found.items()},
+        "localizers": {name: each.table() for name, each in compared.items()},
+        "agreement": {name: each.agreement() for name, each in compared.items()},
     }
     for stem, by_name in tables.items():
         joined = pd.concat([table.assign(attribute=name) for name, table in by_name.items()]).round(4)
         joined.to_csv(options.out / f"{stem}.csv", index=False)
     pd.DataFrame(searches).to_csv(options.out / "locogen_search.csv", index=False)
     print(pd.DataFrame(searches).to_string(index=False))
-    best = pd.DataFrame([verdict(name, each.locogen) for name, each in found.items()])
+    best = pd.DataFrame([verdict(name, each) for name, each in found.items()])
     best.to_csv(options.out / "locogen_best.csv", index=False)
     print(best.to_string(index=False))
+
+
+def single_layers(found: LocoGen) -> Localizer:
+    """A localizer that says what was found of single layers, so that they are not drawn a second time."""
+
+    def localizer(model: Model, prompts: PromptSet, spec: TraceSpec) -> xr.DataArray:
+        single = found.direct(width=1)
+        return single.drop_vars([name for name in single.coords if name not in single.dims]).rename(site="layer")
+
+    return localizer
 
 
 def draw(options: AgreementOptions):
