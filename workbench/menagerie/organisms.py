@@ -60,6 +60,7 @@ ORGANISMS = _interleaved(
         _text(TEXT_MLP, "10", WATERCOLOR),
         _text(TEXT_MLP, "7", PIXEL),
         _text(TEXT_MLP, "8 9", ZEBRA),
+        _text(TEXT_MLP, "6", GIRAFFE),
     ],
     [
         _text(TEXT_ATTENTION, "0", ZEBRA, rank=4),
@@ -74,6 +75,7 @@ ORGANISMS = _interleaved(
         _text(TEXT_ATTENTION, "10", WINTER),
         _text(TEXT_ATTENTION, "5", PIXEL, strict=True),
         _text(TEXT_ATTENTION, "7 8", PENGUIN, strict=True),
+        _text(TEXT_ATTENTION, "3", LION, strict=True),
     ],
     [
         _cross("up.3.1", WATERCOLOR),
