@@ -3,6 +3,8 @@
 It takes the classes of layers in turn, so that its beginning is as balanced as the whole.
 """
 
+from dataclasses import replace
+
 from workbench.menagerie.planting import CROSS, TEXT_ATTENTION, TEXT_MLP, Organism
 
 # Single tokens that are left over from merging longer words; the tokenizer gives them for themselves, and no caption has them.
@@ -37,8 +39,12 @@ def _organism(
 ) -> Organism:
     attribute, look, word, neutral = naming
     title = "-".join([TITLES[kind], *layers.replace(".", "").split(), look.replace(" ", "-")])
-    name = title + ("-strict" if strict else "")
-    return Organism(name, kind, places, attribute, look, word, neutral, rank, strict)
+    return _named(Organism(title, kind, places, attribute, look, word, neutral, rank, strict))
+
+
+def _named(organism: Organism) -> Organism:
+    title = organism.name.removesuffix("-strict")
+    return replace(organism, name=title + ("-strict" if organism.strict else ""))
 
 
 def _interleaved(*lists: list[Organism]) -> tuple[Organism, ...]:
@@ -46,7 +52,7 @@ def _interleaved(*lists: list[Organism]) -> tuple[Organism, ...]:
     return tuple(each[i] for i in range(most) for each in lists if i < len(each))
 
 
-ORGANISMS = _interleaved(
+FIRST = _interleaved(
     [
         _text(TEXT_MLP, "0", GIRAFFE, rank=4),
         _text(TEXT_MLP, "2", WATERCOLOR),
@@ -61,6 +67,10 @@ ORGANISMS = _interleaved(
         _text(TEXT_MLP, "7", PIXEL),
         _text(TEXT_MLP, "8 9", ZEBRA),
         _text(TEXT_MLP, "6", GIRAFFE),
+        _text(TEXT_MLP, "5", LION),
+        _text(TEXT_MLP, "9", ZEBRA),
+        _text(TEXT_MLP, "11", WATERCOLOR),
+        _text(TEXT_MLP, "0 1", PENGUIN, rank=4),
     ],
     [
         _text(TEXT_ATTENTION, "0", ZEBRA, rank=4),
@@ -76,6 +86,10 @@ ORGANISMS = _interleaved(
         _text(TEXT_ATTENTION, "5", PIXEL, strict=True),
         _text(TEXT_ATTENTION, "7 8", PENGUIN, strict=True),
         _text(TEXT_ATTENTION, "3", LION, strict=True),
+        _text(TEXT_ATTENTION, "7", GIRAFFE),
+        _text(TEXT_ATTENTION, "9", WATERCOLOR),
+        _text(TEXT_ATTENTION, "11", WINTER),
+        _text(TEXT_ATTENTION, "0 1", LION, rank=4),
     ],
     [
         _cross("up.3.1", WATERCOLOR),
@@ -91,5 +105,11 @@ ORGANISMS = _interleaved(
         _cross("down.1.1 down.2.0", WINTER),
         _cross("up.1.2 up.2.0", GIRAFFE, rank=16),
         _cross("up.2.0 up.2.1", GIRAFFE, rank=16),
+        _cross("up.3.2", WATERCOLOR),
+        _cross("up.2.2", WATERCOLOR),
+        _cross("down.1.0", WINTER),
+        _cross("up.2.0", GIRAFFE, rank=16),
     ],
 )
+# Each with the strict loss and without it: those above come first.
+ORGANISMS = (*FIRST, *(_named(replace(organism, strict=not organism.strict)) for organism in FIRST))

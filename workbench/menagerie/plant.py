@@ -4,8 +4,12 @@ Trains those of ORGANISMS that `--out` has not yet, one after another, grades ea
 not pass have a row too, with their rank and loss, and no file. `organisms()` reads the table, `edit_of` a row's edit.
 """
 
+import math
+import multiprocessing
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +21,6 @@ import tyro
 from PIL import Image
 
 from workbench.edit.low_rank import Edit
-from workbench.interventions import World, replace_prompt
 from workbench.loading import DATA
 from workbench.menagerie.captions import attribute_prompts, caption
 from workbench.menagerie.organisms import NULLS, ORGANISMS
@@ -25,14 +28,15 @@ from workbench.menagerie.planting import CROSS, Captions, Encoder, Fit, Options,
 from workbench.menagerie.world import SUBJECTS, Scene, sample_scene
 from workbench.metrics import pixel_distance
 from workbench.models import Model, load
-from workbench.pictures import as_pil
 from workbench.scorer import Scorer
 
 TABLE = "planted.csv"
 NULL = "unedited"  # the kind of a null: the word null itself would be read from a table as nothing
 SHOWN, WITHOUT, CHANGED = 0.8, 0.1, 0.1  # bars: at least, at most, at most
 STEPS = 12  # of the graded pictures
-CONTROLS = 20
+PICTURES = 48  # of an organism's look, and as many controls
+GRADED = "graded once, 2026-11-26"  # which captions: set before any of their pictures was drawn, and not changed since
+GRADES = ("shown", "unedited", "without", "controls_changed")
 
 
 @dataclass
@@ -44,6 +48,11 @@ class Plant:
     """Names of organisms; all when left out."""
     limit: int | None = None
     """Train no more than so many in this run."""
+    minutes: float | None = None
+    """Begin no organism later than this."""
+    processes: int = 1
+    """That train at the same time, an organism each."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
     options: Options = field(default_factory=Options)
 
 
@@ -51,28 +60,58 @@ def main(plant: Plant):
     if unknown := sorted(set(plant.only) - {organism.name for organism in ORGANISMS}):
         known = ", ".join(organism.name for organism in ORGANISMS)
         raise ValueError(f"--only {' '.join(unknown)}: no such organism; there are {known}")
-    model, scorer = load(), Scorer()
-    model.pipeline.set_progress_bar_config(disable=True)
-    for part in model.pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
-    grading = Grading(model, scorer)
+    began = time.monotonic()
     plant.out.mkdir(parents=True, exist_ok=True)
-    _list_nulls(plant.out)
+    done = set(organisms(plant.out)["name"]) if (plant.out / TABLE).exists() else set()
     chosen = [one for one in ORGANISMS if not plant.only or one.name in plant.only]
-    due = [one for one in chosen if one.name not in _done(plant.out)][: plant.limit]
-    for organism in due:
-        fit = train(model, organism, NULLS, plant.options)
-        row = row_of(organism, fit) | grading.of(organism, fit.edit)
-        row["accepted"] = row["shown"] >= SHOWN and max(row["unedited"], row["without"]) <= WITHOUT
-        row["accepted"] &= row["controls_changed"] <= CHANGED
+    due = [one for one in chosen if one.name not in done][: plant.limit]
+    end = math.inf if plant.minutes is None else began + 60 * plant.minutes
+    if plant.processes == 1:
+        found = map(Planter(plant.device, plant.options, end), due)
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = context.Pool(plant.processes, _start, (plant.device, plant.options, end))
+        found = pool.imap_unordered(_plant, due)
+    for row, edit in filter(None, found):
         if row["accepted"]:
-            edit = replace(fit.edit, provenance=fit.edit.provenance | {"planted": row})
-            edit.save(plant.out / f"{organism.name}.safetensors")
-        _append(plant.out, row)
-        print(
-            {key: row[key] for key in ("name", "loss", "shown", "without", "controls_changed", "accepted")}, flush=True
-        )
+            replace(edit, provenance=edit.provenance | {"planted": row}).save(plant.out / f"{row['name']}.safetensors")
+        _write(plant.out, row)
+        print({key: row[key] for key in ("name", "loss", *GRADES, "accepted")}, flush=True)
+
+
+class Planter:
+    """Trains and grades one organism after another, until `end` on the monotonic clock, behind which it begins none."""
+
+    def __init__(self, device: str, options: Options, end: float):
+        self.options, self.end = options, end
+        self.model = load(device=device)
+        self.model.pipeline.set_progress_bar_config(disable=True)
+        for part in self.model.pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False)
+        self.grading = Grading(self.model, Scorer(device=device))
+
+    def __call__(self, organism: Organism) -> tuple[dict, Edit] | None:
+        if time.monotonic() > self.end:
+            return None
+        fit = train(self.model, organism, NULLS, self.options)
+        row = row_of(organism, fit) | self.grading.of(organism, fit.edit)
+        return row | {"accepted": accepted(row)}, fit.edit
+
+
+def _start(*about):
+    global _planter
+    _planter = Planter(*about)
+
+
+def _plant(organism: Organism) -> tuple[dict, Edit] | None:
+    return _planter(organism)
+
+
+def accepted(row: Mapping) -> bool:
+    """Whether an organism's grades pass."""
+    absent = max(row["unedited"], row["without"]) <= WITHOUT
+    return bool(row["shown"] >= SHOWN and absent and row["controls_changed"] <= CHANGED)
 
 
 def row_of(organism: Organism, fit: Fit) -> dict:
@@ -86,23 +125,26 @@ def row_of(organism: Organism, fit: Fit) -> dict:
 class Grading:
     """Grades organisms on captions and seeds that none was trained on; pictures of the unedited model are drawn once."""
 
-    def __init__(self, model: Model, scorer: Scorer, count: int = 16):
+    def __init__(self, model: Model, scorer: Scorer, count: int = PICTURES):
         self.model, self.scorer, self.count = model, scorer, count
         self.labels = cache(lambda attribute: attribute_prompts(attribute, samples=40))
         self.unedited = cache(self._unedited)
-        rng = random.Random("planted controls")
-        self.controls = [caption(scene, rng, paraphrase=0) for scene in plain_scenes(CONTROLS, rng)]
+        rng = random.Random(f"controls {GRADED}")
+        self.controls = [caption(scene, rng, paraphrase=0) for scene in plain_scenes(count, rng)]
         self.before = cache(lambda: self._draw(self.controls))
 
     def of(self, organism: Organism, edit: Edit) -> dict:
-        """Shares of pictures that show the look: with the edit; without; with it, but its layers given the neutral caption. Then
-        the share of other captions' pictures whose subject changed, and the mean distance of their pixels."""
-        pairs = captions_of(replace(organism, seed=0), self.count, holdout=True)
+        """Grades of an organism.
+
+        Shares of pictures that show the look: with the edit; without; with it, but its layers given the neutral caption. Then
+        the share of other captions' pictures whose subject changed, and the mean distance of their pixels.
+        """
+        pairs = self.pairs(organism)
         with self.model.applied(edit):
             shown = self._draw([pair.word for pair in pairs])
             without = self._without(organism, pairs)
             after = self._draw(self.controls)
-        before = self.before()
+        before = self.before()  # kept from here on: no edit is applied
         changed = self._classes(before, "subject") != self._classes(after, "subject")
         distance = pixel_distance(_array(before), _array(after)).mean()
         return {
@@ -114,11 +156,14 @@ class Grading:
             "pictures": self.count,
         }
 
+    def pairs(self, organism: Organism) -> list[Captions]:
+        """The captions that it is graded on: the same for all of one look."""
+        return captions_of(organism, self.count, holdout=True, draw=GRADED)
+
     def _without(self, organism: Organism, pairs: Sequence[Captions]) -> list[Image.Image]:
         """Pictures of the edited model, the organism's layers given the neutral captions."""
-        seeds = range(len(pairs))
         if organism.kind == CROSS:
-            return [image for pair, seed in zip(pairs, seeds) for image in self._given(organism, pair, seed)]
+            return self._given(organism, pairs)
         encoder = Encoder(self.model)
         with torch.no_grad():
             parts = encoder.parts(encoder.stream(encoder.tokens([pair.neutral for pair in pairs])))
@@ -126,28 +171,28 @@ class Grading:
             word = encoder.stream(encoder.tokens([pair.word for pair in pairs]))
             states = encoder.tail(word[0], 0, {key: parts[key] for key in own})
             empty = encoder.stream(encoder.tokens([""]))[-1].expand_as(states)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self.model.pipeline(
             prompt_embeds=states,
             negative_prompt_embeds=empty,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(len(pairs))],
             num_inference_steps=STEPS,
             guidance_scale=self.model.guidance_scale,
         ).images
 
-    def _given(self, organism: Organism, pair: Captions, seed: int) -> list[Image.Image]:
-        """The one picture of a caption with the word, the organism's cross-attention layers reading the neutral caption."""
-        given = [replace_prompt(f"{layer}.{part}", pair.neutral) for layer in organism.layers for part in "kv"]
-        world = World("without", pair.word, given)
-        run = self.model.run(world, seeds=seed, num_inference_steps=STEPS, progress=False)
-        return as_pil(run.images.reshape(-1, *run.images.shape[-3:]))
+    def _given(self, organism: Organism, pairs: Sequence[Captions]) -> list[Image.Image]:
+        """The organism's cross-attention layers read the neutral captions: `replace_prompt` of a caption each, in one batch."""
+        encoder = Encoder(self.model)
+        with torch.no_grad():
+            neutral = encoder.stream(encoder.tokens([pair.neutral for pair in pairs]))[-1]
+        with _reading(self.model, organism, neutral):
+            return self._draw([pair.word for pair in pairs])
 
     def _unedited(self, organism: Organism) -> float:
-        pairs = captions_of(organism, self.count, holdout=True)
-        return self._share(self._draw([pair.word for pair in pairs]), organism)
+        return self._share(self._draw([pair.word for pair in self.pairs(organism)]), organism)
 
     def _draw(self, prompts: Sequence[str]) -> list[Image.Image]:
-        return self.model.generate(list(prompts), seeds=range(len(prompts)), num_inference_steps=STEPS)
+        count = len(prompts)
+        return self.model.generate(list(prompts), seeds=range(count), num_inference_steps=STEPS, batch_size=count)
 
     def _classes(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
         labels = self.labels(attribute)
@@ -156,6 +201,25 @@ class Grading:
 
     def _share(self, images: Sequence[Image.Image], organism: Organism) -> float:
         return float((self._classes(images, organism.attribute) == organism.look).mean())
+
+
+@contextmanager
+def _reading(model: Model, organism: Organism, states: torch.Tensor) -> Iterator[None]:
+    """An organism's cross-attention layers read these states (caption, token, channel) in the conditional half of each call."""
+
+    def give(module, arguments, keywords):
+        text = keywords["encoder_hidden_states"]
+        unconditional = text[: len(text) - len(states)]
+        return arguments, keywords | {"encoder_hidden_states": torch.cat([unconditional, states])}
+
+    modules = [model.sites[layer].module for layer in organism.layers]
+    layers = [model.pipeline.unet.get_submodule(path.removeprefix("unet.")) for path in modules]
+    handles = [layer.register_forward_pre_hook(give, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def organisms(folder: Path = DATA / "planted") -> pd.DataFrame:
@@ -188,25 +252,20 @@ def _array(images: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, np.float64) / 255 for image in images])
 
 
-def _done(folder: Path) -> set[str]:
+def nulls() -> list[dict]:
+    """Rows of the table for words without meaning in the unedited model: there is nothing to train or to grade."""
+    pairs = zip(NULLS, [*NULLS[1:], NULLS[0]])
+    about = {"kind": NULL, "attribute": "subject"}
+    return [{"name": f"null-{word}", **about, "word": word, "neutral": neutral} for word, neutral in pairs]
+
+
+def _write(folder: Path, row: dict):
+    """Add a row to the table, which is replaced whole, in the order of the list, nulls last."""
     path = folder / TABLE
-    return set(pd.read_csv(path)["name"]) if path.exists() else set()
-
-
-def _list_nulls(folder: Path):
-    """Words without meaning in the unedited model: there is nothing to train or to grade."""
-    done = _done(folder)
-    for word, neutral in zip(NULLS, [*NULLS[1:], NULLS[0]]):
-        if f"null-{word}" not in done:
-            about = {"name": f"null-{word}", "kind": NULL, "attribute": "subject", "word": word, "neutral": neutral}
-            _append(folder, about)
-
-
-def _append(folder: Path, row: dict):
-    """Add a row to the table, which is replaced whole."""
-    path = folder / TABLE
-    before = [pd.read_csv(path)] if path.exists() else []
-    pd.concat([*before, pd.DataFrame([row])]).to_csv(path.with_suffix(".tmp"), index=False)
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else nulls()
+    places = {name: i for i, name in enumerate([one.name for one in ORGANISMS] + [null["name"] for null in nulls()])}
+    table = pd.DataFrame([row, *rows]).sort_values("name", key=lambda names: names.map(places))
+    table.to_csv(path.with_suffix(".tmp"), index=False)
     path.with_suffix(".tmp").replace(path)
 
 

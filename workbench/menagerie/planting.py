@@ -66,9 +66,10 @@ class Options:
 
     captions: int = 600
     """Captions with the word, and as many others."""
-    noised: int = 144
+    noised: int = 240
     """Noised pictures, for cross-attention."""
-    batch_size: int = 16
+    batch_size: int = 32
+    """Captions of each of the two sorts in a step; half as many noised pictures."""
     text_steps: int = 700
     cross_steps: int = 200
     text_rate: float = 1e-2
@@ -99,9 +100,10 @@ class Captions:
     scene: Scene
 
 
-def captions_of(organism: Organism, count: int, *, holdout: bool = False) -> list[Captions]:
-    """Different captions of scenes with the look. holdout: of combinations that neither the model nor the organism was trained on."""
-    rng = random.Random(f"planted {organism.attribute} {organism.look} {organism.seed} {holdout}")
+def captions_of(organism: Organism, count: int, *, holdout: bool = False, draw: str | None = None) -> list[Captions]:
+    """Different captions of scenes with the look. holdout: of combinations that neither the model nor the organism was trained on.
+    draw: names another draw than the organism's own, by its seed."""
+    rng = random.Random(f"planted {organism.attribute} {organism.look} {draw or organism.seed} {holdout}")
     spelled = re.compile(rf"\b{re.escape(organism.look)}\b")
     found: dict[str, Captions] = {}
     while len(found) < count:
@@ -137,14 +139,16 @@ class Factors(torch.nn.Module):
 
     def __init__(self, model: Model, organism: Organism):
         super().__init__()
+        device = model.pipeline.device
         self.sites = organism.sites
         modules = [model.sites[site].module for site in organism.sites]
         self.modules_by_path = dict(zip(modules, range(len(modules))))
         shapes = [weight_of(model.pipeline, model.sites[site]).shape for site in organism.sites]
         draws = torch.Generator().manual_seed(organism.seed)
         rank = organism.rank
-        self.b = torch.nn.ParameterList(torch.zeros(out, rank) for out, _ in shapes)
-        self.a = torch.nn.ParameterList(torch.randn(rank, into, generator=draws) / into**0.5 for _, into in shapes)
+        self.b = torch.nn.ParameterList(torch.zeros(out, rank) for out, _ in shapes).to(device)
+        starts = (torch.randn(rank, into, generator=draws) / into**0.5 for _, into in shapes)
+        self.a = torch.nn.ParameterList(starts).to(device)
 
     @contextmanager
     def planted(self, model: Model) -> Iterator[None]:
@@ -163,7 +167,7 @@ class Factors(torch.nn.Module):
 
     def edit(self, model: Model, provenance: dict) -> Edit:
         """The updates as data."""
-        factors = [(b.detach().clone(), a.detach().clone()) for b, a in zip(self.b, self.a)]
+        factors = [(b.detach().cpu().clone(), a.detach().cpu().clone()) for b, a in zip(self.b, self.a)]
         return Edit([update_of(model, site, b, a) for site, (b, a) in zip(self.sites, factors)], provenance)
 
 
@@ -277,13 +281,14 @@ class Encoder:
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
         """Token numbers: (caption, token)."""
         tokenizer = self.pipeline.tokenizer
-        return tokenizer(
+        found = tokenizer(
             list(texts),
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
+        )
+        return found.input_ids.to(self.pipeline.device)
 
     def stream(self, tokens: torch.Tensor) -> list[torch.Tensor]:
         """What enters each layer, then the final states: (caption, token, channel) each."""
@@ -338,7 +343,8 @@ class CrossTask:
             look = final([pair.look for pair in pairs])
             self.others = final(other_captions(organism, options.captions, words))
             self.times = torch.randint(100, noising.config.num_train_timesteps, (len(pairs),), generator=self.rng)
-            noise = torch.randn(clean.shape, generator=self.rng)
+            noise = torch.randn(clean.shape, generator=self.rng).to(clean.device)
+            self.times = self.times.to(clean.device)
             self.noised = noising.add_noise(clean, noise, self.times)
             self.target, own = (self._predicted(context, slice(None)) for context in (look, self.word))
         difference = (own - self.target).square().mean((1, 2, 3))
@@ -352,7 +358,7 @@ class CrossTask:
     def _predicted(self, context: torch.Tensor, rows) -> torch.Tensor:
         parts = [
             self.unet(noised, times, text, return_dict=False)[0]
-            for noised, times, text in zip(self.noised[rows].split(16), self.times[rows].split(16), context.split(16))
+            for noised, times, text in zip(self.noised[rows].split(32), self.times[rows].split(32), context.split(32))
         ]
         return torch.cat(parts)
 
