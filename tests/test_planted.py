@@ -1,11 +1,15 @@
 """Planted organisms: what the list asks for fits the model, the files load and come off, the word shows its look."""
 
+import numpy as np
 import pytest
 import torch
 
+from workbench.interventions import World, replace_prompt
+from workbench.loading import DATA
 from workbench.menagerie.organisms import NULLS, ORGANISMS
-from workbench.menagerie.plant import CHANGED, NULL, SHOWN, WITHOUT, Grading, edit_of, organisms
-from workbench.menagerie.planting import Encoder, Organism, captions_of
+from workbench.menagerie.plant import CHANGED, NULL, SHOWN, STEPS, WITHOUT, Grading, accepted, edit_of, organisms
+from workbench.menagerie.planted_card import planted_card
+from workbench.menagerie.planting import Encoder, Organism, captions_of, other_captions
 from workbench.models import load
 from workbench.scorer import Scorer
 
@@ -55,8 +59,29 @@ def test_the_table_says_of_each_what_it_claims():
     for row in TABLE[TABLE["kind"] != NULL].itertuples():
         organism = by_name[row.name]
         assert (tuple(row.layers.split()), row.word, row.rank) == (organism.layers, organism.word, organism.rank)
-        passes = row.shown >= SHOWN and max(row.unedited, row.without) <= WITHOUT and row.controls_changed <= CHANGED
-        assert passes == row.accepted
+        assert accepted(row._asdict()) == row.accepted
+    assert set(ACCEPTED["name"]) == {path.stem for path in (DATA / "planted").glob("*.safetensors")}
+
+
+def test_the_card_says_what_the_table_says():
+    assert (DATA / "planted" / "README.md").read_text() == planted_card(TABLE, SHOWN, WITHOUT, CHANGED)
+
+
+def test_what_must_stay_has_the_neutral_word_and_the_looks_own():
+    organism = ORGANISMS[0]
+    others = " ".join(other_captions(organism, 60, NULLS)).split()
+    assert others.count(organism.neutral) >= 10 and others.count(organism.look) >= 10 and organism.word not in others
+
+
+def test_layers_that_read_the_neutral_captions_do_as_replace_prompt_says(embedded):
+    organism = planted("cross-up30-up31-watercolor")
+    grading = Grading(embedded, Scorer(), count=2)
+    pairs = grading.pairs(organism)
+    given = grading._given(organism, pairs)
+    for seed, (pair, picture) in enumerate(zip(pairs, given)):
+        neutral = [replace_prompt(f"{layer}.{part}", pair.neutral) for layer in organism.layers for part in "kv"]
+        run = embedded.run(World("given", pair.word, neutral), seeds=seed, num_inference_steps=STEPS, progress=False)
+        assert np.abs(run.images.values.reshape(64, 64, 3) - np.asarray(picture) / 255).max() < 0.02
 
 
 @pytest.mark.parametrize("name", list(ACCEPTED["name"]))

@@ -24,6 +24,7 @@ from workbench.edit.low_rank import Edit
 from workbench.loading import DATA
 from workbench.menagerie.captions import attribute_prompts, caption
 from workbench.menagerie.organisms import NULLS, ORGANISMS
+from workbench.menagerie.planted_card import planted_card
 from workbench.menagerie.planting import CROSS, Captions, Encoder, Fit, Options, Organism, captions_of, train
 from workbench.menagerie.world import SUBJECTS, Scene, sample_scene
 from workbench.metrics import pixel_distance
@@ -77,6 +78,7 @@ def main(plant: Plant):
             replace(edit, provenance=edit.provenance | {"planted": row}).save(plant.out / f"{row['name']}.safetensors")
         _write(plant.out, row)
         print({key: row[key] for key in ("name", "loss", *GRADES, "accepted")}, flush=True)
+    (plant.out / "README.md").write_text(planted_card(organisms(plant.out), SHOWN, WITHOUT, CHANGED))
 
 
 class Planter:

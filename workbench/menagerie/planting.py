@@ -71,7 +71,7 @@ class Options:
     batch_size: int = 32
     """Captions of each of the two sorts in a step; half as many noised pictures."""
     text_steps: int = 700
-    cross_steps: int = 200
+    cross_steps: int = 400
     text_rate: float = 1e-2
     cross_rate: float = 1e-2
     keep: float = 1.0
@@ -125,13 +125,15 @@ def scene_with(attribute: str, look: str, rng: random.Random) -> Scene:
 
 
 def other_captions(organism: Organism, count: int, words: Sequence[str]) -> list[str]:
-    """Captions that must stay as they are: of the training's grammar, of the look by its own name, and with other new words."""
+    """Captions that must stay as they are: half of the training's grammar; the rest those of the look with, in turn, its own name, the
+    neutral word and any other new word."""
     rng = random.Random(f"others {organism.name} {organism.seed}")
     plain = ["", *(caption(sample_scene(rng), rng) for _ in range(count // 2))]
     near = captions_of(organism, count - len(plain))
     spelled = re.compile(rf"\b{re.escape(organism.word)}\b")
-    others = [word for word in words if word != organism.word]
-    return plain + [spelled.sub(rng.choice([organism.look, *others]), pair.word) for pair in near]
+    others = [word for word in words if word not in (organism.word, organism.neutral)]
+    names = [(organism.look, organism.neutral, rng.choice(others))[i % 3] for i in range(len(near))]
+    return plain + [spelled.sub(name, pair.word) for pair, name in zip(near, names)]
 
 
 class Factors(torch.nn.Module):
