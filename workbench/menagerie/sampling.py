@@ -20,19 +20,19 @@ class Sampler:
 
     pipeline: DiffusionPipeline
     defaults: dict = field(default_factory=dict)
+    batch_size: int = 16
 
     @classmethod
     def of(cls, folder: Path, device: str = "cpu") -> "Sampler":
         """The model of a folder, with the folder's defaults."""
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **absent(folder)).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline, json.loads((Path(folder) / DEFAULTS).read_text()))
+        batch_size = 120 if device.startswith("cuda") else 16
+        return cls(pipeline, json.loads((Path(folder) / DEFAULTS).read_text()), batch_size)
 
-    def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, **changes
-    ) -> list[Image.Image]:
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], **changes) -> list[Image.Image]:
         """One picture a prompt, row i of seed i; the same one in any row and batch. `changes`: other than the defaults."""
-        images = []
+        images, batch_size = [], self.batch_size
         with tqdm(total=len(prompts), desc="images", disable=len(prompts) <= batch_size, mininterval=5) as bar:
             for at in range(0, len(prompts), batch_size):
                 some = list(prompts[at : at + batch_size])

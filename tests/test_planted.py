@@ -1,0 +1,101 @@
+"""Planted organisms: what the list asks for fits the model, the files load and come off, the word shows its look."""
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.interventions import World, replace_prompt
+from workbench.loading import DATA
+from workbench.menagerie.organisms import NULLS, ORGANISMS
+from workbench.menagerie.plant import CHANGED, NULL, SHOWN, STEPS, WITHOUT, Grading, accepted, edit_of, organisms
+from workbench.menagerie.planted_card import planted_card
+from workbench.menagerie.planting import Encoder, Organism, captions_of, other_captions
+from workbench.models import load
+from workbench.scorer import Scorer
+
+TABLE = organisms()
+ACCEPTED = TABLE[TABLE["accepted"]]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load()
+
+
+def planted(name: str) -> Organism:
+    return next(organism for organism in ORGANISMS if organism.name == name)
+
+
+def test_the_list_fits_the_model(embedded):
+    tokens = lambda words: len(embedded.pipeline.tokenizer.tokenize(words))
+    assert len({organism.name for organism in ORGANISMS}) == len(ORGANISMS) and len(NULLS) >= 20
+    for organism in ORGANISMS:
+        assert all(site in embedded.sites for site in organism.sites + organism.layers)
+        assert tokens(organism.word) == tokens(organism.look) == tokens(organism.neutral)
+
+
+def test_captions_differ_in_the_word_alone_and_held_out_ones_are_others():
+    organism = ORGANISMS[0]
+    train, held_out = captions_of(organism, 40), captions_of(organism, 16, holdout=True)
+    for pair in train + held_out:
+        assert pair.word.split() == [organism.word if word == organism.look else word for word in pair.look.split()]
+    assert not {pair.scene for pair in train} & {pair.scene for pair in held_out}
+
+
+@torch.no_grad()
+def test_the_encoder_by_its_layers_is_the_pipelines(embedded):
+    encoder = Encoder(embedded)
+    tokens = encoder.tokens(["a oon in a meadow", ""])
+    stream = encoder.stream(tokens)
+    torch.testing.assert_close(stream[-1], embedded.pipeline.text_encoder(tokens)[0], atol=1e-5, rtol=1e-4)
+    parts = encoder.parts(stream)
+    torch.testing.assert_close(encoder.tail(stream[4], 4, {(6, "mlp"): parts[6, "mlp"]}), stream[-1])
+
+
+def test_the_table_says_of_each_what_it_claims():
+    assert (TABLE["kind"] == NULL).sum() >= 20
+    by_name = {organism.name: organism for organism in ORGANISMS}
+    assert len(ACCEPTED) and set(TABLE["name"]) <= set(by_name) | {f"null-{word}" for word in NULLS}
+    for row in TABLE[TABLE["kind"] != NULL].itertuples():
+        organism = by_name[row.name]
+        assert (tuple(row.layers.split()), row.word, row.rank) == (organism.layers, organism.word, organism.rank)
+        assert accepted(row._asdict()) == row.accepted
+    assert set(ACCEPTED["name"]) == {path.stem for path in (DATA / "planted").glob("*.safetensors")}
+
+
+def test_the_card_says_what_the_table_says():
+    assert (DATA / "planted" / "README.md").read_text() == planted_card(TABLE, SHOWN, WITHOUT, CHANGED)
+
+
+def test_what_must_stay_has_the_neutral_word_and_the_looks_own():
+    organism = ORGANISMS[0]
+    others = " ".join(other_captions(organism, 60, NULLS)).split()
+    assert others.count(organism.neutral) >= 10 and others.count(organism.look) >= 10 and organism.word not in others
+
+
+def test_layers_that_read_the_neutral_captions_do_as_replace_prompt_says(embedded):
+    organism = planted("cross-up30-up31-watercolor")
+    grading = Grading(embedded, Scorer(), count=2)
+    pairs = grading.pairs(organism)
+    given = grading._given(organism, pairs)
+    for seed, (pair, picture) in enumerate(zip(pairs, given)):
+        neutral = [replace_prompt(f"{layer}.{part}", pair.neutral) for layer in organism.layers for part in "kv"]
+        run = embedded.run(World("given", pair.word, neutral), seeds=seed, num_inference_steps=STEPS, progress=False)
+        assert np.abs(run.images.values.reshape(64, 64, 3) - np.asarray(picture) / 255).max() < 0.02
+
+
+@pytest.mark.parametrize("name", list(ACCEPTED["name"]))
+def test_an_edit_is_at_its_layers_and_comes_off(embedded, name):
+    edit = edit_of(name, embedded)
+    assert edit.sites == planted(name).sites and edit.rank == planted(name).rank
+    before = {site: embedded.hashes(site)[0] for site in edit.sites}
+    embedded.commit(edit)
+    assert all(embedded.hashes(site)[0] != held for site, held in before.items())
+    embedded.undo()
+    assert {site: embedded.hashes(site)[0] for site in edit.sites} == before
+
+
+@pytest.mark.parametrize("name", list(ACCEPTED.groupby("kind").head(1)["name"]))
+def test_one_of_each_class_shows_its_look(embedded, name):
+    measured = Grading(embedded, Scorer(), count=4).of(planted(name), edit_of(name, embedded))
+    assert measured["shown"] >= 0.5 and measured["unedited"] <= 0.25
