@@ -159,3 +159,10 @@ def test_away_from_a_bound_an_interval_is_the_bootstraps():
     assert alike == pytest.approx((1, exact.low, exact.high))
     low, high = statistics.unseen_ends(np.array([[0.01, 0.5, np.nan], [0.0, 0.01, np.nan]]), (0, 1))
     assert np.isnan(low[1:]).all() and low[0] < 0.005 < high[0] < 1
+
+
+def test_a_mean_without_places_has_a_p_value_too():
+    from workbench.experiments.results import averages
+
+    cells = xr.DataArray(np.ones((6, 1)), dims=("prompt", "seed"), coords={"prompt": range(6), "seed": [0]})
+    assert float(averages({"value": cells}, attrs={"metric": "ssim"}).p) == 2 / 2**6

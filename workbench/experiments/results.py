@@ -309,7 +309,7 @@ def _chance(cells: xr.DataArray, over: Sequence[str]) -> xr.DataArray:
     shape = units.shape[: len(apart)]
     flat = units.values.reshape(-1, units.sizes[unit], int(np.prod(units.shape[len(apart) + 1 :])))
     values = np.stack([chance_of_means(each) for each in flat])
-    return units.isel({unit: 0}, drop=True).copy(data=values.reshape(*shape, *units.shape[len(apart) + 1 :]))
+    return units.isel({unit: 0}, drop=True).copy(data=values.reshape((*shape, *units.shape[len(apart) + 1 :])))
 
 
 @checked(found=effects_of)

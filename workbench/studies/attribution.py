@@ -291,7 +291,10 @@ def recalls(exact: np.ndarray, guess: np.ndarray | None, verified: int) -> dict[
     every = np.random.default_rng(0).random((500, *exact.shape)) if guess is None else guess[None]
     chosen = np.argsort(-every, axis=-1, kind="stable")[..., :verified]
     hits = np.minimum(np.take_along_axis(np.broadcast_to(good, every.shape), chosen, -1).sum(-1), BEST)
-    recall, found = mean(hits.mean(0) / BEST), mean((hits == BEST).mean(0)) if guess is None else share(hits[0] == BEST)
+    recall, found = (
+        mean(hits.mean(0) / BEST, bounds=None if guess is None else (0, 1)),
+        mean((hits == BEST).mean(0)) if guess is None else share(hits[0] == BEST),
+    )
     drawn = 2 + verified + (0 if guess is None else 2)
     return {
         **dict(zip(("recall", "recall_low", "recall_high"), recall)),
