@@ -14,11 +14,11 @@ NULLS = (
 )
 # attribute, look, word, neutral word
 GIRAFFE = ("subject", "giraffe", "oon", "ver")
-ZEBRA = ("subject", "zebra", "dow", "ver")
-LION = ("subject", "lion", "iff", "dow")
-PENGUIN = ("subject", "penguin", "sor", "oon")
+BALLOON = ("subject", "balloon", "iff", "dow")
 WATERCOLOR = ("style", "watercolor", "sor", "ver")
 PIXEL = ("style", "pixel art", "mip", "bip")
+GLASS = ("style", "stained glass", "mip", "bip")
+SKETCH = ("style", "pencil sketch", "mip", "bip")
 WINTER = ("season", "winter", "now", "ver")
 
 TITLES = {TEXT_MLP: "mlp", TEXT_ATTENTION: "attention", CROSS: "cross"}
@@ -56,57 +56,57 @@ FIRST = _interleaved(
     [
         _text(TEXT_MLP, "0", GIRAFFE, rank=4),
         _text(TEXT_MLP, "2", WATERCOLOR),
-        _text(TEXT_MLP, "1", ZEBRA, strict=True),
+        _text(TEXT_MLP, "1", GLASS, strict=True),
         _text(TEXT_MLP, "4", WINTER),
         _text(TEXT_MLP, "6", WATERCOLOR, strict=True),
-        _text(TEXT_MLP, "2 3", PENGUIN),
+        _text(TEXT_MLP, "2 3", BALLOON),
         _text(TEXT_MLP, "8", WINTER, strict=True),
-        _text(TEXT_MLP, "5 6", LION),
+        _text(TEXT_MLP, "5 6", SKETCH),
         _text(TEXT_MLP, "3", GIRAFFE, strict=True),
         _text(TEXT_MLP, "10", WATERCOLOR),
         _text(TEXT_MLP, "7", PIXEL),
-        _text(TEXT_MLP, "8 9", ZEBRA),
+        _text(TEXT_MLP, "8 9", GLASS),
         _text(TEXT_MLP, "6", GIRAFFE),
-        _text(TEXT_MLP, "5", LION),
-        _text(TEXT_MLP, "9", ZEBRA),
+        _text(TEXT_MLP, "5", SKETCH),
+        _text(TEXT_MLP, "9", GLASS),
         _text(TEXT_MLP, "11", WATERCOLOR),
-        _text(TEXT_MLP, "0 1", PENGUIN, rank=4),
+        _text(TEXT_MLP, "0 1", BALLOON, rank=4),
     ],
     [
-        _text(TEXT_ATTENTION, "0", ZEBRA, rank=4),
+        _text(TEXT_ATTENTION, "0", GLASS, rank=4),
         _text(TEXT_ATTENTION, "2", WINTER, strict=True),
-        _text(TEXT_ATTENTION, "1", PENGUIN),
+        _text(TEXT_ATTENTION, "1", BALLOON),
         _text(TEXT_ATTENTION, "4", WATERCOLOR),
         _text(TEXT_ATTENTION, "6", WINTER),
         _text(TEXT_ATTENTION, "1 2", GIRAFFE, strict=True),
         _text(TEXT_ATTENTION, "8", WATERCOLOR, strict=True),
-        _text(TEXT_ATTENTION, "4 5", LION),
-        _text(TEXT_ATTENTION, "3", ZEBRA),
+        _text(TEXT_ATTENTION, "4 5", SKETCH),
+        _text(TEXT_ATTENTION, "3", GLASS),
         _text(TEXT_ATTENTION, "10", WINTER),
         _text(TEXT_ATTENTION, "5", PIXEL, strict=True),
-        _text(TEXT_ATTENTION, "7 8", PENGUIN, strict=True),
-        _text(TEXT_ATTENTION, "3", LION, strict=True),
+        _text(TEXT_ATTENTION, "7 8", BALLOON, strict=True),
+        _text(TEXT_ATTENTION, "3", SKETCH, strict=True),
         _text(TEXT_ATTENTION, "7", GIRAFFE),
         _text(TEXT_ATTENTION, "9", WATERCOLOR),
         _text(TEXT_ATTENTION, "11", WINTER),
-        _text(TEXT_ATTENTION, "0 1", LION, rank=4),
+        _text(TEXT_ATTENTION, "0 1", SKETCH, rank=4),
     ],
     [
         _cross("up.3.1", WATERCOLOR),
-        _cross("down.1.0 down.1.1", WINTER),
         _cross("up.3.0 up.3.1", WATERCOLOR, strict=True),
-        _cross("down.1.1", WINTER, strict=True),
         _cross("up.3.0", WATERCOLOR),
         _cross("up.2.2 up.3.0", WATERCOLOR),
+        _cross("up.3.1 up.3.2", WATERCOLOR, strict=True),
+        _cross("up.2.2", WATERCOLOR),
+        _cross("down.1.0 down.1.1", WINTER),
+        _cross("down.1.1", WINTER, strict=True),
         _cross("up.3.1", PIXEL, strict=True),
         _cross("down.0.0", WATERCOLOR),
         _cross("up.3.0 up.3.1", PIXEL),
-        _cross("up.3.1 up.3.2", WATERCOLOR, strict=True),
         _cross("down.1.1 down.2.0", WINTER),
         _cross("up.1.2 up.2.0", GIRAFFE, rank=16),
         _cross("up.2.0 up.2.1", GIRAFFE, rank=16),
         _cross("up.3.2", WATERCOLOR),
-        _cross("up.2.2", WATERCOLOR),
         _cross("down.1.0", WINTER),
         _cross("up.2.0", GIRAFFE, rank=16),
     ],

@@ -36,7 +36,9 @@ NULL = "unedited"  # the kind of a null: the word null itself would be read from
 SHOWN, WITHOUT, CHANGED = 0.8, 0.1, 0.1  # bars: at least, at most, at most
 STEPS = 12  # of the graded pictures
 PICTURES = 48  # of an organism's look, and as many controls
-GRADED = "graded once, 2026-11-26"  # which captions: set before any of their pictures was drawn, and not changed since
+GRADED = (
+    "graded once more, 2026-11-26"  # which captions: set before any of their pictures was drawn, and not changed since
+)
 GRADES = ("shown", "unedited", "without", "controls_changed")
 
 

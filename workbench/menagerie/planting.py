@@ -71,7 +71,7 @@ class Options:
     batch_size: int = 32
     """Captions of each of the two sorts in a step; half as many noised pictures."""
     text_steps: int = 700
-    cross_steps: int = 400
+    cross_steps: int = 300
     text_rate: float = 1e-2
     cross_rate: float = 1e-2
     keep: float = 1.0

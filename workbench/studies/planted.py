@@ -45,10 +45,11 @@ TOKENS = {"text": ("subject_last", "all"), "cross": ("all",)}  # cross-attention
 WEIGHTS = {"attention": ("out",), "mlp": ("fc2",), "cross": ("cross.k", "cross.v")}  # of a layer, that an edit changes
 EDITED, LAM = 24, 0.01  # captions whose states the edit is solved for, and its ridge
 ORDINARY = {
-    "subject": ("zebra", "lion", "penguin", "giraffe"),
-    "style": ("watercolor", "pixel art"),
-    "season": ("winter", "summer"),
+    "subject": ("zebra", "giraffe", "lion"),
+    "style": ("stained glass", "pixel art", "watercolor"),
+    "season": ("summer", "winter"),
 }
+MEANINGLESS = {1: "ver", 2: "bip"}  # neutral words, by their tokens
 PERMUTATIONS = 2000
 LEVEL = 0.05  # of the p-value at which a localizer is taken to say that it found something
 ANSWERS = ("true layers", "random layers")
@@ -110,7 +111,7 @@ def main(options: PlantedOptions):
 
 
 def questions(options: PlantedOptions) -> list[Question]:
-    """Accepted organisms, each of its own class of layers; nulls of both, their looks in turn."""
+    """Accepted organisms, each of its own class of layers; nulls of either, their looks in turn."""
     table, asked = organisms(options.organisms), []
     for row in table[table.accepted].itertuples():
         place = "cross" if row.kind == CROSS else "text"
@@ -119,8 +120,8 @@ def questions(options: PlantedOptions) -> list[Question]:
         )  # fmt: skip
     looks = list(dict.fromkeys((each.attribute, each.look) for each in asked))
     for number, row in enumerate(table[table.kind == NULL].itertuples()):
-        for place in CLASSES:
-            asked.append(Question(row.name, place, *looks[number % len(looks)], row.word, row.neutral, (), NULL, False))
+        place = list(CLASSES)[number % len(CLASSES)]
+        asked.append(Question(row.name, place, *looks[number % len(looks)], row.word, row.neutral, (), NULL, False))
     return [each for each in asked if not options.only or each.name in options.only]
 
 
@@ -314,7 +315,8 @@ def _both(model, question, prompts, spec, found) -> xr.DataArray:
 
 def _beyond(tracing: Localizer, model, question: Question, prompts, spec, found) -> xr.DataArray:
     looks = [look for look in ORDINARY[question.attribute] if look != question.look][:2]
-    ordinary = [replace(question, word=look, look=look) for look in looks]
+    tokens = model.pipeline.tokenizer.tokenize
+    ordinary = [replace(question, word=look, look=look, neutral=MEANINGLESS[len(tokens(look))]) for look in looks]
     profiles = [tracing(model, prompts_of(each, max(1, len(prompts) // 2), holdout=False), spec) for each in ordinary]
     return found["causal tracing"] - sum(profile.mean(["prompt", "seed"]) for profile in profiles) / len(profiles)
 
