@@ -103,13 +103,15 @@ class Planter:
         return row | {"accepted": accepted(row)}, fit.edit
 
 
+_PLANTERS: list[Planter] = []  # a worker's own
+
+
 def _start(*about):
-    global _planter
-    _planter = Planter(*about)
+    _PLANTERS.append(Planter(*about))
 
 
 def _plant(organism: Organism) -> tuple[dict, Edit] | None:
-    return _planter(organism)
+    return _PLANTERS[0](organism)
 
 
 def accepted(row: Mapping) -> bool:
