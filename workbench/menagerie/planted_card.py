@@ -33,7 +33,10 @@ alarm. Columns:
 | pictures, accepted | behind each share; whether shown >= {shown}, the two others <= {without}, controls_changed <= {changed} |
 
 Graded on captions of combinations that neither model nor organism was trained on, 12 steps, one seed a caption. Which captions was set
-before any of their pictures was drawn (`GRADED` in `workbench/menagerie/plant.py`), and was not changed since.
+before any of their pictures was drawn (`GRADED` in `workbench/menagerie/plant.py`), and was not changed since. An earlier list on other captions
+had 8 accepted of 65: most stayed when the true layers were given the neutral caption, which training had hardly ever shown, and the
+unedited model draws zebras and penguins by itself. Captions with the neutral word are now a sixth of those that are kept, and such
+looks were exchanged for others; as that was decided after grades were seen, these are graded on new captions.
 """
 
 
@@ -41,7 +44,7 @@ def planted_card(table: pd.DataFrame, shown: float, without: float, changed: flo
     """The card of a table that `organisms` gives. shown, without, changed: the bars."""
     tried = table[table["kind"].isin(KINDS)]
     accepted = tried[tried["accepted"]]
-    about = ABOUT.format(example=accepted["name"].iloc[0], shown=shown, without=without, changed=changed)
+    about = ABOUT.format(example=next(iter(accepted["name"]), "NAME"), shown=shown, without=without, changed=changed)
     low = {
         "look not shown": tried["shown"] < shown,
         "unedited model shows it too": tried["unedited"] > without,
