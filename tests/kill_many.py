@@ -70,7 +70,7 @@ def _steered(model, prompts, direction, concept, scorer, study, spec, store: Sto
 
 
 def _p2p(model: wb.Model, scorer: wb.Scorer, store: Store | None) -> pd.DataFrame:
-    return Swapping(model, swap_pairs(3), scorer, num_inference_steps=2).table(store)
+    return Swapping(model, swap_pairs(3), scorer, num_inference_steps=3).table(store)
 
 
 def child(study: Study, folder: Path, log: Path, answer: Path):

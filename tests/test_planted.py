@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+import workbench as wb
 from workbench.interventions import World, replace_prompt
 from workbench.loading import DATA
 from workbench.menagerie.organisms import NULLS, ORGANISMS
@@ -12,6 +14,7 @@ from workbench.menagerie.planted_card import planted_card
 from workbench.menagerie.planting import Encoder, Organism, captions_of, other_captions
 from workbench.models import load
 from workbench.scorer import Scorer
+from workbench.studies.planted import exchanged, judged
 
 TABLE = organisms()
 ACCEPTED = TABLE[TABLE["accepted"]]
@@ -99,3 +102,21 @@ def test_an_edit_is_at_its_layers_and_comes_off(embedded, name):
 def test_one_of_each_class_shows_its_look(embedded, name):
     measured = Grading(embedded, Scorer(), count=4).of(planted(name), edit_of(name, embedded))
     assert measured["shown"] >= 0.5 and measured["unedited"] <= 0.25
+
+
+def test_answers_are_placed_by_the_true_layers():
+    layers = ["text_encoder.0.mlp", "text_encoder.1.mlp", "text_encoder.2.mlp", "text_encoder.3.mlp"]
+    by_prompt = np.array([[[0.1, 0.9, 0.5, 0.0]], [[0.2, 0.7, 0.6, 0.1]]])
+    axes = {"prompt": range(2), "seed": [0], "layer": layers}
+    scores = xr.DataArray(by_prompt, axes, list(axes))
+    first = judged(scores, layers[1:2])
+    assert (first["hit"], first["reciprocal_rank"], first["auroc"], first["top"]) == (1, 1, 1, layers[1])
+    pair = judged(scores, layers[2:4])
+    assert pair["hit"] == 0.5 and pair["reciprocal_rank"] == 0.5 and pair["auroc"] == pytest.approx(0.25)
+    assert set(judged(scores, ())) == {"p", "top"}
+
+
+def test_both_words_of_a_prompt_are_exchanged():
+    prompt = wb.Prompt("a oon", "oon", "giraffe", "ver", target="a ver")
+    (found,) = exchanged(wb.PromptSet("x", (prompt,), {"giraffe": ("a giraffe",), "lion": ("a lion",)}))
+    assert (found.prompt, found.subject, found.replacement, found.value) == ("a ver", "ver", "oon", "giraffe")

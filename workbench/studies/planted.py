@@ -142,6 +142,9 @@ def measure(options: PlantedOptions):
                     bar.update(1)
 
 
+_asker: "Asker"
+
+
 def _start(*about):
     global _asker
     torch.set_num_threads(1)
