@@ -34,9 +34,10 @@ alarm. Columns:
 
 Graded on captions of combinations that neither model nor organism was trained on, 12 steps, one seed a caption. Which captions was set
 before any of their pictures was drawn (`GRADED` in `workbench/menagerie/plant.py`), and was not changed since.
-An earlier list on other captions had 8 accepted of 65: most stayed when the true layers were given the neutral caption, which training had hardly ever shown, and the
-unedited model draws zebras and penguins by itself. Captions with the neutral word are now a sixth of those that are kept, and such
-looks were exchanged for others; as that was decided after grades were seen, these are graded on new captions.
+An earlier list on other captions had 8 accepted of 65: most stayed when the true layers were given the neutral caption, which training
+had hardly ever shown, and the unedited model draws zebras and penguins by itself. Captions with the neutral word are now a sixth of
+those that are kept, and such looks were exchanged for others; as that was decided after grades were seen, these are graded on new
+captions.
 """
 
 
