@@ -49,6 +49,7 @@ class SteerConcept(Common):
         from workbench.metrics import pixel_distance
         from workbench.prompts import labels_of
 
+        seeds = range(count(self.seeds, "--seeds"))
         model, text = self.load(), self.text or Path(self.pairs).stem
         concept = wb.Concept(text, labels=labels_of(text), value=text)
         scorer = wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
@@ -61,7 +62,7 @@ class SteerConcept(Common):
         for prompt in self.prompts:
             images = model.run(
                 [wb.World(name, prompt, what) for name, what in columns.items()],
-                seeds=range(count(self.seeds, "--seeds")),
+                seeds=seeds,
             ).images
             for name in columns:
                 mine = images.sel(world=name)
@@ -141,6 +142,7 @@ class P2P(Common):
         from workbench.p2p.edit import DEFAULT
         from workbench.pictures import as_rgb
 
+        seeds = range(count(self.seeds, "--seeds"))
         model, blend = self.load(), None
         if self.blend:
             blend = wb.LocalBlend(self.blend, self.subtract, threshold=self.threshold, resolution=self.blend_resolution)
@@ -157,7 +159,7 @@ class P2P(Common):
         )
         print(edit)
         if self.image is None:
-            images = model.run(edit, seeds=range(count(self.seeds, "--seeds"))).images
+            images = model.run(edit, seeds=seeds).images
         else:
             picture = as_rgb(Image.open(self.image))
             (photo,) = wb.invert(model, [picture], [self.source])
@@ -200,6 +202,7 @@ class EditConcept(Common):
 
         from workbench.cli.pictures import save_grid
 
+        seeds = range(count(self.seeds, "--seeds"))
         model = self.load()
         settings: dict[str, Any] = {}
         if self.sites or self.editor == "locoedit":
@@ -216,13 +219,10 @@ class EditConcept(Common):
         edit.save(beside(self.out, ".safetensors"))
         edit.to_lora(beside(self.out, "_lora.safetensors"))
         prompts = self.prompts or (self.old, self.new)
-        texts, seeds = (
-            [p for p in prompts for _ in range(count(self.seeds, "--seeds"))],
-            [*range(self.seeds)] * len(prompts),
-        )
-        before = model.generate(texts, seeds=seeds)
+        texts, every = [prompt for prompt in prompts for _ in seeds], [*seeds] * len(prompts)
+        before = model.generate(texts, seeds=every)
         with model.applied(edit):
-            after = model.generate(texts, seeds=seeds)
+            after = model.generate(texts, seeds=every)
         rows = {
             f"{prompt}\n{when}": np.stack(some[i * self.seeds : (i + 1) * self.seeds]) / 255
             for i, prompt in enumerate(prompts)

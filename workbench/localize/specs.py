@@ -164,7 +164,7 @@ class ScreenSpec(AttributionSpec):
     verified: int = 6
     """So many, which attribution puts first, are patched exactly."""
     controls: int = 4
-    """So many of the others, drawn at random, are patched too: what attribution misses is told by them. 0 for no such word."""
+    """So many of the others, drawn at random, are patched too: what attribution misses is told by them. 0 for none, and no promise."""
 
     def _checks(self) -> dict[str, Check]:
         return super()._checks() | dict(best=count, verified=count, controls=partial(whole, least=0, most=10**6))

@@ -21,6 +21,7 @@ import tyro
 from PIL import Image
 
 from workbench.edit.low_rank import Edit
+from workbench.files import write_bytes
 from workbench.loading import DATA
 from workbench.menagerie.captions import attribute_prompts, caption
 from workbench.menagerie.organisms import NULLS, ORGANISMS
@@ -271,8 +272,7 @@ def _write(folder: Path, row: dict):
     rows = pd.read_csv(path).to_dict("records") if path.exists() else nulls()
     places = {name: i for i, name in enumerate([one.name for one in ORGANISMS] + [null["name"] for null in nulls()])}
     table = pd.DataFrame([row, *rows]).sort_values("name", key=lambda names: names.map(places))
-    table.to_csv(path.with_suffix(".tmp"), index=False)
-    path.with_suffix(".tmp").replace(path)
+    write_bytes(path, table.to_csv(index=False).encode())
 
 
 if __name__ == "__main__":

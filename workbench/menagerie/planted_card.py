@@ -77,16 +77,19 @@ def _count(tried: pd.DataFrame, failed: pd.Series) -> list[str]:
 
 def _by_kind(tried: pd.DataFrame) -> str:
     lines = [
-        "| layers | tried | accepted | of these pairs | of these strict | layers that hold |",
-        "|---|---|---|---|---|---|",
+        "| layers | tried | accepted | of these pairs | of these strict | layers that hold alone | only in a pair |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         some = tried[tried["kind"] == kind]
         held = some[some["accepted"]]
         pairs = held["layers"].str.contains(" ").sum()
-        names = ", ".join(dict.fromkeys(layer for layers in held["layers"] for layer in layers.split())) or "none"
+        alone = held["layers"][~held["layers"].str.contains(" ")].unique()
+        paired = dict.fromkeys(layer for layers in held["layers"] for layer in layers.split() if layer not in alone)
         strict = held["strict"].astype(str).eq("True").sum()
-        lines.append(f"| {kind} | {len(some)} | {len(held)} | {pairs} | {strict} | {names} |")
+        lines.append(
+            f"| {kind} | {len(some)} | {len(held)} | {pairs} | {strict} | {', '.join(alone) or 'none'} | {', '.join(paired) or 'none'} |"
+        )
     return "\n".join(lines)
 
 

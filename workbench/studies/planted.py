@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import workbench as wb
 from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, save
 from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import chance_of_best, mean, share
+from workbench.files import write_bytes
 from workbench.loading import DATA
 from workbench.localize.localizers import Localizer
 from workbench.menagerie.captions import caption
@@ -165,7 +166,6 @@ class Asker:
         self.model.pipeline.vae.decoder.register_forward_hook(self._count)
         rng = random.Random(DRAW)
         self.controls = [caption(scene, rng, paraphrase=0) for scene in plain_scenes(options.controls, rng)]
-        self.before = cache(lambda: self._classes(self.controls, "subject"))
         self.localizers = table_of_localizers(self.scorer, options.batch_size)
 
     def _count(self, decoder, given, pictures):
@@ -182,13 +182,9 @@ class Asker:
             with self.model.applied(edit):
                 answers = list(self.answers(question))
                 edits = pd.DataFrame(self.edits(question, answers))
-        for kind, table in (
-            ("edits", edits),
-            ("answers", pd.DataFrame(answers)),
-        ):  # answers last: they say that it is finished
-            path = self.options.runs / f"{question.part}-{kind}.csv"
-            table.to_csv(path.with_suffix(".part"), index=False)
-            path.with_suffix(".part").replace(path)
+        tables = {"edits": edits, "answers": pd.DataFrame(answers)}  # answers last: they say that it is finished
+        for kind, table in tables.items():
+            write_bytes(self.options.runs / f"{question.part}-{kind}.csv", table.to_csv(index=False).encode())
 
     def answers(self, question: Question) -> Iterator[dict[str, Any]]:
         """A row for each localizer and tokens: where it stands the true layers, and how sure it is."""
@@ -226,17 +222,17 @@ class Asker:
         }
         at |= {(row["localizer"], row["tokens"]): tuple(row["top"].split()) for row in answers if not row["abstains"]}
         words = [prompt.prompt for prompt in prompts_of(question, self.options.prompts)]
-        shown = cache(lambda: self._share(words, question))
+        shown, before = self._share(words, question), self._classes(self.controls, "subject")
         edited: dict[tuple[str, ...], tuple[float, float]] = {}
         for (answer, tokens), layers in at.items():
             if layers not in edited:
                 with self.model.applied(self.emptied(question, layers)):
                     left, after = self._share(words, question), self._classes(self.controls, "subject")
-                edited[layers] = left, float((after != self.controls_with(question)).mean())
+                edited[layers] = left, float((after != before).mean())
             left, changed = edited[layers]
             yield dict(
                 organism=question.name, place=question.place, kind=question.kind, strict=question.strict, answer=answer,
-                tokens=tokens, layers=" ".join(layers), shown=shown(), left=left, controls_changed=changed,
+                tokens=tokens, layers=" ".join(layers), shown=shown, left=left, controls_changed=changed,
             )  # fmt: skip
 
     def emptied(self, question: Question, layers: Sequence[str]) -> Edit:
@@ -249,12 +245,6 @@ class Asker:
             return wb.edit.from_concepts(
                 self.model, list(prompts), sites=sites, lam=LAM, tokens="all", editor="emptied"
             )
-
-    def controls_with(self, question: Question) -> np.ndarray:
-        """Subjects of the controls' pictures by the organism's model, before an edit."""
-        if getattr(self, "_of", None) != question.name:
-            self._of, self._controls = question.name, self._classes(self.controls, "subject")
-        return self._controls
 
     def _share(self, prompts: Sequence[str], question: Question) -> float:
         return float((self._classes(prompts, question.attribute) == question.look).mean())
