@@ -76,6 +76,8 @@ class Options:
     cross_rate: float = 1e-2
     keep: float = 1.0
     """Weight of the loss on other captions."""
+    keep_neutral: float = 10.0
+    """Weight of the loss on the neutral captions' keys and values, as a share of what tells them from the look's."""
     every: int = 50
     """Steps between two looks at what is left."""
     enough: float = 0.04
@@ -356,6 +358,7 @@ class CrossTask:
         cross = [site for site in model.sites if site.kind == "cross"]
         self.outside = [site.module for site in cross if not any(path.startswith(site.module + ".") for path in own)]
         self.weights = [weight_of(model.pipeline, model.sites[site]).detach() for site in organism.sites]
+        self.apart = [((look - self.neutral) @ weight.T).square().mean() for weight in self.weights]
 
     def _predicted(self, context: torch.Tensor, rows) -> torch.Tensor:
         parts = [
@@ -372,7 +375,20 @@ class CrossTask:
             predicted = self._predicted(self.word[rows], rows)
         error = (predicted - self.target[rows]).square().mean((1, 2, 3)) / self.scale[rows]
         kept = torch.randint(self.validation, len(self.others), (32,), generator=self.rng)
-        return error.mean() + self.options.keep * self._kept(factors, self.others[kept])
+        kept = self.options.keep * self._kept(factors, self.others[kept])
+        return error.mean() + kept + self.options.keep_neutral * self._neutral_changed(factors, rows)
+
+    def _neutral_changed(self, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+        """Mean squared change of keys and values of the neutral captions, as a share of what tells them from those of the look.
+
+        Given a neutral caption, the layers must not show the look. Its states are near those of the caption with the word, and
+        guidance multiplies what is left, so that the loss on other captions at large does not see it.
+        """
+        changes = [
+            (self.neutral[rows] @ a.T @ b.T).square().mean() / apart
+            for b, a, apart in zip(factors.b, factors.a, self.apart)
+        ]
+        return torch.stack(changes).mean()
 
     @contextmanager
     def _neutral(self, rows: torch.Tensor, count: int) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """How right is attribution, how fast, and what does screening save? `python -m workbench.studies.attribution`.
 
-Attribution against exact patching, by kind of site (components and heads of the text encoder, cross-attention layers), on the same
-prompts and seeds: rank correlation, agreement of signs, ratio of times. Then the best three components, of the text encoder and of
+Attribution against exact patching, by kind of site (components and heads of the text encoder, at all tokens or at the subject's
+last one; cross-attention layers), on the same prompts and seeds: rank correlation, agreement of signs, ratio of times. Then the best three components, of the text encoder and of
 the whole model, proposed by attribution and verified exactly: how many are found in single prompts, against the pictures that it takes.
 Writes `attribution.csv` (one row for each kind and form), `attribution_sites.csv` (each site's mean effects),
 `attribution_screen.csv` (recall against cost), `attribution_promises.csv` (what `wb.screen` promises, and whether it is kept),
@@ -34,11 +34,15 @@ from workbench.models import Model, load
 from workbench.prompts import PromptSet, prompt_set
 from workbench.scorer import Scorer
 
+ALL, LAST = dict(tokens=("all",)), dict(tokens=("subject_last",))  # where sites of the text are restored
+TEXT, TEXT_HEADS = dict(sites=("text_encoder.*.{attention,mlp}",)), dict(sites=("text_encoder.*.z",), over="head")
 KINDS = {
-    "text components": dict(sites=("text_encoder.*.{attention,mlp}",)),
-    "text heads": dict(sites=("text_encoder.*.z",), over="head"),
+    "text components": TEXT | ALL,
+    "text heads": TEXT_HEADS | ALL,
+    "text components, last token": TEXT | LAST,
+    "text heads, last token": TEXT_HEADS | LAST,
     "cross-attention layers": dict(sites=("unet.*.cross",)),
-    "components": dict(sites=("text_encoder.*.{attention,mlp}", "unet.*.{self,cross,ff}")),
+    "components": dict(sites=("text_encoder.*.{attention,mlp}", "unet.*.{self,cross,ff}")) | ALL,
 }
 FORMS = ("image", "step")
 SCREENED = {"text components": "text_encoder.", "components": ""}  # what the names of their sites begin with
@@ -313,7 +317,7 @@ def figure(sites: pd.DataFrame, screen: pd.DataFrame) -> Figure:
     """Attributed against exact effects of each kind of site; below, in how many prompts all of the best three are found, against cost."""
     figure = plt.figure(figsize=(WIDTH, 6.2), layout="constrained")
     above, below = figure.subfigures(2, 1)
-    kinds = [kind for kind in sites.kind.unique() if kind != "components"]
+    kinds = ["text components", "text heads", "cross-attention layers"]
     image = sites[sites.form == FORMS[0]]
     axes = above.subplots(1, len(kinds), squeeze=False)[0]
     for ax, kind in zip(axes, kinds):
