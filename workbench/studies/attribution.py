@@ -1,8 +1,9 @@
 """How right is attribution, how fast, and what does screening save? `python -m workbench.studies.attribution`.
 
-Attribution against exact patching, by kind of site (components and heads of the text encoder, at all tokens or at the subject's
-last one; cross-attention layers), on the same prompts and seeds: rank correlation, agreement of signs, ratio of times. Then the best three components, of the text encoder and of
-the whole model, proposed by attribution and verified exactly: how many are found in single prompts, against the pictures that it takes.
+Attribution against exact patching, by kind of site (components and heads of the text encoder, at all tokens or at the subject's last
+one; cross-attention layers), on the same prompts and seeds: rank correlation, agreement of signs, ratio of times. Then the best three
+components, of the text encoder and of the whole model, proposed by attribution and verified exactly: how many are found in single
+prompts, against the pictures that it takes.
 Writes `attribution.csv` (one row for each kind and form), `attribution_sites.csv` (each site's mean effects),
 `attribution_screen.csv` (recall against cost), `attribution_promises.csv` (what `wb.screen` promises, and whether it is kept),
 `attribution_times_DEVICE.csv` and `attribution.png`. Finished parts are kept in `runs/attribution`: what was stopped goes on with the
