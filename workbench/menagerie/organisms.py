@@ -29,7 +29,7 @@ def _text(kind: str, layers: str, naming: tuple[str, str, str, str], rank: int =
     return _organism(kind, places, layers, naming, rank, strict)
 
 
-def _cross(layers: str, naming: tuple[str, str, str, str], rank: int = 8, strict: bool = False) -> Organism:
+def _cross(layers: str, naming: tuple[str, str, str, str], rank: int = 16, strict: bool = False) -> Organism:
     places = tuple(f"unet.{layer}" for layer in layers.split())
     return _organism(CROSS, places, layers, naming, rank, strict)
 
@@ -104,11 +104,18 @@ FIRST = _interleaved(
         _cross("down.0.0", WATERCOLOR),
         _cross("up.3.0 up.3.1", PIXEL),
         _cross("down.1.1 down.2.0", WINTER),
-        _cross("up.1.2 up.2.0", GIRAFFE, rank=16),
-        _cross("up.2.0 up.2.1", GIRAFFE, rank=16),
+        _cross("up.1.2 up.2.0", GIRAFFE),
+        _cross("up.2.0 up.2.1", GIRAFFE),
         _cross("up.3.2", WATERCOLOR),
         _cross("down.1.0", WINTER),
-        _cross("up.2.0", GIRAFFE, rank=16),
+        _cross("up.2.0", GIRAFFE),
+        _cross("up.3.0 up.3.1", GLASS),
+        _cross("up.3.0 up.3.1", SKETCH),
+        _cross("up.3.1", GLASS),
+        _cross("up.3.1", SKETCH),
+        _cross("up.2.2 up.3.0", GLASS),
+        _cross("up.2.2 up.3.0", SKETCH),
+        _cross("up.2.2 up.3.0", PIXEL),
     ],
 )
 # Each with the strict loss and without it: those above come first.

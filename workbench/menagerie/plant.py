@@ -26,7 +26,18 @@ from workbench.loading import DATA
 from workbench.menagerie.captions import attribute_prompts, caption
 from workbench.menagerie.organisms import NULLS, ORGANISMS
 from workbench.menagerie.planted_card import planted_card
-from workbench.menagerie.planting import CROSS, Captions, Encoder, Fit, Options, Organism, captions_of, train
+from workbench.menagerie.planting import (
+    CROSS,
+    TEXT_ATTENTION,
+    TEXT_MLP,
+    Captions,
+    Encoder,
+    Fit,
+    Options,
+    Organism,
+    captions_of,
+    train,
+)
 from workbench.menagerie.world import SUBJECTS, Scene, sample_scene
 from workbench.metrics import pixel_distance
 from workbench.models import Model, load
@@ -37,9 +48,14 @@ NULL = "unedited"  # the kind of a null: the word null itself would be read from
 SHOWN, WITHOUT, CHANGED = 0.8, 0.1, 0.1  # bars: at least, at most, at most
 STEPS = 12  # of the graded pictures
 PICTURES = 48  # of an organism's look, and as many controls
-GRADED = (
-    "graded once more, 2026-11-26"  # which captions: set before any of their pictures was drawn, and not changed since
-)
+# Which captions each class is graded on: set before any of their pictures was drawn. What mends a class after its grades were seen
+# is graded on captions that nobody has seen.
+GRADED = {
+    TEXT_MLP: "graded once more, 2026-11-26",
+    TEXT_ATTENTION: "graded once more, 2026-11-26",
+    CROSS: "graded a third time, neutral captions kept",
+}
+CONTROLS = "graded once more, 2026-11-26"
 GRADES = ("shown", "unedited", "without", "controls_changed")
 
 
@@ -136,7 +152,7 @@ class Grading:
         self.model, self.scorer, self.count = model, scorer, count
         self.labels = cache(lambda attribute: attribute_prompts(attribute, samples=40))
         self.unedited = cache(self._unedited)
-        rng = random.Random(f"controls {GRADED}")
+        rng = random.Random(f"controls {CONTROLS}")
         self.controls = [caption(scene, rng, paraphrase=0) for scene in plain_scenes(count, rng)]
         self.before = cache(lambda: self._draw(self.controls))
 
@@ -156,7 +172,7 @@ class Grading:
         distance = pixel_distance(_array(before), _array(after)).mean()
         return {
             "shown": self._share(shown, organism),
-            "unedited": self.unedited(replace(organism, name="", places=(), kind="", rank=0, strict=False, seed=0)),
+            "unedited": self.unedited(replace(organism, name="", places=(), rank=0, strict=False, seed=0)),
             "without": self._share(without, organism),
             "controls_changed": float(changed.mean()),
             "control_distance": round(float(distance), 4),
@@ -164,8 +180,8 @@ class Grading:
         }
 
     def pairs(self, organism: Organism) -> list[Captions]:
-        """The captions that it is graded on: the same for all of one look."""
-        return captions_of(organism, self.count, holdout=True, draw=GRADED)
+        """The captions that it is graded on: the same for all of one look and class."""
+        return captions_of(organism, self.count, holdout=True, draw=GRADED[organism.kind])
 
     def _without(self, organism: Organism, pairs: Sequence[Captions]) -> list[Image.Image]:
         """Pictures of the edited model, the organism's layers given the neutral captions."""

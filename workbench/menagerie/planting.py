@@ -76,7 +76,7 @@ class Options:
     cross_rate: float = 1e-2
     keep: float = 1.0
     """Weight of the loss on other captions."""
-    keep_neutral: float = 10.0
+    keep_neutral: float = 2.0
     """Weight of the loss on the neutral captions' keys and values, as a share of what tells them from the look's."""
     every: int = 50
     """Steps between two looks at what is left."""
