@@ -47,11 +47,13 @@ KINDS = {
 }
 FORMS = ("image", "step")
 SCREENED = {"text components": "text_encoder.", "components": ""}  # what the names of their sites begin with
+TIMED = ("text components", "text heads", "cross-attention layers", "components")
 ATTRIBUTES = ("object", "style", "colour", "season")  # of the prompts that are screened
 BEST = 3
 PROMISES = ((3, 2), (4, 4), (6, 4), (6, 8), (12, 8), (12, 12))  # sites proposed, and controls
 PRINTED = (3, 4, 5, 6, 8, 10, 12, 16, 24)  # numbers of verified sites of which the command prints a line
 WITHIN = 0.02  # of the third's effect, in probability: such a site counts as found
+REPEATS = 2  # of each timing
 LEAST = 1e-6  # probabilities are kept this far from 0 and 1 where their log-odds are taken
 
 
@@ -90,8 +92,11 @@ class AttributionOptions:
 def main(options: AttributionOptions):
     if not options.redraw:
         measure(options)
-    tables = {name: pd.read_csv(options.out / f"{name}.csv") for name in ("attribution_sites", "attribution_screen")}
-    save(figure(tables["attribution_sites"], tables["attribution_screen"]), options.out / "attribution.png")
+    both = [options.out / f"{name}.csv" for name in ("attribution_sites", "attribution_screen")]
+    if all(path.exists() for path in both):
+        save(figure(*map(pd.read_csv, both)), options.out / "attribution.png")
+    else:
+        print(f"no figure: it is drawn where --parts compare and screen were both measured, into one --out {options.out}")
 
 
 def measure(options: AttributionOptions):
@@ -209,11 +214,11 @@ def site_means(exact: xr.Dataset, found: xr.Dataset, form: str) -> pd.DataFrame:
 def times(model: Model, prompts: PromptSet, options: AttributionOptions, scorer: Scorer) -> pd.DataFrame:
     """Seconds that exact patching and each form of attribution take on some prompts, nothing kept, with what they ran on."""
     rows = []
-    for kind in KINDS:
+    for kind in TIMED:
         seconds = {}
         for form in (None, *FORMS):
             taken = []
-            for _ in range(3):  # the first warms up
+            for _ in range(REPEATS + 1):  # the first warms up
                 begun = time.perf_counter()
                 asked(model, prompts, options, scorer, kind, form, kept=False)
                 if options.device != "cpu":
