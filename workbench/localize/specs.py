@@ -156,9 +156,11 @@ class ScreenSpec(AttributionSpec):
     """What a screening asks, beside what it attributes.
 
     >>> wb.ScreenSpec(best=3, verified=6, controls=2).form
-    'image'
+    'step'
     """
 
+    form: Literal["image", "step"] = "step"
+    """As for an attribution. Single steps are the default here: on the embedded model they propose better (figures/attribution)."""
     best: int = 3
     """So many sites (or heads, tokens, windows of steps) are looked for: those with the largest indirect effect."""
     verified: int = 6

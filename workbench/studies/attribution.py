@@ -47,7 +47,8 @@ KINDS = {
 }
 FORMS = ("image", "step")
 SCREENED = {"text components": "text_encoder.", "components": ""}  # what the names of their sites begin with
-TIMED = ("text components", "text heads", "cross-attention layers", "components")
+SHOWN = ("text components", "text heads", "cross-attention layers")
+TIMED = (*SHOWN, "components")
 ATTRIBUTES = ("object", "style", "colour", "season")  # of the prompts that are screened
 BEST = 3
 PROMISES = ((3, 2), (4, 4), (6, 4), (6, 8), (12, 8), (12, 12))  # sites proposed, and controls
@@ -96,7 +97,9 @@ def main(options: AttributionOptions):
     if all(path.exists() for path in both):
         save(figure(*map(pd.read_csv, both)), options.out / "attribution.png")
     else:
-        print(f"no figure: it is drawn where --parts compare and screen were both measured, into one --out {options.out}")
+        print(
+            f"no figure: it is drawn where --parts compare and screen were both measured, into one --out {options.out}"
+        )
 
 
 def measure(options: AttributionOptions):
@@ -111,7 +114,8 @@ def measure(options: AttributionOptions):
         tables[name] = times(model, prompts[: options.timed], options, scorer)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        table.round(4).to_csv(options.out / f"{name}.csv", index=False)
+        digits = 8 if name == "attribution_sites" else 4  # of which ranks are taken
+        table.round(digits).to_csv(options.out / f"{name}.csv", index=False)
         if name == "attribution_screen":
             table = table[table.verified.isin(PRINTED)]
         if name != "attribution_sites":
@@ -323,7 +327,7 @@ def figure(sites: pd.DataFrame, screen: pd.DataFrame) -> Figure:
     """Attributed against exact effects of each kind of site; below, in how many prompts all of the best three are found, against cost."""
     figure = plt.figure(figsize=(WIDTH, 6.2), layout="constrained")
     above, below = figure.subfigures(2, 1)
-    kinds = ["text components", "text heads", "cross-attention layers"]
+    kinds = [kind for kind in SHOWN if kind in set(sites.kind)]
     image = sites[sites.form == FORMS[0]]
     axes = above.subplots(1, len(kinds), squeeze=False)[0]
     for ax, kind in zip(axes, kinds):
