@@ -41,6 +41,8 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.survey --out figures/causal_trace
 	$(BIN)/python -m workbench.studies.agreement --out figures/localizers
 	$(BIN)/python -m workbench.studies.attribution --out figures/attribution
+	$(BIN)/python -m workbench.studies.planted --out figures/planted
+	$(BIN)/python -m workbench.studies.coverage --out figures/coverage
 	$(BIN)/python -m workbench.studies.looking --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --tune --out figures/swap
@@ -60,6 +62,9 @@ redraw: .venv/installed
 	$(BIN)/python -m workbench.studies.demo --redraw --out figures/demo/zebra_trace.png
 	$(BIN)/python -m workbench.studies.survey --redraw --out figures/causal_trace
 	$(BIN)/python -m workbench.studies.agreement --redraw --out figures/localizers
+	$(BIN)/python -m workbench.studies.attribution --redraw --out figures/attribution
+	$(BIN)/python -m workbench.studies.planted --redraw --out figures/planted
+	$(BIN)/python -m workbench.studies.coverage --redraw --out figures/coverage
 	$(BIN)/python -m workbench.studies.looking --redraw --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --redraw --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --redraw --out figures/swap

@@ -17,9 +17,12 @@ from workbench.prompts import prompt_set
 from workbench.steering.direction import Component, Direction
 from workbench.studies import (
     agreement,
+    attribution,
+    coverage,
     demo,
     looking,
     matrix,
+    planted,
     prompt_to_prompt_figures,
     survey,
     swap_figures,
@@ -102,6 +105,11 @@ DRAWN = {
     "localizers": lambda: compared("object", "season"),
     "other localizers": lambda: compared("style", "colour", "action", "fact"),
     "locogen images": lambda: agreement.images_figure(pictures(6, 7, ("prompt", "window"))),
+    "attribution": lambda: attribution.figure(
+        *(tables("attribution")[f"attribution_{each}"] for each in ("sites", "screen"))
+    ),
+    "planted": lambda: planted.figure(*(tables("planted")[each] for each in ("planted", "planted_edits"))),
+    "coverage": lambda: coverage.figure(*(tables("coverage")[each] for each in ("coverage", "false_alarms"))),
     "attention": overlaid,
     "windows": lambda: windows.figure(tables("windows")["windows"], 2),
     "swap": lambda: swap_figures.overview(tables("swap")["swap"]),
