@@ -39,6 +39,7 @@ from .localize.compare import Comparison as Comparison
 from .localize.compare import compare_localizers as compare_localizers
 from .localize.faithfulness import Faithfulness as Faithfulness
 from .localize.faithfulness import faithfulness as faithfulness
+from .localize.head_relevance import head_relevance as head_relevance
 from .localize.lens import diffusion_lens as diffusion_lens
 from .localize.localizers import Abstains as Abstains
 from .localize.localizers import localizers as localizers
@@ -46,6 +47,7 @@ from .localize.locogen import LocoGen as LocoGen
 from .localize.locogen import locogen as locogen
 from .localize.locogen import locogen_images as locogen_images
 from .localize.locogen import locogen_search as locogen_search
+from .localize.probing import probe as probe
 from .localize.screen import Screen as Screen
 from .localize.screen import screen as screen
 from .localize.specs import AttributionSpec as AttributionSpec

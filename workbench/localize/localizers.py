@@ -21,7 +21,9 @@ from workbench.experiments.store import Store
 from workbench.localize.attention import AttentionSpec, attention_contribution
 from workbench.localize.attribution import NOISE, attribute
 from workbench.localize.causal_trace import causal_trace
+from workbench.localize.head_relevance import head_relevance, other_concepts
 from workbench.localize.locogen import locogen
+from workbench.localize.probing import probe, wordings
 from workbench.localize.specs import AttributionSpec, LocoGenSpec, TraceSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
@@ -61,9 +63,13 @@ def localizers(
     - "low entropy": 1 - entropy of the subject's map in a cross-attention layer (`attention_contribution`);
     - "contribution": norm of what the subject's tokens add there (`attention_contribution`);
     - "attribution": indirect effect to first order, of the picture's log-odds in nats (`attribute`);
-    - "step attribution": the same of the noise that single steps predict, as a share (`attribute`, form="step").
+    - "step attribution": the same of the noise that single steps predict, as a share (`attribute`, form="step");
+    - "probing": held-out margin of a linear probe that tells the prompt from its replacement or target (`probe`);
+    - "head relevance": heads of a cross-attention layer that answer to the subject, and not to words of other attributes, each
+      counted by the share of calls in which it does (`head_relevance`).
 
-    metric: of tracing and LocoGen. scorer: as for `causal_trace`. folder: one subfolder for each experiment. batch_size: of images.
+    metric: of tracing and LocoGen. scorer: as for `causal_trace`. folder: one subfolder for each experiment; probing and head
+    relevance, which draw one or two images for each prompt and seed, keep none. batch_size: of images.
     A localizer raises `wb.Abstains` for layers or prompts that it cannot speak of.
 
     >>> spec = wb.TraceSpec(sites=("text_encoder.{0,1}.mlp",), seeds=(0,), draws=1)
@@ -136,6 +142,44 @@ def by_attribution(
     return _scores(measured_by(found, NOISE if form == "step" else asked.metric).attributed.mean("draw"))
 
 
+def by_probing(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, batch_size: int):
+    """Held-out margin of a linear probe at each layer."""
+    _one_place(prompts, spec, "probing")
+    _single_layers(spec, "probing")
+    (tokens,) = spec.tokens
+    try:
+        wordings(model, prompts, model.sites(*spec.sites), tokens)
+    except ValueError as error:
+        raise Abstains(f"probing: {error}") from None
+    return probe(
+        model, prompts, spec.sites, tokens=tokens, joint=spec.joint, batch_size=batch_size, **_common(spec)
+    ).margin
+
+
+def by_head_relevance(
+    model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, batch_size: int
+):
+    """How much of each layer's heads answers to the subject's words.
+
+    The paper's vector says it of a concept (ten words of a kind, in pictures of anything); this of one prompt's words, in its own
+    picture, among the attributes that the workbench knows.
+    """
+    layers = _cross_layers(model, spec, "head relevance")
+    _single_layers(spec, "head relevance")
+    if any(not prompt.subject for prompt in prompts):
+        raise Abstains(
+            "head relevance looks at the subject's words, which a prompt does not name; give Prompt(..., subject=...)"
+        )
+    found = []
+    for prompt in prompts:
+        concepts = {"subject": [prompt.subject]} | other_concepts(prompts, prompt.subject)
+        names = [site.name for site in layers]
+        votes = head_relevance(model, prompt.prompt, concepts, sites=names, batch_size=batch_size, **_common(spec))
+        found.append(votes.sel(concept="subject", drop=True).sum("head"))
+    scores = xr.concat(found, dim="prompt").assign_coords(prompt=range(len(prompts)))
+    return scores.rename(site="layer").transpose("prompt", "seed", "layer")
+
+
 LOCALIZERS: Mapping[str, Callable[..., xr.DataArray]] = {
     "causal tracing": by_tracing,
     "LocoGen": by_locogen,
@@ -143,6 +187,8 @@ LOCALIZERS: Mapping[str, Callable[..., xr.DataArray]] = {
     "contribution": partial(by_attention, name="contribution"),
     "attribution": partial(by_attribution, form="image"),
     "step attribution": partial(by_attribution, form="step"),
+    "probing": by_probing,
+    "head relevance": by_head_relevance,
 }
 
 
@@ -162,6 +208,14 @@ def _one_place(prompts: PromptSet, spec: TraceSpec, name: str):
     if any(not prompt.subject for prompt in prompts):
         raise Abstains(
             f"{name} corrupts the subject's words, which a prompt does not name; give Prompt(..., subject=...)"
+        )
+
+
+def _single_layers(spec: TraceSpec, name: str):
+    """Raise `Abstains` where neighbours are asked about together."""
+    if spec.window != 1:
+        raise Abstains(
+            f"{name} speaks of layers each by itself: window={spec.window} asks for neighbours; leave it at 1"
         )
 
 
