@@ -6,7 +6,8 @@ layers). Nulls, new words in the unedited model, say how often it names a layer 
 is to take the word's look away is made at the true layers, at each localizer's answer, and at random layers.
 
 Writes `planted.csv` (the leaderboard), `planted_organisms.csv` (each answer), `planted_edits.csv` and `planted.png`. Finished organisms
-are kept in `runs/planted`: what was stopped goes on with the same command. `--redraw` draws from the tables in `--out`.
+are kept in `runs/planted`: what was stopped goes on with the same command, and localizers that a finished organism was not asked by
+yet are asked alone. `--redraw` draws from the tables in `--out`.
 """
 
 import multiprocessing
@@ -54,6 +55,7 @@ MEANINGLESS = {1: "ver", 2: "bip"}  # neutral words, by their tokens
 PERMUTATIONS = 2000
 LEVEL = 0.05  # of the p-value at which a localizer is taken to say that it found something
 ANSWERS = ("true layers", "random layers")
+BUILT_ON = {"restored and knocked out": ("causal tracing", "knock-out"), "beyond ordinary words": ("causal tracing",)}
 DRAW = "board"  # of captions that no organism was trained or graded on
 
 
@@ -129,7 +131,7 @@ def questions(options: PlantedOptions) -> list[Question]:
 def measure(options: PlantedOptions):
     """Ask what has not been asked yet, several at a time."""
     options.runs.mkdir(parents=True, exist_ok=True)
-    due = [each for each in questions(options) if not (options.runs / f"{each.part}-answers.csv").exists()]
+    due = [each for each in questions(options) if unasked(options, each)]
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     with Bar(len(due), "planted", unit="organism") as bar:
         if options.processes == 1:
@@ -141,6 +143,22 @@ def measure(options: PlantedOptions):
             with multiprocessing.get_context("spawn").Pool(options.processes, _start, (options, end)) as pool:
                 for _ in pool.imap_unordered(_ask, due):
                     bar.update(1)
+
+
+def unasked(options: PlantedOptions, question: Question) -> list[str]:
+    """Names of the localizers by which a question has not been asked yet."""
+    answered = set(kept(options, question, "answers").get("localizer", ()))
+    return [name for name in table_of_localizers(None, options.batch_size) if name not in answered]
+
+
+def kept(options: PlantedOptions, question: Question, kind: str) -> pd.DataFrame:
+    """The rows of a part so far."""
+    path = options.runs / f"{question.part}-{kind}.csv"
+    # nulls are not edited: their file of edits has no columns
+    full = path.exists() and path.stat().st_size > 1
+    return (
+        pd.read_csv(path, dtype=str, keep_default_na=False) if full else pd.DataFrame()
+    )  # written again as they stand
 
 
 _asker: "Asker"
@@ -163,6 +181,7 @@ class Asker:
         self.options, self.end = options, end
         self.model, self.scorer = wb.load(device=options.device), wb.Scorer(device=options.device)
         self.images = 0
+        self.unedited: tuple[str, float, np.ndarray] = "", 0.0, np.empty(0)  # of the organism that is being edited
         self.model.pipeline.vae.decoder.register_forward_hook(self._count)
         rng = random.Random(DRAW)
         self.controls = [caption(scene, rng, paraphrase=0) for scene in plain_scenes(options.controls, rng)]
@@ -174,20 +193,27 @@ class Asker:
     def __call__(self, question: Question):
         if self.end is not None and time.monotonic() > self.end:
             return
-        answers, edits = [], pd.DataFrame()
+        due, edits = unasked(self.options, question), pd.DataFrame()
         edit = edit_of(question.name, self.model, self.options.organisms) if question.layers else None
         if edit is None:
-            answers = list(self.answers(question))
+            answers = pd.DataFrame(self.answers(question, due))
         else:
             with self.model.applied(edit):
-                answers = list(self.answers(question))
+                answers = pd.DataFrame(self.answers(question, due))
                 edits = pd.DataFrame(self.edits(question, answers))
-        tables = {"edits": edits, "answers": pd.DataFrame(answers)}  # answers last: they say that it is finished
-        for kind, table in tables.items():
-            write_bytes(self.options.runs / f"{question.part}-{kind}.csv", table.to_csv(index=False).encode())
+        for kind, table in {"edits": edits, "answers": answers}.items():  # answers last: they say that it is finished
+            rows = pd.concat([kept(self.options, question, kind), table], ignore_index=True)
+            rows = self.ordered(rows) if kind == "answers" else rows
+            write_bytes(self.options.runs / f"{question.part}-{kind}.csv", rows.to_csv(index=False).encode())
 
-    def answers(self, question: Question) -> Iterator[dict[str, Any]]:
-        """A row for each localizer and tokens: where it stands the true layers, and how sure it is."""
+    def ordered(self, answers: pd.DataFrame) -> pd.DataFrame:
+        """Rows in the order of the tables, whenever each was asked."""
+        names, tokens = list(self.localizers), [each for some in TOKENS.values() for each in some]
+        place = [(tokens.index(row.tokens), names.index(row.localizer)) for row in answers.itertuples()]
+        return answers.iloc[sorted(range(len(answers)), key=place.__getitem__)]
+
+    def answers(self, question: Question, due: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """A row for each of these localizers and tokens: where it stands the true layers, and how sure it is."""
         prompts = prompts_of(question, self.options.prompts)
         for tokens in TOKENS[question.place]:
             spec = wb.TraceSpec(
@@ -200,40 +226,60 @@ class Asker:
                 joint=False,
             )
             found: dict[str, xr.DataArray] = {}
+            needed = {each for name in due for each in (name, *BUILT_ON.get(name, ()))}
             for name, localizer in self.localizers.items():
+                if name not in needed:
+                    continue
                 began, images = time.monotonic(), self.images
                 row = dict(organism=question.name, place=question.place, kind=question.kind, strict=question.strict)
                 row |= dict(attribute=question.attribute, look=question.look, localizer=name, tokens=tokens)
                 try:
                     found[name] = localizer(self.model, question, prompts, spec, found)
                 except wb.Abstains:
-                    yield row | dict(abstains=True)
+                    if name in due:
+                        yield row | dict(abstains=True)
+                    continue
+                if name not in due:
                     continue
                 cost = dict(images=self.images - images, seconds=time.monotonic() - began)
                 yield row | dict(abstains=False) | judged(found[name], question.layers) | cost
 
-    def edits(self, question: Question, answers: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """What is left of the look, and what else changes, when the word is made to mean nothing at these layers."""
+    def edits(self, question: Question, answers: pd.DataFrame) -> Iterator[dict[str, Any]]:
+        """What is left of the look, and what else changes, when the word is made to mean nothing at these layers.
+
+        Answers that were edited before are left out, and what an edit at the same layers did is not measured again.
+        """
         every = [site.name for site in self.model.sites(*CLASSES[question.place])]
         rng = random.Random(question.name)
         at = {
             ("true layers", ""): question.layers,
             ("random layers", ""): tuple(rng.sample(every, len(question.layers))),
         }
-        at |= {(row["localizer"], row["tokens"]): tuple(row["top"].split()) for row in answers if not row["abstains"]}
-        words = [prompt.prompt for prompt in prompts_of(question, self.options.prompts)]
-        shown, before = self._share(words, question), self._classes(self.controls, "subject")
-        edited: dict[tuple[str, ...], tuple[float, float]] = {}
+        spoken = answers[~answers.abstains]
+        at |= {(row.localizer, row.tokens): tuple(row.top.split()) for row in spoken.itertuples()}
+        before = list(kept(self.options, question, "edits").itertuples())
+        for row in before:
+            at.pop((row.answer, row.tokens), None)
+        edited = {row.layers: (float(row.shown), float(row.left), float(row.controls_changed)) for row in before}
         for (answer, tokens), layers in at.items():
-            if layers not in edited:
-                with self.model.applied(self.emptied(question, layers)):
-                    left, after = self._share(words, question), self._classes(self.controls, "subject")
-                edited[layers] = left, float((after != before).mean())
-            left, changed = edited[layers]
+            held = " ".join(layers)
+            if held not in edited:
+                edited[held] = self.edited(question, layers)
+            shown, left, changed = edited[held]
             yield dict(
                 organism=question.name, place=question.place, kind=question.kind, strict=question.strict, answer=answer,
-                tokens=tokens, layers=" ".join(layers), shown=shown, left=left, controls_changed=changed,
+                tokens=tokens, layers=held, shown=shown, left=left, controls_changed=changed,
             )  # fmt: skip
+
+    def edited(self, question: Question, layers: Sequence[str]) -> tuple[float, float, float]:
+        """Shares of pictures with the look before and after an edit at these layers, and of controls that it changes."""
+        words = [prompt.prompt for prompt in prompts_of(question, self.options.prompts)]
+        if self.unedited[0] != question.name:
+            self.unedited = question.name, self._share(words, question), self._classes(self.controls, "subject")
+        _, shown, before = self.unedited
+        with self.model.applied(self.emptied(question, layers)):
+            left, after = self._share(words, question), self._classes(self.controls, "subject")
+        return shown, left, float((after != before).mean())
 
     def emptied(self, question: Question, layers: Sequence[str]) -> Edit:
         """The edit that is to take the word's look away: at these layers it is to give what the neutral word gives."""
@@ -277,7 +323,7 @@ def exchanged(prompts: wb.PromptSet) -> wb.PromptSet:
 Asked = Callable[[wb.Model, Question, wb.PromptSet, wb.TraceSpec, Mapping[str, xr.DataArray]], xr.DataArray]
 
 
-def table_of_localizers(scorer: wb.Scorer, batch_size: int) -> dict[str, Asked]:
+def table_of_localizers(scorer: wb.Scorer | None, batch_size: int) -> dict[str, Asked]:
     """The workbench's own, and three ideas of what tells where knowledge is stored from where it flows through.
 
     "knock-out": the clean run, one layer given what the neutral word gives it: a layer through which any word flows has others
