@@ -601,6 +601,32 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         {"sites": "site"},
     )
     yield Group(
+        "head_relevance",
+        wb.head_relevance,
+        dict(
+            model=kit.model,
+            prompts="a zebra",
+            concepts={"a": "zebra", "b": "winter"},
+            sites="unet.mid.cross",
+            num_inference_steps=1,
+        ),
+        RUN | dict(model=NOTHING, prompts=TEXTS, concepts=NOTHING, sites=NOTHING),
+        {"sites": "site"},
+    )
+    wordings = [wb.Prompt("a zebra", "zebra", replacement="lion"), wb.Prompt("two zebra", "zebra", replacement="lion")]
+    yield Group(
+        "probe",
+        wb.probe,
+        dict(
+            model=kit.model,
+            prompts=wb.PromptSet("wordings", wordings),
+            sites="unet.mid.cross",
+            num_inference_steps=1,
+        ),
+        RUN | prompts | dict(model=NOTHING, sites=NOTHING, tokens=TEXT, joint=FLAG, ridge=POSITIVE),
+        prompt | {"sites": "site"},
+    )
+    yield Group(
         "diffusion_lens",
         wb.diffusion_lens,
         dict(model=kit.model, prompt="a zebra", num_inference_steps=1),

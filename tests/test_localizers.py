@@ -42,7 +42,7 @@ def test_of_the_text_encoder_only_those_speak_that_can(menagerie, prompts):
         except wb.Abstains as error:
             assert "cross-attention layers alone, not of text_encoder.0.attention" in str(error)
             silent.append(name)
-    assert silent == ["LocoGen", "low entropy", "contribution"]
+    assert silent == ["LocoGen", "low entropy", "contribution", "head relevance"]
 
 
 def test_ones_own_is_compared_and_ranked(menagerie, prompts):

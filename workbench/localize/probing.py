@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench.arguments import checked, number
+from workbench.arguments import checked, number, prompt_set
 from workbench.engine import Fold
 from workbench.engine.text import text_values
 from workbench.inputs import text
@@ -29,7 +29,7 @@ CONTROLS = 16  # ways in which control labels are drawn
 Worded = Sequence[tuple[World, World]]  # each prompt with the concept, and without
 
 
-@checked(tokens=text, ridge=partial(number, above=0))
+@checked(prompts=prompt_set, tokens=text, ridge=partial(number, above=0))
 def probe(
     model: Model,
     prompts: PromptSet,
