@@ -131,22 +131,17 @@ def coverage(population: xr.Dataset, studies: int) -> pd.DataFrame:
                     one = drawn(everything, prompts, seeds, rng)
                     effects = wb.effects(one, metric)
                     ends.append([effects[f"indirect_effect_{end}"].values.ravel() for end in ("low", "high")])
-                    known = (
-                        by_seed.sel(seed=one.seed) if seeds == 1 else by_seed
-                    )  # an interval over one seed speaks of that seed
-                    truth.append(known.mean("seed").values)
+                    # an interval over one seed speaks of that seed
+                    spoken_of = by_seed.sel(seed=one.seed) if seeds == 1 else by_seed
+                    truth.append(spoken_of.mean("seed").values)
                     bar.update(1)
-                ends, truth = np.array(ends), np.array(truth)
-                low, high = ends[:, 0], ends[:, 1]
+                (low, high), known = np.array(ends).swapaxes(0, 1), np.array(truth)
                 about = dict(metric=metric, prompts=prompts, seeds=seeds, site=population.site.values)
-                shares = dict(covered=(low <= truth) & (truth <= high), too_low=high < truth, too_high=low > truth)
-                shares = {name: hits.mean(0) for name, hits in shares.items()}
-                known = by_seed.mean("seed").values
-                rows.append(
-                    pd.DataFrame(about | dict(effect=known) | shares).assign(
-                        width=(high - low).mean(0), studies=studies
-                    )
+                about |= dict(effect=by_seed.mean("seed").values, covered=((low <= known) & (known <= high)).mean(0))
+                about |= dict(
+                    too_low=(high < known).mean(0), too_high=(low > known).mean(0), width=(high - low).mean(0)
                 )
+                rows.append(pd.DataFrame(about).assign(studies=studies))
     return pd.concat(rows, ignore_index=True)
 
 
