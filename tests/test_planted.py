@@ -14,6 +14,7 @@ from workbench.menagerie.planted_card import planted_card
 from workbench.menagerie.planting import Encoder, Organism, captions_of, other_captions
 from workbench.models import load
 from workbench.scorer import Scorer
+from workbench.studies import planted as study
 from workbench.studies.planted import exchanged, judged
 
 TABLE = organisms()
@@ -120,3 +121,46 @@ def test_both_words_of_a_prompt_are_exchanged():
     prompt = wb.Prompt("a oon", "oon", "giraffe", "ver", target="a ver")
     (found,) = exchanged(wb.PromptSet("x", (prompt,), {"giraffe": ("a giraffe",), "lion": ("a lion",)}))
     assert (found.prompt, found.subject, found.replacement, found.value) == ("a ver", "ver", "oon", "giraffe")
+
+
+def test_a_new_localizer_costs_a_finished_organism_no_other(tmp_path, monkeypatch):
+    asked, emptied = [], []
+
+    def answering(name, *layers):
+        def answer(model, question, prompts, spec, found):
+            asked.append((name, *sorted(found)))
+            every = [site.name for site in model.sites(*spec.sites)]
+            scores = np.isin(every, layers)[None, None] * np.ones((len(prompts), len(spec.seeds), 1))
+            axes = {"prompt": range(len(prompts)), "seed": list(spec.seeds), "layer": every}
+            return xr.DataArray(scores, axes, list(axes))
+
+        return answer
+
+    name = ACCEPTED[ACCEPTED["kind"] == "text mlp"].iloc[0]["name"]
+    options = study.PlantedOptions(
+        prompts=2, num_inference_steps=1, controls=1, only=(name,), runs=tmp_path, out=tmp_path
+    )
+    table = {"causal tracing": answering("causal tracing", "text_encoder.7.attention")}
+    monkeypatch.setattr(study, "table_of_localizers", lambda *settings: table)
+    make = study.Asker.emptied
+    monkeypatch.setattr(study.Asker, "emptied", lambda *given: emptied.append(given[-1]) or make(*given))
+    study.measure(options)
+    (question,) = study.questions(options)
+    before = {kind: study.kept(options, question, kind) for kind in ("answers", "edits")}
+    assert asked == [("causal tracing",)] * 2 and len(emptied) == 3 and len(before["edits"]) == 4
+    asked.clear(), emptied.clear()
+    study.measure(options)
+    assert not asked
+
+    new = answering("new", "text_encoder.7.attention")  # whose answer was edited before
+    built = answering("beyond ordinary words", "text_encoder.9.attention")
+    table = {"new": new, **table, "beyond ordinary words": built}
+    study.measure(options)
+    assert ("beyond ordinary words", "causal tracing", "new") in asked and len(asked) == 2 * 3
+    after = {kind: study.kept(options, question, kind) for kind in ("answers", "edits")}
+    assert after["answers"].localizer.tolist() == [*table, *table] and emptied == [("text_encoder.9.attention",)]
+    for kind, column in (("answers", "localizer"), ("edits", "answer")):
+        old = after[kind][after[kind][column].isin(before[kind][column])]
+        assert old.reset_index(drop=True).equals(before[kind])
+    left = after["edits"].set_index(["answer", "tokens"]).left
+    assert left["new", "all"] == left["causal tracing", "all"] and len(left) == 8
