@@ -119,3 +119,16 @@ def test_the_localizer_abstains(menagerie, changes, said):
     asked = wb.TraceSpec(**dict(sites=("text_encoder.0.mlp",)) | changes)
     with pytest.raises(wb.Abstains, match=said):
         wb.localizers()["probing"](menagerie, wb.prompt_set("object")[:2], asked)
+
+
+def test_layers_that_rounding_would_rank_are_not_ranked(menagerie):
+    """The encoder is causal: a word that all prompts begin with has the same states in all of them."""
+    first = prompts("zebra at night", "zebra on the beach", "zebra", replacement="lion")
+    asked = wb.TraceSpec(sites=("text_encoder.*.mlp",), seeds=(0,))
+    with pytest.raises(
+        wb.Abstains, match=r"tokens='subject_last' are alike in all prompts, .* name later tokens, such as 'all'"
+    ):
+        wb.localizers()["probing"](menagerie, first, asked)
+    assert wb.localizers()["probing"](
+        menagerie, first, wb.TraceSpec(sites=asked.sites, tokens=("all",), seeds=(0,))
+    ).sizes

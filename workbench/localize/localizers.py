@@ -32,6 +32,7 @@ from workbench.sites import Sites
 from workbench.steps import WHOLE
 
 Localizer = Callable[[Model, PromptSet, TraceSpec], xr.DataArray]
+TIED = 1e-9  # margins of probes that differ by less do so by rounding
 FOUR = ("causal tracing", "LocoGen", "low entropy", "contribution")  # that take any measure of images
 
 
@@ -151,9 +152,15 @@ def by_probing(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str
         wordings(model, prompts, model.sites(*spec.sites), tokens)
     except ValueError as error:
         raise Abstains(f"probing: {error}") from None
-    return probe(
+    scores = probe(
         model, prompts, spec.sites, tokens=tokens, joint=spec.joint, batch_size=batch_size, **_common(spec)
     ).margin
+    if scores.sizes["layer"] > 1 and (scores.max("layer") - scores.min("layer")).max() < TIED:
+        raise Abstains(
+            f"probing: tokens={tokens!r} are alike in all prompts, so that every layer tells the wordings equally well (margin "
+            f"{float(scores.mean()):.2f}) and rounding would rank them; name later tokens, such as 'all', or vary what stands before"
+        )
+    return scores
 
 
 def by_head_relevance(

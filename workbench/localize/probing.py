@@ -48,7 +48,8 @@ def probe(
     Without: the subject replaced by the prompt's replacement or, where there is none, the target. A layer's state is the mean over
     the positions that `tokens` names, in the text encoder; over pixels and calls, of the conditional half, in the denoiser. The
     probe is a ridge classifier of the labels 1 and -1, fitted to all other prompts and asked about this one, so give several
-    prompts of one concept. joint: layers of several text encoders (SDXL) together too, see `Sites.joint`. ridge: its penalty, in
+    prompts of one concept, with other words in front of it: a causal encoder's states are else the same in all, and every probe
+    perfect. joint: layers of several text encoders (SDXL) together too, see `Sites.joint`. ridge: its penalty, in
     units of the states' mean square. Text-encoder sites alone need no denoising, and have the same scores for every seed.
 
     Returns a Dataset (prompt, seed, layer). `margin`: label times the probe's answer, mean over the two states; 0 is chance, about 1
