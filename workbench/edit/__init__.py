@@ -1,10 +1,12 @@
 """Edits: closed-form changes of weights, as low-rank data that can be previewed, committed, undone, saved and exported."""
 
-from workbench.edit.closed_form import Moments, Solution, solve
+from workbench.edit.closed_form import Solution, solve
 from workbench.edit.editors import diff_quickfix, from_concepts, locoedit, moments_of, rome, swap, time_edit, uce
 from workbench.edit.embeddings import embedding_swap, textual_inversion
 from workbench.edit.low_rank import Edit, Update, update_of
+from workbench.edit.moments import Moments
 from workbench.edit.neurons import neurons
+from workbench.edit.projections import oblique, reflect
 
 __all__ = [
     "Edit",
@@ -17,6 +19,8 @@ __all__ = [
     "locoedit",
     "moments_of",
     "neurons",
+    "oblique",
+    "reflect",
     "rome",
     "solve",
     "swap",

@@ -14,6 +14,8 @@ SETTINGS = (
     "preservation",
     "preserve_weight",
     "retain",
+    "rank",
+    "floor",
     "count",
     "updates",
     "lr",

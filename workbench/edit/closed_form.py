@@ -1,4 +1,4 @@
-"""The closed-form solver behind every named editor, and the running second moments that it may preserve.
+"""The closed-form solver behind every named editor.
 
 For keys c_i (inputs of a linear layer), values v_i that they shall give, preserved keys p_j, weights s_e and s_p and a
 regulariser R,
@@ -8,118 +8,50 @@ regulariser R,
 so that W' - W = sum_i (v_i - W c_i) a_i^T with a_i = s_e S^-1 c_i: low rank by construction, and `a` the same for every
 layer with the same input. R = lam I is LocoEdit, TIME and UCE; R = lam C with C = E[k k^T] is MEMIT's, and ROME's for one
 pair and lam -> 0 (arXiv 2405.01008, 2303.08084, 2308.14761, 2210.07229, 2202.05262).
+
+Where the values are what W gives for guides g_i, v_i = W g_i, this is W' = W M with one M for all layers that are given the same,
+
+    M = I + sum_i (g_i - c_i) a_i^T = I + sum_j s_j u_j v_j^T,
+
+its singular values in falling order. Cut to the first `rank` of them, the change of every layer is (W u s) v^T: factors of that
+rank, of which v and, before W, u s are shared. That is something else than cutting each layer's own W (M - I), whose directions
+differ from layer to layer. What layers are given without distinction, such as a text encoder's states at all cross-attention,
+has one M; what only one layer is given has its own.
+
+A projection or a reflection of what layers are given is such an M too, with no ridge that shrinks it; see `projection`.
 """
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
-from workbench import files, schema
 from workbench.arguments import at_least_zero, checked, instance_of, one_of
-from workbench.inputs import number, shown
+from workbench.edit.moments import Moments, as_keys
+from workbench.inputs import count, number
 
 Preservation = Literal["ridge", "covariance", "nullspace"]
 TOO_SINGULAR = 1e14  # condition number beyond which float64 has no digit left to trust
+NOTHING = 1e-12  # of the largest singular value: what rounding leaves in float64
+FROM_STATES = 1e-6  # the same of differences between states, which are float32
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Running second moments of the inputs of a layer, over a corpus of prompts.
+class Change:
+    """M - I for all layers with one input, as factors: u (in, rank) and v (rank, in), float64.
 
-    total: sum of k k^T, (in, in), float64. count: of how many k. `a + b` merges two corpora.
-
-    Raises ValueError for what is no sum of k k^T: not square, not finite, not symmetric, or with a negative diagonal.
-
-    >>> moments = wb.edit.Moments.of(torch.eye(3)) + wb.edit.Moments.of(torch.eye(3))
-    >>> moments.count, moments.second.diagonal()
-    (6, tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64))
+    kept: the share that it has of what it was cut from, as squared singular values go.
     """
 
-    total: torch.Tensor
-    count: int
+    u: torch.Tensor
+    v: torch.Tensor
+    kept: float
 
-    def __post_init__(self):
-        total = schema.array(self.total, "Moments: total", axes=("in", "in"), dtype=torch.float64)
-        diagonal = total.diagonal()
-        if total.shape[0] != total.shape[1] or (diagonal < 0).any():
-            raise ValueError(
-                f"Moments: total= of shape {tuple(total.shape)} is no sum of k k^T; Moments.of(keys) makes one"
-            )
-        if not torch.allclose(total, total.T, rtol=0, atol=1e-9 * diagonal.max().item()):
-            raise ValueError("Moments: total= is not symmetric, so no sum of k k^T; Moments.of(keys) makes one")
-        object.__setattr__(self, "total", total)
-        object.__setattr__(self, "count", schema.whole(self.count, "Moments: count", least=1))
-
-    @classmethod
-    def of(cls, keys: torch.Tensor) -> "Moments":
-        """Moments of keys (key, in).
-
-        >>> wb.edit.Moments.of(torch.ones(4, 2)).total
-        tensor([[4., 4.],
-                [4., 4.]], dtype=torch.float64)
-        """
-        keys = _finite("keys", keys)
-        return cls(keys.T @ keys, len(keys))
-
-    @property
-    def second(self) -> torch.Tensor:
-        """E[k k^T]: (in, in)."""
-        return self.total / self.count
-
-    @checked(share=at_least_zero)
-    def floored(self, share: float) -> "Moments":
-        """With `share` of the mean eigenvalue added to all, for a corpus that leaves some directions empty.
-
-        >>> wb.edit.Moments.of(torch.tensor([[1.0, 0.0]])).floored(0.5).total
-        tensor([[1.2500, 0.0000],
-                [0.0000, 0.2500]], dtype=torch.float64)
-        """
-        return Moments(
-            self.total + share * self.total.trace() / len(self.total) * torch.eye(len(self.total), dtype=torch.float64),
-            self.count,
-        )
-
-    def __add__(self, other: "Moments") -> "Moments":
-        if self.total.shape != other.total.shape:
-            raise ValueError(
-                f"moments of {len(self.total)} and {len(other.total)} channels do not add; take both of the same site's input"
-            )
-        return Moments(self.total + other.total, self.count + other.count)
-
-    @checked
-    def save(self, path: str | Path):
-        """Write a safetensors file, float64: it comes back exactly, and the same moments give the same bytes.
-
-        >>> moments = wb.edit.moments_of(model, ["a zebra", "a lion"])
-        >>> moments.save("moments.safetensors")
-        >>> torch.equal(wb.edit.Moments.load("moments.safetensors").total, moments.total)
-        True
-        """
-        files.write(path, "moments", {"total": self.total}, {"count": self.count})
-
-    @classmethod
-    @checked
-    def load(cls, path: str | Path) -> "Moments":
-        """Read what `save` wrote; raises FileNotFoundError, and ValueError for anything else.
-
-        >>> wb.edit.moments_of(model, ["a zebra", "a lion"]).save("moments.safetensors")
-        >>> wb.edit.Moments.load("moments.safetensors").count
-        62
-        """
-        matrices, about = files.read(path, "moments")
-        try:
-            schema.fields(matrices, "a file of moments", ("total",))
-            return cls(matrices["total"], schema.fields(about, "a file of moments", ("count",))["count"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; save the moments again") from None
-
-    def __repr__(self):
-        return f"Moments of {self.count} keys of {len(self.total)} channels, root mean square {math.sqrt(self.second.trace().item()):.3g}"
+    def factors(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """B (out, rank) and A (rank, in) of a layer with this weight (out, in)."""
+        return weight.double() @ self.u, self.v
 
 
 @dataclass(frozen=True)
@@ -162,14 +94,93 @@ class Solution:
                 a = basis.T @ a
         return residuals.T.contiguous(), a
 
+    @checked(differences=lambda keys, argument: as_keys(argument, keys), rank=count)
+    def change(self, differences: torch.Tensor, rank: int) -> Change:
+        """M - I cut to its `rank` largest singular values, for guides minus keys (pair, in): the same for all layers.
+
+        >>> found = wb.edit.solve(torch.eye(3)[:2], lam=0.0)
+        >>> change = found.change(torch.tensor([[0.0, 0.0, 2.0], [0.0, 1.0, 0.0]]), rank=1)
+        >>> (change.u @ change.v).round().abs(), change.kept
+        (tensor([[0., 0., 0.],
+                [0., 0., 0.],
+                [2., 0., 0.]], dtype=torch.float64), 0.8)
+        """
+        if differences.shape != self.a.shape:
+            raise ValueError(
+                f"differences= has {tuple(differences.shape)} entries, the solution {tuple(self.a.shape)}; give guide minus key "
+                "for every key that was solved for"
+            )
+        left, across = torch.linalg.qr(differences.T)
+        right, along = torch.linalg.qr(self.a.T)
+        u, strengths, v = torch.linalg.svd(across @ along.T, full_matrices=False)
+        first = min(rank, _above(strengths, NOTHING))
+        return Change((left @ u * strengths)[:, :first], (right @ v.T)[:, :first].T, _share(strengths, first))
+
+
+def projection(
+    differences: torch.Tensor, second: torch.Tensor | None, *, rank: int | None = None, times: float = 1.0
+) -> Change:
+    """What removes (times 1) or reflects (times 2) the directions in which some states differ, and changes others the least.
+
+    differences: (pair, in). second: E[k k^T] of the states to be kept, (in, in), not centred; None is the identity. With S for it,
+    D for the differences and V (rank, in) for the first right singular vectors of D S^-1/2, the largest first,
+
+        M = I - times S^1/2 V^T V S^-1/2.
+
+    times=1 is LEACE's oblique projection (Belrose et al. 2023, arXiv 2306.03819, section 4.1, there with an affine part): of all
+    matrices that remove these directions the one that moves the states to be kept the least, E|M k - k|^2 as S^-1 measures it;
+    with the identity for S it is the orthogonal projection. rank=None is every direction: then M d = 0 for all differences.
+    times=2 is the reflection at what the projection leaves: M M = I.
+
+    Raises ValueError for differences that span all channels, where nothing would be left, and for a singular S.
+    """
+    root, inverse = _roots(second, differences)
+    _, triangle = torch.linalg.qr(differences @ inverse)
+    strengths, v = torch.linalg.svd(triangle, full_matrices=False)[1:]
+    every = _above(strengths, FROM_STATES)
+    first = every if rank is None else min(rank, every)
+    if first == differences.shape[1]:
+        raise ValueError(
+            f"rank={rank}: the differences span all {first} channels, so that nothing is left; give a rank= below that, or fewer "
+            "templates="
+        )
+    v = v[:first]
+    return Change(-times * root @ v.T, v @ inverse, _share(strengths, first))
+
+
+def _roots(second: torch.Tensor | None, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """S^1/2 and S^-1/2, (in, in)."""
+    if second is None:
+        eye = torch.eye(like.shape[1], dtype=torch.float64)
+        return eye, eye
+    strengths, directions = torch.linalg.eigh(second)
+    if not strengths[0] * TOO_SINGULAR > strengths[-1]:
+        raise ValueError(
+            f"the states to be kept leave some of the {len(second)} channels empty: their second moment is singular; raise floor=, "
+            "or give a larger corpus="
+        )
+    roots = strengths.sqrt()
+    return directions * roots @ directions.T, directions / roots @ directions.T
+
+
+def _above(strengths: torch.Tensor, share: float) -> int:
+    """How many singular values, in falling order, are more than rounding."""
+    return int((strengths > share * strengths[0]).sum())
+
+
+def _share(strengths: torch.Tensor, first: int) -> float:
+    """Of the first singular values, squared, in all."""
+    squares = strengths**2
+    return (squares[:first].sum() / squares.sum()).item()
+
 
 @checked(
-    keys=lambda keys, argument: _finite(argument, keys),
+    keys=lambda keys, argument: as_keys(argument, keys),
     lam=at_least_zero,
     weight=partial(number, above=0),
     preserve_weight=at_least_zero,
     preservation=one_of("ridge", "covariance", "nullspace"),
-    moments=instance_of("workbench.edit.closed_form:Moments"),
+    moments=instance_of("workbench.edit.moments:Moments"),
     retain=at_least_zero,
 )
 def solve(
@@ -200,11 +211,11 @@ def solve(
     >>> found.shrinkage
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    keys = _finite("keys", keys)
+    keys = as_keys("keys", keys)
     count, channels = keys.shape
     if not count:
         raise ValueError("keys= has no rows; give at least one key (key, in)")
-    kept = keys.new_zeros(0, channels) if preserved is None else _finite("preserved", preserved)
+    kept = keys.new_zeros(0, channels) if preserved is None else as_keys("preserved", preserved)
     if kept.shape[1:] != keys.shape[1:]:
         raise ValueError(
             f"preserved= has {tuple(kept.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input"
@@ -266,23 +277,3 @@ def _subspace(kept: torch.Tensor, moments: Moments | None, retain: float) -> tor
     if strengths[-1] <= 0:
         raise ValueError('preservation="nullspace" needs preserved= keys or moments=; found neither')
     return directions[:, strengths > retain**2 * strengths[-1]].T
-
-
-def _finite(name: str, keys: torch.Tensor) -> torch.Tensor:
-    """Keys (key, in) in float64 on the CPU."""
-    if not hasattr(keys, "shape") and not (isinstance(keys, (list, tuple)) and keys):
-        raise ValueError(f"{name}={shown(keys)}: give a matrix (key, in)")
-    if not isinstance(keys, torch.Tensor):
-        try:
-            keys = torch.from_numpy(np.array(keys, np.float64))
-        except (TypeError, ValueError):
-            raise ValueError(f"{name}={shown(keys)}: give a matrix (key, in) of numbers") from None
-    keys = keys.detach().cpu().double()
-    if keys.ndim != 2 or not keys.shape[1]:
-        raise ValueError(f"{name}= has shape {tuple(keys.shape)}; give a matrix (key, in)")
-    if broken := int((~torch.isfinite(keys)).any(1).sum()):
-        raise ValueError(
-            f"{name}= has {broken} of {len(keys)} rows that are not finite (condition number nan); check the model's dtype, "
-            "float32 does not overflow where float16 does"
-        )
-    return keys

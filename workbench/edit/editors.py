@@ -9,6 +9,11 @@ encoder's attention for its output projection, an mlp for its second layer. `tok
 "subject_last", "subject", "after_subject", "eos", "padding", "all", or several of these; the guide's positions follow from
 aligning both prompts at the end of the words, at each place where they stand. `preserve` are words (filled into the templates) or
 prompts whose keys, at `preserve_tokens`, shall give what they gave.
+
+`rank`, which every editor here takes, cuts what is done to the layers' input: all cross-attention layers, which are given the same
+text states, get one matrix M before their weights (W' = W M), and M - I is cut to so many singular values. So the edit is that many
+pairs of vectors of the text's width, whatever the number of layers and prompts, and its LoRA a file of kilobytes. Layers of the text
+encoder, each with an input of its own, have an M each. See `workbench.edit.closed_form`.
 """
 
 import fnmatch
@@ -21,11 +26,12 @@ from einops import rearrange
 
 from workbench import schema
 from workbench.arguments import Check, at_least_zero, checked, line, one_of
-from workbench.edit.closed_form import Moments, Preservation, Solution, solve
+from workbench.edit.closed_form import Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
+from workbench.edit.moments import Moments
 from workbench.edit.words import warn_of_untrained
 from workbench.engine import encode, text_values
-from workbench.inputs import number, plain, several, shown, strings, text
+from workbench.inputs import count, number, plain, several, shown, strings, text
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, weight_of
 from workbench.text import POSITIONS_FIX, replace_words, tokens_of
@@ -42,6 +48,7 @@ SOLVER: dict[str, Check] = dict(
     preserve_weight=at_least_zero,
     preservation=one_of("ridge", "covariance", "nullspace"),
     retain=at_least_zero,
+    rank=count,
 )
 
 
@@ -115,13 +122,15 @@ def from_concepts(
     preservation: Preservation = "ridge",
     corpus: Sequence[str] | Moments | None = None,
     retain: float = 0.01,
+    rank: int | None = None,
     editor: str = "from_concepts",
 ) -> Edit:
     """The edit that makes some words' states at linear layers act as others', by `workbench.edit.closed_form.solve`.
 
     lam_v: another lam for value projections. average: one key and guide per concept, the mean over templates. corpus: prompts
-    whose second moments (or the moments) preservation="covariance" and "nullspace" keep. The rest: see the module and
-    `solve`. Returns an `Edit` of rank at most the number of keys.
+    whose second moments (or the moments) preservation="covariance" and "nullspace" keep. rank: at most, cut before the layers'
+    weights; all that was solved when left out. The rest: see the module and `solve`. Returns an `Edit` of rank at most the number
+    of keys.
 
     Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that a
     prompt lacks, keys equal to their guides, or a singular system.
@@ -131,6 +140,8 @@ def from_concepts(
     ... )
     >>> found.sites, found.rank
     (('unet.mid.cross.k', 'unet.mid.cross.v'), 8)
+    >>> wb.edit.from_concepts(model, {"a zebra": "a giraffe"}, sites="unet.*.cross", lam=0.1, tokens="all", rank=1).rank
+    1
     """
     pairs = as_pairs(concepts, templates)
     if corpus is not None and preservation == "ridge":
@@ -156,7 +167,7 @@ def from_concepts(
         for site in members:
             strength = lam_v if lam_v is not None and site.kind == "cross.v" else lam
             if (source, strength) not in solutions:
-                solutions[source, strength] = solve(
+                solution = solve(
                     old,
                     lam=strength,
                     weight=weight,
@@ -166,9 +177,11 @@ def from_concepts(
                     moments=moments,
                     retain=retain,
                 )
-            solution, w = solutions[source, strength], weight_of(model.pipeline, site).detach().cpu().double()
-            found.append(update := update_of(model, site.name, *solution.factors((new - old) @ w.T)))
-            diagnostics[site.name] = diagnose(update, w, solution)
+                solutions[source, strength] = solution, solution.change(new - old, rank) if rank else None
+            (solution, change), w = solutions[source, strength], weight_of(model.pipeline, site).detach().cpu().double()
+            factors = change.factors(w) if change else solution.factors((new - old) @ w.T)
+            found.append(update := update_of(model, site.name, *factors))
+            diagnostics[site.name] = diagnose(update, w, solution) | ({"kept": change.kept} if change else {})
     settings = {
         "lam": lam,
         "lam_v": lam_v,
@@ -179,6 +192,7 @@ def from_concepts(
         "preserve_weight": preserve_weight,
         "preserve_tokens": preserve_tokens,
         "retain": retain,
+        "rank": rank,
         "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs],
         "preserve": [p.prompt for p in kept],
     }
@@ -377,15 +391,21 @@ def moments_of(model, prompts: Sequence[str], source: str | Site = "text states"
 
 def diagnose(update: Update, weight: torch.Tensor, solution: Solution) -> dict:
     """What an edit's provenance says of one site; see `Edit`. None where there is nothing to compare with."""
-    kept, size, drift = solution.preserved, weight.norm().item(), None
+    kept, drift = solution.preserved, None
     if len(kept) and (given := (kept @ weight.T).norm(dim=1)).all():
         drift = ((kept @ update.a.double().T @ update.b.double().T).norm(dim=1) / given).mean().item()
     return {
-        "relative_norm": update.norm() / size if size else None,
+        "relative_norm": relative_norm(update, weight),
         "condition": solution.condition,
         "shrinkage": solution.shrinkage.mean().item(),
         "drift": drift,
     }
+
+
+def relative_norm(update: Update, weight: torch.Tensor) -> float | None:
+    """|b a| / |W|; None of a weight of zeros."""
+    size = weight.norm().item()
+    return update.norm() / size if size else None
 
 
 def provenance(editor: str, model, diagnostics: dict, **settings) -> dict:

@@ -104,8 +104,9 @@ class Edit:
     """A low-rank change of some weights.
 
     updates: one for each site, in the order of the model. provenance: what made it, as JSON holds it; its "diagnostics" are
-    by site `rank`, `relative_norm` |b a| / |W|, `condition` of the solved system, mean `shrinkage` and `drift`
-    |b a p| / |W p| on what was preserved. `edit + edit` adds, `edit * 0.5` halves, `-edit` is the opposite.
+    by site `rank`, `relative_norm` |b a| / |W|, `condition` of the solved system, mean `shrinkage`, `drift` |b a p| / |W p| on
+    what was preserved, and `kept`, the share of the squared singular values that a cut to a rank left. `edit + edit` adds,
+    `edit * 0.5` halves, `-edit` is the opposite.
 
     Raises ValueError for a site that stands twice or an edit of nothing.
 

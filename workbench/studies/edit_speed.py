@@ -17,7 +17,8 @@ import torch
 import tyro
 
 from workbench.commits import weight_hash
-from workbench.edit.closed_form import Moments, solve
+from workbench.edit.closed_form import solve
+from workbench.edit.moments import Moments
 
 SIZES = {
     "SD 1.5": (768, 1280),

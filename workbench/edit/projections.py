@@ -1,0 +1,217 @@
+"""Edits that project or reflect what layers are given, along the direction in which two words' states differ.
+
+    edit = oblique(model, "a zebra", "a cow")  # erase: nothing tells a zebra from a cow any more
+    edit = reflect(model, "a zebra", "a giraffe")  # swap; made anew and committed again, it takes itself back
+
+They ask for no value that a layer is to give, so no ridge shrinks them and nothing is left to tune but the rank. Words, sites, templates
+and tokens are those of the closed-form editors (`workbench.edit.editors`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from workbench.arguments import Check, checked, optional, warn
+from workbench.edit.closed_form import Change, projection
+from workbench.edit.editors import (
+    ALL_LAYERS,
+    TEMPLATES,
+    Where,
+    as_corpus,
+    as_pairs,
+    as_templates,
+    by_input,
+    editable,
+    gather,
+    provenance,
+    relative_norm,
+    states,
+    where,
+)
+from workbench.edit.low_rank import Edit, update_of
+from workbench.edit.moments import Moments
+from workbench.edit.words import warn_of_untrained
+from workbench.inputs import count, number, plain, shown, text
+from workbench.prompts import LEADING, Prompt, attributes, prompt_set
+from workbench.sites import Site, weight_of
+from workbench.text import places_of
+
+FLOOR = 1e-4
+SUITS = 0.5  # at which one of two words, reflected, comes to lie as near to its own place as to the other's
+
+
+def a_floor(value: Any, argument: str) -> float:
+    """A number from 0, or infinity."""
+    if isinstance(plain(value), float) and plain(value) == math.inf:
+        return math.inf
+    try:
+        return number(value, argument, least=0)
+    except ValueError:
+        raise ValueError(f"{argument}={shown(value)}: give a number, at least 0, or math.inf") from None
+
+
+CHECKS: dict[str, Check] = dict(
+    rank=optional(count), templates=as_templates, tokens=where, corpus=as_corpus, floor=a_floor
+)
+
+
+@checked(**CHECKS, concept=text, guide=text)
+def oblique(
+    model,
+    concept: str,
+    guide: str,
+    *,
+    sites=ALL_LAYERS,
+    rank: int | None = 1,
+    templates: Sequence[str] = TEMPLATES,
+    tokens: Where = "all",
+    corpus: Sequence[str] | Moments | None = None,
+    floor: float = FLOOR,
+) -> Edit:
+    """Erase a concept: what layers are given loses the directions in which it differs from a guide, and else changes the least.
+
+    LEACE's oblique projection (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3, without centring), for all layers with the same input:
+    W' = W (I - S^1/2 V^T V S^-1/2), with S the second moment of the states to be kept, D the differences between the concept's and the
+    guide's states, V the first `rank` right singular vectors of D S^-1/2. So the concept is drawn as its guide is; see
+    `workbench.edit.closed_form.projection`.
+
+    concept, guide: words for `templates`, such as "a zebra" and "a cow"; training prompts may be templates. rank: how many directions are
+    removed; None is all, after which the two are equal at every token that was given. corpus: prompts whose states are kept (with
+    the empty prompt's), or their `Moments`; left out, those of the attributes that come with the workbench, but for prompts with the
+    concept. floor: added to S, as a share of its mean eigenvalue. The larger it is, the more all directions count alike: math.inf is
+    the orthogonal projection, which does not look at what is kept.
+
+    Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that act as
+    themselves, differences that span all channels, and a corpus that leaves channels empty at floor=0.
+
+    >>> erased = wb.edit.oblique(model, "a zebra", "a cow")
+    >>> len(erased.sites), erased.rank, erased.editor
+    (32, 1, 'oblique')
+    >>> with model.applied(erased):
+    ...     pictures = model.generate("a zebra in the savanna")
+    """
+    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor)
+    return projected(model, "oblique", (concept, guide), sites, times=1.0, kept_words=(concept,), **settings)[0]
+
+
+@checked(**CHECKS, first=text, second=text)
+def reflect(
+    model,
+    first: str,
+    second: str,
+    *,
+    sites=ALL_LAYERS,
+    rank: int | None = 1,
+    templates: Sequence[str] = TEMPLATES,
+    tokens: Where = "all",
+    corpus: Sequence[str] | Moments | None = None,
+    floor: float = FLOOR,
+) -> Edit:
+    """Swap two concepts: what layers are given is mirrored along the directions in which the two differ.
+
+    W' = W (I - 2 S^1/2 V^T V S^-1/2), with what `oblique` takes; it is its own inverse, so that the edit made anew from the edited model
+    and committed gives the weights back.
+
+    A reflection knows no middle between the two but the origin: it suits pairs that lie opposite one another along the directions.
+    Whether they do is known beforehand, from the states. With t = V S^-1/2 x of both at all tokens, provenance["miss"] is
+    |t_first + t_second| / |t_first - t_second|, by input: by how much of the way between them a reflected word misses the other's
+    place. 0 is opposite; from 0.5 on one of the two comes to lie nearer to its own place than to the other's, and a warning says so.
+    Raises as `oblique` does.
+
+    >>> mirrored = wb.edit.reflect(model, "a zebra", "a giraffe")
+    >>> mirrored.rank, mirrored.provenance["miss"]["text states"] < 0.5
+    (1, True)
+    """
+    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor)
+    edit, misses = projected(
+        model, "reflect", (first, second), sites, times=2.0, kept_words=(first, second), **settings
+    )
+    source = max(misses, key=lambda name: misses[name])
+    if misses[source] > SUITS:
+        warn(
+            f"reflect: {first!r} and {second!r} do not lie opposite one another about the origin: at {source} a reflected word misses "
+            f"the other's place by {misses[source]:.2f} of the way between them (0 suits; from {SUITS} on, one of them comes to lie nearer "
+            "to where it was); wb.edit.swap(..., tokens='all', rank=1) needs no such symmetry"
+        )
+    return edit
+
+
+def projected(
+    model,
+    editor: str,
+    words: tuple[str, str],
+    sites,
+    *,
+    times: float,
+    kept_words: Sequence[str],
+    rank: int | None,
+    templates: Sequence[str],
+    tokens: Where,
+    corpus: Sequence[str] | Moments | None,
+    floor: float,
+) -> tuple[Edit, dict[str, float]]:
+    """The edit of one projection for each input, and by how much a reflection would miss, by input."""
+    pairs = as_pairs(dict([words]), templates)
+    if corpus is not None and floor == math.inf:
+        raise ValueError("corpus= has no effect with floor=math.inf, the orthogonal projection; leave one of them out")
+    warn_of_untrained(model, words, f"{editor}(...)", 3)
+    prompts = general(kept_words) if corpus is None else corpus
+    found, diagnostics, misses = [], {}, {}
+    for source, members in by_input(editable(model, sites)).items():
+        old, new = gather(model, source, pairs, tokens)
+        used = (old != new).any(1)
+        if not used.any():
+            raise ValueError(
+                f"{editor}: the states of {words[0]!r} at {source} are those of {words[1]!r}; name other words, or tokens= beyond them"
+            )
+        old, new = old[used], new[used]
+        second = None if floor == math.inf else to_keep(model, source, prompts).floored(floor).second
+        change = projection(old - new, second, rank=rank, times=times)
+        misses[str(source)] = miss(change, old, new)
+        for site in members:
+            weight = weight_of(model.pipeline, site).detach().cpu().double()
+            found.append(update := update_of(model, site.name, *change.factors(weight)))
+            diagnostics[site.name] = {
+                "relative_norm": relative_norm(update, weight),
+                "kept": change.kept,
+                "drift": None if second is None else drift(change, weight, second),
+            }
+    about = {
+        "rank": rank,
+        "tokens": tokens,
+        "floor": floor if math.isfinite(floor) else "infinite",
+        "corpus": None if floor == math.inf else repr(corpus) if isinstance(corpus, Moments) else list(prompts),
+        "prompts": [[pair.prompt, pair.subject, pair.replacement] for pair in pairs],
+    }
+    about |= {"miss": misses} if editor == "reflect" else {}
+    return Edit(found, provenance(editor, model, diagnostics, **about)), misses
+
+
+def miss(change: Change, old: torch.Tensor, new: torch.Tensor) -> float:
+    """By how much of the way between them words that are reflected miss one another's place; see `reflect`."""
+    first, second = old @ change.v.T, new @ change.v.T
+    return ((first + second).norm() / (first - second).norm()).item()
+
+
+def drift(change: Change, weight: torch.Tensor, second: torch.Tensor) -> float | None:
+    """|b a k| / |W k| of the states to be kept, both as root mean squares."""
+    size = lambda matrix: (matrix @ second * matrix).sum().clamp(min=0).sqrt().item()
+    whole = size(weight)
+    return size(torch.matmul(*change.factors(weight))) / whole if whole else None
+
+
+def to_keep(model, source: str | Site, corpus: Sequence[str] | Moments) -> Moments:
+    """Second moments of the states of prompts and of the empty one, which guidance pushes away from, at all positions."""
+    if isinstance(corpus, Moments):
+        return corpus
+    return Moments.of(states(model, source, ["", *corpus]).flatten(0, 1))
+
+
+def general(words: Sequence[str]) -> list[str]:
+    """Prompts of all attributes that come with the workbench, but for those that have one of these words."""
+    names = [LEADING.sub("", each, count=1) for each in words]
+    every: list[Prompt] = [prompt for name in attributes() for prompt in prompt_set(name)]
+    texts = dict.fromkeys(prompt.prompt for prompt in every)
+    return [text for text in texts if not any(places_of(name, text) for name in names)]
