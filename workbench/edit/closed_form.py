@@ -127,9 +127,9 @@ def projection(
 
         M = I - times S^1/2 V^T V S^-1/2.
 
-    times=1 is LEACE's oblique projection (Belrose et al. 2023, arXiv 2306.03819, section 4.1, there with an affine part): of all
-    matrices that remove these directions the one that moves the states to be kept the least, E|M k - k|^2 as S^-1 measures it;
-    with the identity for S it is the orthogonal projection. rank=None is every direction: then M d = 0 for all differences.
+    times=1 is LEACE's oblique projection (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3, there of centred states): of all matrices
+    that remove these directions the one that moves the states to be kept the least, E|M k - k|^2; with the identity for S it is
+    the orthogonal projection. rank=None is every direction: then M d = 0 for all differences.
     times=2 is the reflection at what the projection leaves: M M = I.
 
     Raises ValueError for differences that span all channels, where nothing would be left, and for a singular S.

@@ -17,7 +17,6 @@ from workbench.arguments import Check, checked, optional, warn
 from workbench.edit.closed_form import Change, projection
 from workbench.edit.editors import (
     ALL_LAYERS,
-    TEMPLATES,
     Where,
     as_corpus,
     as_pairs,
@@ -34,11 +33,12 @@ from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.moments import Moments
 from workbench.edit.words import warn_of_untrained
 from workbench.inputs import count, number, plain, shown, text
-from workbench.prompts import LEADING, Prompt, attributes, prompt_set
+from workbench.prompts import LEADING, attributes, prompt_set
 from workbench.sites import Site, weight_of
-from workbench.text import places_of
+from workbench.text import places_of, replace_words
 
 FLOOR = 1e-4
+OF_EACH_LABEL = 5  # texts, so that the larger text encoders read them all in a minute or so
 SUITS = 0.5  # at which one of two words, reflected, comes to lie as near to its own place as to the other's
 
 
@@ -65,23 +65,24 @@ def oblique(
     *,
     sites=ALL_LAYERS,
     rank: int | None = 1,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str] | None = None,
     tokens: Where = "all",
     corpus: Sequence[str] | Moments | None = None,
     floor: float = FLOOR,
 ) -> Edit:
     """Erase a concept: what layers are given loses the directions in which it differs from a guide, and else changes the least.
 
-    LEACE's oblique projection (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3, without centring), for all layers with the same input:
+    LEACE's oblique projection (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3, not centred), for all layers with one input:
     W' = W (I - S^1/2 V^T V S^-1/2), with S the second moment of the states to be kept, D the differences between the concept's and the
     guide's states, V the first `rank` right singular vectors of D S^-1/2. So the concept is drawn as its guide is; see
     `workbench.edit.closed_form.projection`.
 
-    concept, guide: words for `templates`, such as "a zebra" and "a cow"; training prompts may be templates. rank: how many directions are
-    removed; None is all, after which the two are equal at every token that was given. corpus: prompts whose states are kept (with
-    the empty prompt's), or their `Moments`; left out, those of the attributes that come with the workbench, but for prompts with the
-    concept. floor: added to S, as a share of its mean eigenvalue. The larger it is, the more all directions count alike: math.inf is
-    the orthogonal projection, which does not look at what is kept.
+    concept, guide: words for `templates`, such as "a zebra" and "a cow"; left out, these are 60 prompts that come with the
+    workbench: the few short ones of other editors give a direction that holds for them alone (on the embedded model the concept
+    stays). rank: how many directions are removed; None is all, after which the two are equal at every token that was given.
+    corpus: prompts whose states are kept (with the empty prompt's), or their `Moments`; left out, some 250 texts of the attributes
+    that come with the workbench, but for those that say or show the concept. floor: added to S, as a share of its mean eigenvalue. The larger
+    it is, the more all directions count alike: math.inf is the orthogonal projection, which does not look at what is kept.
 
     Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that act as
     themselves, differences that span all channels, and a corpus that leaves channels empty at floor=0.
@@ -104,7 +105,7 @@ def reflect(
     *,
     sites=ALL_LAYERS,
     rank: int | None = 1,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str] | None = None,
     tokens: Where = "all",
     corpus: Sequence[str] | Moments | None = None,
     floor: float = FLOOR,
@@ -147,13 +148,13 @@ def projected(
     times: float,
     kept_words: Sequence[str],
     rank: int | None,
-    templates: Sequence[str],
+    templates: Sequence[str] | None,
     tokens: Where,
     corpus: Sequence[str] | Moments | None,
     floor: float,
 ) -> tuple[Edit, dict[str, float]]:
     """The edit of one projection for each input, and by how much a reflection would miss, by input."""
-    pairs = as_pairs(dict([words]), templates)
+    pairs = as_pairs(dict([words]), contexts() if templates is None else templates)
     if corpus is not None and floor == math.inf:
         raise ValueError("corpus= has no effect with floor=math.inf, the orthogonal projection; leave one of them out")
     warn_of_untrained(model, words, f"{editor}(...)", 3)
@@ -167,8 +168,13 @@ def projected(
                 f"{editor}: the states of {words[0]!r} at {source} are those of {words[1]!r}; name other words, or tokens= beyond them"
             )
         old, new = old[used], new[used]
-        second = None if floor == math.inf else to_keep(model, source, prompts).floored(floor).second
-        change = projection(old - new, second, rank=rank, times=times)
+        kept = None if floor == math.inf else to_keep(model, source, prompts)
+        if kept and len(kept.total) != old.shape[1]:
+            raise ValueError(
+                f"corpus= has moments of {len(kept.total)} channels, the states at {source} have {old.shape[1]}; take both from the "
+                "same site's input"
+            )
+        change = projection(old - new, kept and kept.floored(floor).second, rank=rank, times=times)
         misses[str(source)] = miss(change, old, new)
         for site in members:
             weight = weight_of(model.pipeline, site).detach().cpu().double()
@@ -176,7 +182,7 @@ def projected(
             diagnostics[site.name] = {
                 "relative_norm": relative_norm(update, weight),
                 "kept": change.kept,
-                "drift": None if second is None else drift(change, weight, second),
+                "drift": kept and drift(change, weight, kept.second),
             }
     about = {
         "rank": rank,
@@ -209,9 +215,21 @@ def to_keep(model, source: str | Site, corpus: Sequence[str] | Moments) -> Momen
     return Moments.of(states(model, source, ["", *corpus]).flatten(0, 1))
 
 
+def contexts() -> tuple[str, ...]:
+    """Templates of all kinds: styles, places, seasons, actions."""
+    label, texts = next(iter(prompt_set("object").labels.items()))
+    return tuple(dict.fromkeys(replace_words(text, f"a {label}", "{}").text for text in texts))
+
+
 def general(words: Sequence[str]) -> list[str]:
-    """Prompts of all attributes that come with the workbench, but for those that have one of these words."""
-    names = [LEADING.sub("", each, count=1) for each in words]
-    every: list[Prompt] = [prompt for name in attributes() for prompt in prompt_set(name)]
-    texts = dict.fromkeys(prompt.prompt for prompt in every)
-    return [text for text in texts if not any(places_of(name, text) for name in names)]
+    """Prompts of all attributes that come with the workbench, and texts of their labels, but for those that say or show one of these."""
+    names, sets = [LEADING.sub("", each, count=1) for each in words], [prompt_set(name) for name in attributes()]
+    texts = [prompt.prompt for some in sets for prompt in some if prompt.value not in names]
+    texts += [
+        text
+        for some in sets
+        for label, own in some.labels.items()
+        if label not in names
+        for text in own[:OF_EACH_LABEL]
+    ]
+    return [text for text in dict.fromkeys(texts) if not any(places_of(name, text) for name in names)]
