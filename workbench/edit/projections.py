@@ -80,9 +80,10 @@ def oblique(
     concept, guide: words for `templates`, such as "a zebra" and "a cow"; left out, these are 60 prompts that come with the
     workbench: the few short ones of other editors give a direction that holds for them alone (on the embedded model the concept
     stays). rank: how many directions are removed; None is all, after which the two are equal at every token that was given.
-    corpus: prompts whose states are kept (with the empty prompt's), or their `Moments`; left out, some 250 texts of the attributes
-    that come with the workbench, but for those that say or show the concept. floor: added to S, as a share of its mean eigenvalue. The larger
-    it is, the more all directions count alike: math.inf is the orthogonal projection, which does not look at what is kept.
+    corpus: prompts whose states are kept (with the empty prompt's), or their `Moments`; left out, some 230 texts of the attributes
+    that come with the workbench, but for those that say or show the concept. floor: added to S, as a share of its mean eigenvalue.
+    The larger it is, the more all directions count alike: math.inf is the orthogonal projection, which does not look at what is
+    kept.
 
     Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that act as
     themselves, differences that span all channels, and a corpus that leaves channels empty at floor=0.

@@ -1,0 +1,215 @@
+"""How many vectors is a concept's swap? `python -m workbench.studies.swap_rank`.
+
+Seven pairs of words are swapped by the recipe of the swap benchmark, M - I cut to 1, 2, 4, 8 singular values and not at all, and by
+reflections; and each first word is erased by projections. The benchmark's prompts are taken with other words in them: edits are made
+from `train` and from `preserve` prompts, measured on `held_out` and `control` ones, without those that say or show one of the pair.
+Finished cells are kept in `runs/`: a stopped study goes on with the same command, and `--redraw` draws from the table in `--out`.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from workbench import edit as edits
+from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, save
+from workbench.edit.low_rank import Edit
+from workbench.experiments.statistics import Estimate, mean, share
+from workbench.models import Model, load
+from workbench.prompts import Prompt, PromptSet, prompt_set
+from workbench.scorer import Scorer
+from workbench.studies.edits import CEILING, UNEDITED, EditCells, Editor, thinned
+from workbench.studies.swap_editors import ALL, BEST, OVERSHOOT
+from workbench.text import replace_words
+
+PAIRS = (
+    ("zebra", "giraffe"),
+    ("lion", "penguin"),
+    ("cow", "camel"),
+    ("elephant", "flamingo"),
+    ("camel", "zebra"),
+    ("giraffe", "elephant"),
+    ("car", "balloon"),
+)
+RANKS = (1, 2, 4, 8, None)
+EVERY = "all pairs"
+COLUMNS = ["pair", "editor", "rank", "measure", "value", "low", "high", "n"]
+
+
+@dataclass
+class RankOptions:
+    pairs: int = len(PAIRS)
+    """The first so many of them."""
+    images: int | None = 40
+    """At most about so many of each set."""
+    num_inference_steps: int = 8
+    batch_size: int = 20
+    runs: Path = Path("runs/swap_rank")
+    """Where finished parts are kept."""
+    out: Path = Path("runs/figures")
+    redraw: bool = False
+    """Measure nothing, draw from the table in `out`."""
+
+
+def article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def spoken(name: str, pair: tuple[str, str]) -> list[Prompt]:
+    """A set of the benchmark with each of the pair in the zebra's place."""
+    zebras = [prompt.prompt for prompt in prompt_set(f"swap/{name}") if prompt.subject == "zebra"]
+    return [
+        Prompt(replace_words(text, "a zebra", article(word)).text, article(word), word, article(other))
+        for word, other in (pair, pair[::-1])
+        for text in zebras
+    ]
+
+
+def silent(name: str, pair: tuple[str, str]) -> list[Prompt]:
+    """A set of the benchmark without prompts that say or show one of the pair."""
+    return [prompt for prompt in prompt_set(f"swap/{name}") if prompt.value not in pair]
+
+
+def sets_of(pair: tuple[str, str]) -> dict[str, PromptSet]:
+    labels = prompt_set("swap/held_out").labels
+    made = {"held_out": spoken("held_out", pair), "control": silent("control", pair)}
+    return {name: PromptSet(name, prompts, labels) for name, prompts in made.items()}
+
+
+def editors(model: Model, pair: tuple[str, str]) -> dict[str, Editor]:
+    """Swaps by rank, a reflection, and projections that erase the first word."""
+    first, second = map(article, pair)
+    train, kept = spoken("train", pair), [prompt.prompt for prompt in silent("preserve", pair)]
+    templates = [prompt.prompt.replace(first, "{}") for prompt in train if prompt.value == pair[0]]
+    stay = [Prompt("", ""), *(Prompt(text, "") for text in kept)]
+    guides = [template.format(second) for template in templates]
+
+    def swap(rank: int | None) -> Edit:
+        return edits.from_concepts(model, train, preserve=stay, rank=rank, **BEST) * OVERSHOOT
+
+    def reflect(rank: int) -> Edit:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="reflect: ")  # whether a pair suits is what is measured
+            return edits.reflect(model, first, second, sites=ALL, templates=templates, corpus=kept, rank=rank)
+
+    oblique = partial(edits.oblique, model, first, second, sites=ALL, templates=templates, corpus=[*kept, *guides])
+    made: dict[str, Callable[[], Edit]] = {f"swap, {rank_name(rank)}": partial(swap, rank) for rank in RANKS}
+    made["reflect, rank 1"] = partial(reflect, 1)
+    made |= {f"oblique, {rank_name(rank)}": partial(oblique, rank=rank) for rank in (1, 4)}
+    return {name: Editor(make) for name, make in made.items()}
+
+
+def rank_name(rank: int | None) -> str:
+    return "full rank" if rank is None else f"rank {rank}"
+
+
+def pair_table(rows: pd.DataFrame, pair: str) -> pd.DataFrame:
+    """One row for each editor and measure of a pair, or of all: value, 95 % interval, number of images."""
+    found = []
+    for (editor, name), cell in rows.groupby(["editor", "set"], sort=False):
+        measures: dict[str, tuple[Estimate, int]] = {}
+        if name == "control":
+            measures["collateral"] = share(cell.edited != cell.unedited), len(cell)
+            measures["image distance, control"] = mean(cell.distance), len(cell)
+        else:
+            measures["swapped"] = share(cell.edited == cell.target), len(cell)
+            firsts = [one.split(" / ")[0] for one in cell.pair]
+            for which, part in (("first", cell[cell.value == firsts]), ("second", cell[cell.value != firsts])):
+                measures[f"{which} shows the other"] = share(part.edited == part.target), len(part)
+                measures[f"{which} shows itself"] = share(part.edited == part.value), len(part)
+        for measure, (estimate, n) in measures.items():
+            about = dict(pair=pair, editor=editor, rank=int(cell["rank"].max()), measure=measure, n=n)
+            found.append(about | estimate._asdict())
+    return pd.DataFrame(found)[COLUMNS]
+
+
+def measured(model: Model, options: RankOptions) -> pd.DataFrame:
+    """The table of all pairs, with how well each suits a reflection."""
+    tables, every = [], []
+    for pair in PAIRS[: options.pairs]:
+        name, made = " / ".join(pair), editors(model, pair)
+        cells = EditCells(
+            model,
+            thinned(sets_of(pair), options.images),
+            made,
+            targets=dict([pair, pair[::-1]]),
+            ceiling="held_out",
+            settings=[BEST, OVERSHOOT, list(pair)],
+            scorer=Scorer(),
+            num_inference_steps=options.num_inference_steps,
+            batch_size=options.batch_size,
+        )
+        rows = cells.table(options.runs / "-".join(pair)).assign(pair=name)
+        tables.append(pair_table(rows, name))
+        every.append(rows)
+        for editor in (name for name in made if name.startswith("reflect")):
+            edit = cells.edit(editor)
+            value = edit.provenance["miss"]["text states"]
+            tables.append(
+                pd.DataFrame([dict(pair=name, editor=editor, rank=edit.rank, measure="miss", value=value)]).reindex(
+                    columns=COLUMNS
+                )
+            )
+    return pd.concat([pair_table(pd.concat(every), EVERY), *tables]).round(4)
+
+
+@house
+def overview(table: pd.DataFrame) -> Figure:
+    """Efficacy and collateral over rank for all pairs together, each pair beside; and which pairs suit a reflection."""
+    pick = lambda measure, editors: table[(table.measure == measure) & table.editor.isin(editors)]
+    swaps = [f"swap, {rank_name(rank)}" for rank in RANKS]
+    pairs = [pair for pair in table.pair.unique() if pair != EVERY]
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.6), layout="constrained", width_ratios=(1.2, 1.2, 1))
+    for ax, (measure, title) in zip(axes, (("swapped", "swapped, held out"), ("collateral", "collateral, control"))):
+        rows = pick(measure, swaps)
+        for pair, colour in zip(pairs, COLOURS):
+            own = rows[rows.pair == pair].set_index("editor").reindex(swaps)
+            ax.plot(range(len(swaps)), own.value, color=colour, lw=1, alpha=0.6, marker=".", label=pair)
+        own = rows[rows.pair == EVERY].set_index("editor").reindex(swaps)
+        intervals(ax, range(len(swaps)), own.value, own.low, own.high, color="black", lw=2, zorder=5, label=EVERY)
+        told = table[(table.pair == EVERY) & (table.editor == CEILING) & (table.measure == measure)]
+        if len(told):
+            ax.axhline(told.value.item(), color=GREY, ls="--", lw=1, zorder=0)
+            ax.annotate("told the other", (len(swaps) - 0.6, told.value.item()), color=GREY, ha="right", va="bottom")
+        ax.set_xticks(range(len(swaps)), [str(rank or "full") for rank in RANKS])
+        ax.set(ylim=(-0.03, 1.03), xlabel="rank of the change", title=title)
+    axes[0].set_ylabel("share of images")
+    axes[1].legend(loc="upper right")
+    missed = pick("miss", ["reflect, rank 1"]).set_index("pair").value
+    swapped = pick("swapped", ["reflect, rank 1"]).set_index("pair").reindex(missed.index)
+    for pair, colour in zip(missed.index, COLOURS):
+        row = swapped.loc[[pair]]
+        intervals(axes[2], [missed[pair]], row.value, row.low, row.high, color=colour)
+    axes[2].axvline(edits.projections.SUITS, color=GREY, ls=":", lw=1)
+    axes[2].set(ylim=(-0.03, 1.03), xlabel="miss, from the states", title="reflected, rank 1: swapped")
+    figure.suptitle(
+        f"{len(pairs)} pairs swapped by edits of a rank that all layers share; {own.n.max():.0f} images a point"
+    )
+    return figure
+
+
+def main(options: RankOptions):
+    path = options.out / "swap_rank.csv"
+    if not options.redraw:
+        table = measured(load(), options)
+        options.out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    table = pd.read_csv(path)
+    shown = table[(table.pair == EVERY) & (table.editor != UNEDITED)]
+    print(shown.pivot_table(index="editor", columns="measure", values="value", sort=False).round(3).to_string())
+    print(
+        table[table.measure.isin(["swapped", "miss"])]
+        .pivot_table(index="editor", columns="pair", values="value")
+        .to_string()
+    )
+    save(overview(table), options.out / "swap_rank.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(RankOptions))
