@@ -670,6 +670,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         preservation=NOTHING,
         corpus=NONE,
         retain=NOT_NEGATIVE,
+        rank=NONE | COUNT,
         editor=TEXT,
     )
     kinds = dict(model=NOTHING, concepts=NOTHING, sites=NOTHING, lam=NOT_NEGATIVE)
@@ -689,6 +690,41 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         wb.edit.swap,
         dict(model=model, first="a zebra", second="a lion", sites=sites),
         dict(model=NOTHING, first=WORD, second=WORD, sites=NOTHING, lam=NOT_NEGATIVE),
+        named,
+    )
+    projected = dict(
+        sites=NOTHING,
+        rank=NONE | COUNT,
+        templates=NONE,
+        tokens=POSITIONS - NONE,
+        corpus=NONE | TEXTS,
+        floor=NOT_NEGATIVE | kind("inf"),
+    )
+    right = dict(model=model, sites=sites, templates="{}", corpus=["a car"])
+    for name, words in (("oblique", ("concept", "guide")), ("reflect", ("first", "second"))):
+        yield Group(
+            f"edit.{name}",
+            getattr(wb.edit, name),
+            right | dict(zip(words, ("a zebra", "a lion"))),
+            dict(model=NOTHING) | dict.fromkeys(words, WORD) | projected,
+            named,
+        )
+    yield Group(
+        "edit.erase",
+        wb.edit.erase,
+        dict(model=model, concept="a zebra", guide="a lion", sites=sites),
+        dict(
+            model=NOTHING,
+            concept=WORD,
+            guide=NONE | WORD | kind("['qux']"),
+            sites=NOTHING,
+            rank=COUNT,
+            keep=NAMES | kind("[]"),
+            similarity=SHARE - kind("0"),
+            scorer=NONE,
+            num_inference_steps=NONE | COUNT,
+            batch_size=COUNT,
+        ),
         named,
     )
     yield Group(

@@ -13,6 +13,7 @@ import workbench as wb
 from workbench import World
 from workbench.edit.closed_form import projection
 from workbench.edit.editors import gather
+from workbench.edit.erasing import subjects
 from workbench.edit.projections import miss
 from workbench.prompts import Prompt
 from workbench.sites import weight_of
@@ -249,9 +250,86 @@ def test_a_pair_that_does_not_suit_a_reflection_is_told_beforehand(menagerie, mo
     assert min(told) < 0.35 < max(told)
 
 
+# Erasing within a budget
+
+
+def test_of_several_guides_the_one_is_taken_that_moves_what_is_kept_the_least(menagerie):
+    guides = ("a cow", "a car", "a giraffe")
+    found = wb.edit.erase(menagerie, "a zebra", guides, sites=WINDOW, rank=2)
+    apart = {guide: wb.edit.oblique(menagerie, "a zebra", guide, sites=WINDOW, rank=2) for guide in guides}
+    drift = {
+        guide: np.mean([row["drift"] for row in edit.provenance["diagnostics"].values()])
+        for guide, edit in apart.items()
+    }
+    assert found.provenance["guides"] == pytest.approx(drift) and found.provenance["guide"] == min(drift, key=drift.get)
+    for site in found.sites:
+        own = change(apart[found.provenance["guide"]], site)
+        assert torch.allclose(change(found, site), own, atol=1e-5 * own.abs().max())
+    assert "budget" not in found.provenance and found.editor == "erase"
+    assert subjects("zebra")[:3] == ["giraffe", "lion", "elephant"] and subjects("A zebra")[2] == "an elephant"
+    text = wb.edit.erase(menagerie, "a zebra", guides[0], sites="text_encoder.0.attention")
+    assert text.sites == ("text_encoder.0.out",) and text.rank == 1
+
+
+def test_an_erasure_is_lowered_until_what_is_kept_stays(menagerie):
+    """First its rank, then its strength; what was tried is reported, and a strength below 1 warns."""
+    keep = ["a lion on the beach", wb.Prompt("a red car in the city", "car")]
+    settings = dict(sites="unet.up.*.cross", keep=keep, num_inference_steps=2)
+    wide = wb.edit.erase(menagerie, "a zebra", "a cow", rank=2, **settings, similarity=0.01)
+    assert wide.rank == 2 and len(wide.provenance["budget"]["tried"]) == 1
+    assert wide.provenance["corpus"].startswith("Moments") and wide.provenance["keep"][1] == "a red car in the city"
+    whole = wb.edit.erase(menagerie, "a zebra", "a cow", rank=1, **settings, similarity=0.01)
+    most = max(edit.provenance["budget"]["chosen"]["mean"] for edit in (wide, whole))
+    asked = 1 - 0.4 * (1 - most)
+    with pytest.warns(
+        UserWarning, match=r"erase: the pictures of keep= stay above similarity=.* only at 0\.\d+ of the edit"
+    ):
+        weak = wb.edit.erase(menagerie, "a zebra", "a cow", rank=2, **settings, similarity=asked)
+    budget = weak.provenance["budget"]
+    strength = budget["chosen"]["strength"]
+    assert [each["rank"] for each in budget["tried"]] == [2, 1, 1, 1, 1, 1] and strength == weak.provenance[
+        "strength"
+    ] < 1
+    assert budget["chosen"]["mean"] >= asked and budget["chosen"]["lowest"] <= budget["chosen"]["mean"]
+    assert all(each["mean"] < asked for each in budget["tried"] if each["strength"] > strength)
+    for site in weak.sites:
+        assert torch.allclose(change(weak, site), strength * change(whole, site), atol=1e-5)
+        row, of = (edit.provenance["diagnostics"][site] for edit in (weak, whole))
+        assert (
+            row["relative_norm"] == pytest.approx(strength * of["relative_norm"], rel=1e-4)
+            and row["kept"] == of["kept"]
+        )
+    scorer = wb.Scorer()
+    before, after = [], []
+    for drawn, by in ((before, weak * 0), (after, weak)):
+        with menagerie.applied(by):
+            pictures = menagerie.generate(["a lion on the beach", keep[1].prompt], seeds=(0, 1), num_inference_steps=2)
+        drawn.append(scorer.image_embeddings(pictures))
+    assert (before[0] * after[0]).sum(-1).mean().item() == pytest.approx(budget["chosen"]["mean"], abs=1e-5)
+    assert not menagerie.edits
+
+
 @pytest.mark.parametrize(
     ("text", "use"),
     [
+        (
+            "keep= holds 'a zebra and a lion', which has the concept 'a zebra' itself; leave it out",
+            lambda m: wb.edit.erase(m, "a zebra", "a lion", keep=["a zebra and a lion"]),
+        ),
+        (
+            "scorer=None: the embedded grader knows the embedded model's world alone",
+            lambda m: wb.edit.erase(m, "a zebra", "a lion", keep=["a lion"]),
+        ),
+        (
+            "similarity=1.5: give a finite number, above 0 and at most 1",
+            lambda m: wb.edit.erase(m, "a zebra", similarity=1.5),
+        ),
+        (
+            "similarity=1: at 0.0625 of its strength the edit of rank 1 still changes the 1 pictures of keep= to 0.9",
+            lambda m: wb.edit.erase(
+                m, "a zebra", "a lion", keep=["a car"], similarity=1, scorer=wb.Scorer(), num_inference_steps=3
+            ),
+        ),
         ("rank=0: give a whole number, at least 1", lambda m: wb.edit.uce(m, PAIR, rank=0)),
         ("rank=1.5: 1.5 is a float; give a whole number", lambda m: wb.edit.swap(m, *WORDS, rank=1.5)),
         ("rank=0: give a whole number", lambda m: erased(m, rank=0)),

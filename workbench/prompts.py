@@ -216,6 +216,11 @@ def labels_of(words: str) -> dict[str, tuple[str, ...]]:
     return {}
 
 
+def with_article(word: str) -> str:
+    """A word as texts say it: a zebra, an elephant."""
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
 def prompt_pairs(source: str | Path) -> tuple[list[str], list[str]]:
     """Prompts with a concept and without, to make a direction from: "winter", "night", "watercolor", or a CSV file (columns
     positive, negative).

@@ -3,6 +3,7 @@
 from workbench.edit.closed_form import Solution, solve
 from workbench.edit.editors import diff_quickfix, from_concepts, locoedit, moments_of, rome, swap, time_edit, uce
 from workbench.edit.embeddings import embedding_swap, textual_inversion
+from workbench.edit.erasing import erase
 from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.edit.moments import Moments
 from workbench.edit.neurons import neurons
@@ -15,6 +16,7 @@ __all__ = [
     "Update",
     "diff_quickfix",
     "embedding_swap",
+    "erase",
     "from_concepts",
     "locoedit",
     "moments_of",

@@ -22,7 +22,7 @@ from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, save
 from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import Estimate, mean, share
 from workbench.models import Model, load
-from workbench.prompts import Prompt, PromptSet, prompt_set
+from workbench.prompts import Prompt, PromptSet, prompt_set, with_article
 from workbench.scorer import Scorer
 from workbench.studies.edits import CEILING, UNEDITED, EditCells, Editor, thinned
 from workbench.studies.swap_editors import ALL, BEST, OVERSHOOT
@@ -57,15 +57,11 @@ class RankOptions:
     """Measure nothing, draw from the table in `out`."""
 
 
-def article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
 def spoken(name: str, pair: tuple[str, str]) -> list[Prompt]:
     """A set of the benchmark with each of the pair in the zebra's place."""
     zebras = [prompt.prompt for prompt in prompt_set(f"swap/{name}") if prompt.subject == "zebra"]
     return [
-        Prompt(replace_words(text, "a zebra", article(word)).text, article(word), word, article(other))
+        Prompt(replace_words(text, "a zebra", with_article(word)).text, with_article(word), word, with_article(other))
         for word, other in (pair, pair[::-1])
         for text in zebras
     ]
@@ -84,7 +80,7 @@ def sets_of(pair: tuple[str, str]) -> dict[str, PromptSet]:
 
 def editors(model: Model, pair: tuple[str, str]) -> dict[str, Editor]:
     """Swaps by rank, a reflection, and projections that erase the first word."""
-    first, second = map(article, pair)
+    first, second = map(with_article, pair)
     train, kept = spoken("train", pair), [prompt.prompt for prompt in silent("preserve", pair)]
     templates = [prompt.prompt.replace(first, "{}") for prompt in train if prompt.value == pair[0]]
     stay = [Prompt("", ""), *(Prompt(text, "") for text in kept)]

@@ -1,0 +1,168 @@
+"""Erase a concept with what works best here, within a budget of what may change beside it.
+
+edit = erase(model, "a zebra")  # the guide is chosen: "the guide is free"
+edit = erase(model, "a zebra", "a cow", rank=4, keep=prompts, similarity=0.95)  # as much of it as leaves these pictures alike
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from workbench.arguments import checked, instance_of, optional, warn
+from workbench.edit.editors import ALL_LAYERS, by_input, editable, to_preserve
+from workbench.edit.low_rank import Edit
+from workbench.edit.moments import Moments
+from workbench.edit.projections import general, oblique, to_keep
+from workbench.inputs import count, number, strings, text
+from workbench.models import Model
+from workbench.prompts import LEADING, Prompt, prompt_set, with_article
+from workbench.scorer import Scorer, default_scorer
+from workbench.text import places_of
+
+HALVINGS = 4  # of the strength; 1/16 is the least that is tried
+LINEAR = ("relative_norm", "drift")  # diagnostics that scale as the edit does
+
+
+@checked(
+    concept=text,
+    guide=optional(strings),
+    rank=count,
+    keep=to_preserve,
+    similarity=partial(number, above=0, most=1),
+    scorer=optional(instance_of("workbench.scorer:Scorer")),
+    num_inference_steps=optional(count),
+)
+def erase(
+    model,
+    concept: str,
+    guide: str | Sequence[str] | None = None,
+    *,
+    sites=ALL_LAYERS,
+    rank: int = 1,
+    keep: Sequence[str | Prompt] = (),
+    similarity: float = 0.95,
+    scorer: Scorer | None = None,
+    num_inference_steps: int | None = None,
+    batch_size: int = 16,
+) -> Edit:
+    """Erase a concept: `oblique` to a guide, as much of it as leaves other pictures as they are.
+
+    guide: what the concept is drawn as. The guide is free: of several words the one whose edit moves the states to be kept the least;
+    left out, of the subjects that come with the workbench ("a lion", "a car", ...). rank: how many directions, at most.
+
+    keep: prompts whose pictures must stay, and whose states are kept with those of `oblique`'s corpus. Each is drawn once, prompt i
+    from seed i; where the mean cosine of its picture's embedding to the unedited one's is below `similarity`, the rank is lowered
+    to 1, and then the strength, halving the way four times. What was tried and what chosen is the provenance's
+    "budget", of each the rank, strength, mean and lowest similarity; a strength below 1 warns, since the concept may still be drawn.
+    Without keep= nothing is drawn. scorer: whose embeddings; the embedded grader, for the embedded model alone, when left out.
+
+    Erased is what these words mean; whether it can be brought back is another question. Raises ValueError for a prompt to keep that
+    has the concept, a budget that no strength meets, and what `oblique` refuses.
+
+    >>> erased = wb.edit.erase(model, "a zebra")
+    >>> erased.rank, erased.provenance["guide"] in erased.provenance["guides"]
+    (1, True)
+    >>> prompts = ["a lion on the beach", "a red car in the city"]
+    >>> erased = wb.edit.erase(model, "a zebra", "a cow", rank=2, keep=prompts, num_inference_steps=4)
+    >>> erased.provenance["budget"]["chosen"]["mean"] >= 0.95
+    True
+    """
+    bare = LEADING.sub("", concept, count=1)
+    kept = [each.prompt if isinstance(each, Prompt) else each for each in keep]
+    if said := [prompt for prompt in kept if places_of(bare, prompt)]:
+        raise ValueError(f"keep= holds {said[0]!r}, which has the concept {concept!r} itself; leave it out")
+    scorer = (scorer or default_scorer(model)) if kept else None
+    guides = [guide] if isinstance(guide, str) else list(guide or subjects(concept))
+    make = partial(oblique, model, concept, sites=sites, corpus=to_stay(model, sites, [*general([concept]), *kept]))
+    edits = {each: make(each, rank=rank) for each in guides}
+    drifts = {each: mean_drift(edit) for each, edit in edits.items()}
+    chosen = min(drifts, key=lambda each: drifts[each])
+    about = {"editor": "erase", "guide": chosen, "guides": drifts, "keep": kept}
+    if scorer is None:
+        return Edit(edits[chosen].updates, edits[chosen].provenance | about)
+    ranks = [edits[chosen], *(make(chosen, rank=each) for each in range(rank - 1, 0, -1))]
+    budget = Budget(model, kept, scorer, similarity, num_inference_steps, batch_size)
+    edit, chosen_of_budget, tried = budget.spent(ranks)
+    about |= {"similarity": similarity, "budget": {"chosen": chosen_of_budget, "tried": tried}}
+    return Edit(edit.updates, edit.provenance | about)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the pictures of some prompts may change."""
+
+    model: Model
+    prompts: Sequence[str]
+    scorer: Scorer
+    similarity: float
+    num_inference_steps: int | None
+    batch_size: int
+
+    def drawn(self) -> torch.Tensor:
+        """Embeddings of the prompts' pictures as the model now is, prompt i from seed i: (image, channel)."""
+        settings = dict(num_inference_steps=self.num_inference_steps, batch_size=self.batch_size)
+        images = self.model.generate(self.prompts, seeds=range(len(self.prompts)), **settings)
+        return self.scorer.image_embeddings(images)
+
+    def spent(self, edits: Sequence[Edit]) -> tuple[Edit, dict, list[dict]]:
+        """The first of some edits that stays within it, else as much of the last as does; what is said of it, and of all tried."""
+        before, tried = self.drawn(), []
+
+        def fits(edit: Edit, strength: float) -> bool:
+            with self.model.applied(edit):
+                alike = (self.drawn() * before).sum(-1)
+            about = {"rank": edit.rank, "strength": strength, "mean": alike.mean().item(), "lowest": alike.min().item()}
+            tried.append(about)
+            return about["mean"] >= self.similarity
+
+        for edit in edits:
+            if fits(edit, 1.0):
+                return edit, tried[-1], tried
+        low, high, chosen = 0.0, 1.0, tried[-1]
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if fits(edit * middle, middle):
+                low, chosen = middle, tried[-1]
+            else:
+                high = middle
+        if not low:
+            changed = f"still changes the {len(self.prompts)} pictures of keep= to {tried[-1]['mean']:.6g}"
+            raise ValueError(
+                f"similarity={self.similarity:g}: at {high:g} of its strength the edit of rank {edit.rank} {changed}; give a lower "
+                "similarity=, other guides, or fewer sites="
+            )
+        warn(
+            f"erase: the pictures of keep= stay above similarity={self.similarity:g} only at {low:g} of the edit's strength, at which the "
+            "concept may still be drawn: look at pictures of it; give a lower similarity=, other guides, or fewer sites= for more of it"
+        )
+        return weakened(edit, low), chosen, tried
+
+
+def weakened(edit: Edit, strength: float) -> Edit:
+    """A part of an edit, as its diagnostics say too."""
+    parts = {
+        site: {name: value * strength if name in LINEAR and value is not None else value for name, value in row.items()}
+        for site, row in edit.provenance["diagnostics"].items()
+    }
+    return Edit((edit * strength).updates, edit.provenance | {"diagnostics": parts, "strength": strength})
+
+
+def mean_drift(edit: Edit) -> float:
+    """Of what is kept, over all weights; see `Edit`."""
+    drifts = [row["drift"] for row in edit.provenance["diagnostics"].values() if row["drift"] is not None]
+    return sum(drifts) / max(len(drifts), 1)
+
+
+def subjects(concept: str) -> list[str]:
+    """Subjects that come with the workbench but for the concept, with an article where it has one."""
+    bare = LEADING.sub("", concept, count=1)
+    labels = [label for label in prompt_set("object").labels if label.casefold() != bare.casefold()]
+    return labels if bare == concept else [with_article(label) for label in labels]
+
+
+def to_stay(model, sites, texts: Sequence[str]) -> Moments | Sequence[str]:
+    """What several edits keep: moments taken once where all layers are given the text states, else the texts."""
+    sources = set(by_input(editable(model, sites)))
+    return to_keep(model, "text states", texts) if sources == {"text states"} else texts
