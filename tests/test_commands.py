@@ -22,6 +22,7 @@ from workbench.studies import (
     speed,
     survey,
     swap,
+    swap_rank,
     windows,
     winter,
 )
@@ -95,6 +96,28 @@ def test_the_benchmark_stops_when_the_sides_draw_different_images(tmp_path, monk
     monkeypatch.setattr(speed, "by_engine", lambda *arguments: 1 - by_engine(*arguments))
     with pytest.raises(RuntimeError, match="text-encoder trace: the loop and the engine draw different images"):
         speed.main(speed.SpeedOptions(out=tmp_path / "speed.csv", repeats=1, trace_seeds=1, num_inference_steps=1))
+
+
+def test_the_study_of_ranks_measures_every_editor_and_goes_on_where_it_was(tmp_path):
+    options = swap_rank.RankOptions(
+        pairs=1, every=50, images=2, num_inference_steps=1, runs=tmp_path / "runs", out=tmp_path
+    )
+    swap_rank.main(options)
+    table = pd.read_csv(tmp_path / "swap_rank.csv")
+    assert set(table.pair) == {"all pairs", "zebra / giraffe"}
+    ranks = table.drop_duplicates("editor").set_index("editor")["rank"]
+    for editor, rank in ranks.items():
+        assert rank == (int(editor.rsplit(" ", 1)[1]) if "rank " in editor else rank)
+    assert ranks["unedited"] == 0 and ranks["swap, full rank"] > 8 and len(ranks) == 10
+    held = table[(table.pair == "all pairs") & (table.measure == "swapped")].set_index("editor")
+    assert (held.n == 2).all() and ((held.low <= held.value) & (held.value <= held.high)).all()
+    assert (table[(table.editor == "unedited") & (table.measure == "collateral")].value == 0).all()
+    assert set(table[table.measure == "miss"].editor) == {"reflect, rank 1"}
+    before = (tmp_path / "swap_rank.csv").read_bytes()
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    swap_rank.main(options)
+    assert finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    assert (tmp_path / "swap_rank.csv").read_bytes() == before and (tmp_path / "swap_rank.png").stat().st_size > 20_000
 
 
 def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path):

@@ -46,6 +46,8 @@ COLUMNS = ["pair", "editor", "rank", "measure", "value", "low", "high", "n"]
 class RankOptions:
     pairs: int = len(PAIRS)
     """The first so many of them."""
+    every: int = 1
+    """Make edits from every so many-th prompt only."""
     images: int | None = 40
     """At most about so many of each set."""
     num_inference_steps: int = 8
@@ -78,10 +80,10 @@ def sets_of(pair: tuple[str, str]) -> dict[str, PromptSet]:
     return {name: PromptSet(name, prompts, labels) for name, prompts in made.items()}
 
 
-def editors(model: Model, pair: tuple[str, str]) -> dict[str, Editor]:
+def editors(model: Model, pair: tuple[str, str], every: int = 1) -> dict[str, Editor]:
     """Swaps by rank, a reflection, and projections that erase the first word."""
     first, second = map(with_article, pair)
-    train, kept = spoken("train", pair), [prompt.prompt for prompt in silent("preserve", pair)]
+    train, kept = spoken("train", pair)[::every], [prompt.prompt for prompt in silent("preserve", pair)[::every]]
     templates = [prompt.prompt.replace(first, "{}") for prompt in train if prompt.value == pair[0]]
     stay = [Prompt("", ""), *(Prompt(text, "") for text in kept)]
     guides = [template.format(second) for template in templates]
@@ -129,14 +131,14 @@ def measured(model: Model, options: RankOptions) -> pd.DataFrame:
     """The table of all pairs, with how well each suits a reflection."""
     tables, every = [], []
     for pair in PAIRS[: options.pairs]:
-        name, made = " / ".join(pair), editors(model, pair)
+        name, made = " / ".join(pair), editors(model, pair, options.every)
         cells = EditCells(
             model,
             thinned(sets_of(pair), options.images),
             made,
             targets=dict([pair, pair[::-1]]),
             ceiling="held_out",
-            settings=[BEST, OVERSHOOT, list(pair)],
+            settings=[BEST, OVERSHOOT, list(pair), options.every],
             scorer=Scorer(),
             num_inference_steps=options.num_inference_steps,
             batch_size=options.batch_size,
