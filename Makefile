@@ -47,6 +47,7 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.winter --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --tune --out figures/swap
 	$(BIN)/python -m workbench.studies.swap --out figures/swap
+	$(BIN)/python -m workbench.studies.swap_rank --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.windows --localizers figures/localizers/localizers.csv --out figures/windows
 	$(BIN)/python -m workbench.studies.edit_tasks --out figures/edit_tasks
 	$(BIN)/python -m workbench.studies.edit_speed --out figures/edit_speed/edit_speed.csv
@@ -68,6 +69,7 @@ redraw: .venv/installed
 	$(BIN)/python -m workbench.studies.looking --redraw --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --redraw --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --redraw --out figures/swap
+	$(BIN)/python -m workbench.studies.swap_rank --redraw --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.windows --redraw --out figures/windows
 	$(BIN)/python -m workbench.studies.prompt_to_prompt --redraw --out figures/prompt_to_prompt
 	$(BIN)/python -m workbench.studies.matrix --redraw --out figures/matrix

@@ -65,6 +65,13 @@ BENCHMARKS = {
     for name, options, main, help in (
         ("swap", "swap:SwapOptions", "swap:main", "Zebra and giraffe swapped by every editor, graded and drawn."),
         ("windows", "windows:WindowsOptions", "windows:main", "The swap at every window of neighbouring layers."),
+        ("ranks", "swap_rank:RankOptions", "swap_rank:main", "How many vectors a swap is: seven pairs, over rank."),
+        (
+            "erase",
+            "erase:EraseOptions",
+            "erase:main",
+            "Every subject erased, by what is left of it and what else changes.",
+        ),
         ("tasks", "edit_tasks:TasksOptions", "edit_tasks:main", "Erasing a subject, a style, changing a fact."),
         ("winter", "winter_setting:WinterOptions", "winter:main", "Steering towards winter by every method."),
         ("edit-speed", "edit_speed:EditSpeedOptions", "edit_speed:main", "How long edits take."),
