@@ -26,6 +26,7 @@ from workbench.studies import (
     prompt_to_prompt_figures,
     survey,
     swap_figures,
+    swap_rank,
     windows,
     winter_figures,
 )
@@ -113,6 +114,7 @@ DRAWN = {
     "attention": overlaid,
     "windows": lambda: windows.figure(tables("windows")["windows"], 2),
     "swap": lambda: swap_figures.overview(tables("swap")["swap"]),
+    "swap rank": lambda: swap_rank.overview(tables("swap_rank")["swap_rank"]),
     "swap images": lambda: swap_figures.images_figure(pictures(4, 8)),
     "prompt to prompt": lambda: prompt_to_prompt_figures.arms_figure(tables("prompt_to_prompt")["prompt_to_prompt"]),
     "prompt to prompt images": lambda: prompt_to_prompt_figures.images_figure(pictures(6, 5, ("pair", "world"))),

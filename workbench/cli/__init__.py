@@ -65,7 +65,7 @@ BENCHMARKS = {
     for name, options, main, help in (
         ("swap", "swap:SwapOptions", "swap:main", "Zebra and giraffe swapped by every editor, graded and drawn."),
         ("windows", "windows:WindowsOptions", "windows:main", "The swap at every window of neighbouring layers."),
-        ("ranks", "swap_rank:RankOptions", "swap_rank:main", "How many vectors a swap is: seven pairs, over rank."),
+        ("ranks", "swap_rank:RankOptions", "swap_rank:main", "How many vectors a swap is: five pairs, over rank."),
         (
             "erase",
             "erase:EraseOptions",
