@@ -1,7 +1,7 @@
 """Erase a concept with what works best here, within a budget of what may change beside it.
 
 edit = erase(model, "a zebra")  # the guide is chosen: "the guide is free"
-edit = erase(model, "a zebra", "a cow", rank=4, keep=prompts, similarity=0.95)  # as much of it as leaves these pictures alike
+edit = erase(model, "a zebra", "a cow", keep=prompts, similarity=0.95)  # as much of it as leaves these pictures alike
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def erase(
     guide: str | Sequence[str] | None = None,
     *,
     sites=ALL_LAYERS,
-    rank: int = 1,
+    rank: int = 4,
     keep: Sequence[str | Prompt] = (),
     similarity: float = 0.95,
     scorer: Scorer | None = None,
@@ -50,7 +50,8 @@ def erase(
     """Erase a concept: `oblique` to a guide, as much of it as leaves other pictures as they are.
 
     guide: what the concept is drawn as. The guide is free: of several words the one whose edit moves the states to be kept the least;
-    left out, of the subjects that come with the workbench ("a lion", "a car", ...). rank: how many directions, at most.
+    left out, of the subjects that come with the workbench ("a lion", "a car", ...). rank: how many directions, at most; of five
+    words on the embedded model, one direction left 0.05 of the pictures and four none, at as many changed controls (figures/swap_rank).
 
     keep: prompts whose pictures must stay, and whose states are kept with those of `oblique`'s corpus. Each is drawn once, prompt i
     from seed i; where the mean cosine of its picture's embedding to the unedited one's is below `similarity`, the rank is lowered
@@ -63,7 +64,7 @@ def erase(
 
     >>> erased = wb.edit.erase(model, "a zebra")
     >>> erased.rank, erased.provenance["guide"] in erased.provenance["guides"]
-    (1, True)
+    (4, True)
     >>> prompts = ["a lion on the beach", "a red car in the city"]
     >>> erased = wb.edit.erase(model, "a zebra", "a cow", rank=2, keep=prompts, num_inference_steps=4)
     >>> erased.provenance["budget"]["chosen"]["mean"] >= 0.95
