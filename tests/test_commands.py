@@ -16,6 +16,7 @@ from workbench.studies import (
     demo,
     edit_speed,
     edit_tasks,
+    erase,
     looking,
     p2p_pairs,
     prompt_to_prompt,
@@ -118,6 +119,23 @@ def test_the_study_of_ranks_measures_every_editor_and_goes_on_where_it_was(tmp_p
     swap_rank.main(options)
     assert finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
     assert (tmp_path / "swap_rank.csv").read_bytes() == before and (tmp_path / "swap_rank.png").stat().st_size > 20_000
+
+
+def test_the_study_of_erasing_measures_what_is_left_and_what_else_changes(tmp_path):
+    options = erase.EraseOptions(
+        subjects=("zebra",), images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path
+    )
+    erase.main(options)
+    table = pd.read_csv(tmp_path / "erase.csv")
+    assert set(table.subject) == {"all subjects", "zebra"} and set(table.editor) == {
+        "unedited",
+        "erase, rank 1",
+        "erase, rank 4",
+    }
+    assert set(table.measure) == {"subject shown", "collateral", "image distance, control"} and (table.n == 2).all()
+    guides = table[table.subject == "zebra"].dropna(subset=["guide"])
+    assert set(guides.editor) == {"erase, rank 1", "erase, rank 4"} and "a zebra" not in set(guides.guide)
+    assert ((table.low <= table.value + 1e-9) & (table.value <= table.high + 1e-9)).all()
 
 
 def test_the_swap_benchmark_measures_every_set_and_goes_on_where_it_was(tmp_path):
