@@ -71,6 +71,9 @@ from .prompts import Prompt as Prompt
 from .prompts import PromptSet as PromptSet
 from .prompts import prompt_pairs as prompt_pairs
 from .prompts import prompt_set as prompt_set
+from .recovery.recover import recover as recover
+from .recovery.results import Recovery as Recovery
+from .recovery.specs import RecoverySpec as RecoverySpec
 from .scorer import Scorer as Scorer
 from .steering.adaptive import AdaptiveSpec as AdaptiveSpec
 from .steering.adaptive import adaptive_strength as adaptive_strength

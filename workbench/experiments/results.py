@@ -36,6 +36,7 @@ UNITS = {
     "log_odds": "log-odds (nats)",
     "noise": "share of what the corruption changes",
     "concept": "share of images",
+    "control": "share of images",
     "concept_probability": "probability",
     "concept_similarity": "cosine",
     "opposite_similarity": "cosine",
