@@ -20,6 +20,9 @@ what stands here, on the embedded model; `wb.load("a folder, a file or a hub id"
 >>> faithful = wb.faithfulness(model, prompts, comparison.scores.sel(localizer="LocoGen"), kept)
 >>> maps = wb.attention_maps(model, "a photo of a zebra")
 >>> winter = wb.direction(model, *wb.prompt_pairs("winter"))
+>>> weak = wb.RecoverySpec(attacks=("nearest_states", "completion"), distances=(0.2, 9.0), seeds=(0,), redraws=1)
+>>> erased = wb.edit.uce(model, {"a zebra": "a cow"}, tokens="all", lam=0.01)
+>>> recovered = wb.recover(model, erased, "a photo of a zebra", weak, subject="zebra")
 >>> edit = wb.edit.locoedit(model, {"a zebra": "a giraffe"}, sites="unet.up.2.*.cross")
 
 The public names stand in `__init__.pyi`, where type checkers and editors read them; each is imported when it is first asked

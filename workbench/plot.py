@@ -11,13 +11,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from workbench.arguments import at_least_zero, checked, instance_of, mapping_of
-from workbench.drawing import COLOURS, GREY, SMALL, WIDTH, cells, intervals, place_names, room, wrapped
+from workbench.drawing import COLOURS, GREY, SMALL, WIDTH, cells, dots, intervals, place_names, room, wrapped
 from workbench.engine import Run
 from workbench.experiments.results import UNITS, drawable
 from workbench.experiments.statistics import pareto
 from workbench.inputs import flag, number, shown, text
 from workbench.localize.compare import Comparison
 from workbench.pictures import as_array
+from workbench.recovery.results import BUDGETS, Recovery
 from workbench.steering.direction import DIRECTION, Direction
 
 LEAST = 0.05  # of an effect that gets a dot, in its own unit
@@ -34,6 +35,10 @@ NAMES = {
     "probability": "right subject",
     "change": "change against unsteered",
     "steps": "denoising steps (share of the run)",
+    "distance": "distance of the text states from the prompt's",
+    "strength": "times the concept's vector",
+    "share": "share of the steps by the unedited model",
+    "updates": "gradient steps on the edited weights",
     "window": "cross-attention layers given the target prompt",
 }
 DOT = f"dot: at least {LEAST:g}, 95 % interval without 0"
@@ -314,6 +319,58 @@ def frontier(
     across, up = (f"{NAMES.get(name, name)} ({UNITS.get(name, name)})" for name in (concept, fidelity))
     ax.set(xlabel=f"{across}, 95 % interval", ylabel=f"{up}, 95 % interval", title=title or "")
     ax.legend(fontsize=SMALL)
+    return ax
+
+
+@checked(recovery=instance_of("workbench.recovery.results:Recovery"))
+def recovery(recovery: Recovery, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """How often a concept is shown after each attack of a `Recovery`, with intervals, beside what its controls bring back; lines: by the
+    unedited model, and by the edited one before any attack.
+
+    >>> axes = wb.plot.recovery(recovered)
+    """
+    table = recovery.table()
+    rows = table.rename(columns={"after": "value", "after_low": "low", "after_high": "high"})
+    rows.index = [
+        f"{name.replace('_', ' ')}{f', {setting}' if setting else ''}"
+        for name, setting in zip(table.attack, table.setting)
+    ]
+    if ax is None:
+        ax = plt.subplots(figsize=(WIDTH, 1.4 + 0.2 * len(rows)), layout="constrained")[1]
+    for asks, mark, what in (
+        ("control", "x", f"the same, asking for {recovery.control!r}"),
+        ("random", "|", "at random"),
+    ):
+        ax.plot(rows[asks], np.arange(len(rows)), mark, color=COLOURS[1], ms=6, mew=1.5, label=what)
+    lines = {"edited": table.before[0], "unedited": table.unedited[0]}
+    dots(rows, ax=ax, lines=lines, title=title or "", color=COLOURS[0], label="after the attack")
+    count = recovery.data.sizes["prompt"] * recovery.data.sizes["seed"]
+    ax.set(xlim=(-0.03, 1.03), xlabel=f"share of {count} pictures that show {recovery.concept!r} (95 % interval)")
+    ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+@checked(recovery=instance_of("workbench.recovery.results:Recovery"), attack=text)
+def recovery_curve(
+    recovery: Recovery, attack: str = "relearning", *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
+    """How often a concept is shown over an attack's budget, by what was asked for, with intervals; lines as of `recovery`.
+
+    >>> axes = wb.plot.recovery_curve(recovered, "completion")
+    """
+    table, budget = recovery.curve(attack), BUDGETS[attack]
+    places = sorted(table[budget].unique())
+    ax = ax or plt.subplots(figsize=(5.6, 3.4), layout="constrained")[1]
+    for colour, (asks, rows) in zip(COLOURS, table.groupby("asks", sort=False)):
+        label = {"concept": recovery.concept, "control": f"control: {recovery.control}"}.get(asks, asks)
+        at = [places.index(each) for each in rows[budget]]
+        intervals(ax, at, rows.value, rows.low, rows.high, fmt="o-", color=colour, label=label)
+    for name, dash in (("unedited", "--"), ("before", ":")):
+        value = float(recovery.data[name].sel(metric="concept").mean())
+        ax.axhline(value, color=GREY, ls=dash, lw=1, zorder=0, label={"before": "edited"}.get(name, name))
+    place_names(ax, [f"{each:g}" for each in places], label=NAMES[budget])
+    ax.set(ylim=(-0.03, 1.03), ylabel=f"share that shows {recovery.concept!r}", title=title or "")
+    ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
