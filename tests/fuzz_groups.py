@@ -1,5 +1,6 @@
 """Every public function with arguments that are right, and what else may stand in each: the groups of test_fuzz.py."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,16 @@ class Kit:
         kept = xr.DataArray(np.linspace(0, 1, 6).reshape(1, 1, 1, 1, 2, 3), dims=tuple(coords), coords=coords)
         corrupted = kept.isel(order=0, count=0, drop=True)
         return xr.Dataset({"kept": kept, "corrupted": corrupted, "clean": corrupted.isel(draw=0, drop=True)})
+
+    @property
+    def recovered(self) -> wb.Recovery:
+        coords = {"metric": ["concept"], "prompt": [0], "seed": [0], "draw": [0], "asks": ["concept"], "share": [0.5]}
+        zeros = lambda *axes: (axes, np.zeros([len(coords[axis]) for axis in axes]))
+        per = ("metric", "prompt", "seed")
+        worlds = {"unedited": zeros(*per), "before": zeros(*per), "redrawn": zeros(*per, "draw")}
+        worlds |= {"completion": zeros(*per, "asks", "share")}
+        spec = json.dumps({"concept": "zebra", "control": "lion", "refused": {}})
+        return wb.Recovery(xr.Dataset(worlds, coords, {"spec": spec}))
 
     @property
     def comparison(self) -> wb.Comparison:
@@ -296,12 +307,32 @@ def of_specs() -> Iterator[Group]:
     attribute = spec | dict(
         sites=names, tokens=names, form=NOTHING, metric=NOTHING, points=COUNT, over=NONE, checkpointing=FLAG
     )
+    shares = SHARE | kind("[0.5]", "(0.0, 0.5)")
+    recovery = dict(
+        attacks=kind("[]"),
+        control=TEXT,
+        redraws=COUNT,
+        lams=POSITIVE | kind("[2, 3]", "[0.5]"),
+        distances=NOT_NEGATIVE | kind("inf", "[2, 3]", "[0.5]", "(0.0, 0.5)"),
+        strengths=NUMBER | kind("[2, 3]", "[0.5]", "(0.0, 0.5)"),
+        neutral=TEXT,
+        template=NOTHING,
+        pictures=COUNT,
+        prefix=COUNT,
+        searches=COUNT,
+        inversions=COUNT,
+        inversion_lr=SHARE | kind("np.int64(2)") - kind("0"),
+        shares=shares,
+        relearned=kind("0", "np.int64(2)", "[2, 3]"),
+        relearned_sites=names | kind("[]"),
+        relearning_lr=SHARE | kind("np.int64(2)") - kind("0"),
+    )
     kinds = {
         wb.CorruptionSpec: corrupt,
         wb.FaithfulnessSpec: corrupt
         | dict(
             noise_multiple=POSITIVE,
-            shares=SHARE | kind("[0.5]", "(0.0, 0.5)"),
+            shares=shares,
             random_orders=COUNT,
         ),
         wb.TraceSpec: corrupt
@@ -321,6 +352,7 @@ def of_specs() -> Iterator[Group]:
         wb.AttributionSpec: attribute,
         wb.ScreenSpec: attribute | dict(best=COUNT, verified=NOTHING, controls=kind("0", "np.int64(2)")),
         wb.AttentionSpec: spec,
+        wb.RecoverySpec: spec | recovery,
         wb.SteerSpec: steer,
         wb.SweepSpec: steer | dict(strengths=POSITIVE | kind("-1", "[2, 3]", "[0.5]"), together=FLAG),
         wb.SearchSpec: steer
@@ -550,6 +582,19 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         ),
         EXPERIMENT | prompts | dict(ranking=NOTHING, spec=NONE, subject=kind("''")),
         prompt | {"ranking": "site"},
+    )
+    yield Group(
+        "recover",
+        wb.recover,
+        dict(
+            model=kit.model,
+            edit=kit.edit,
+            prompts=kit.zebra,
+            spec=wb.RecoverySpec(attacks=("completion",), **quick),
+            scorer=kit.scorer,
+        ),
+        EXPERIMENT | prompts | dict(edit=NOTHING, spec=NONE, subject=kind("''")),
+        prompt,
     )
     yield Group(
         "localizers",
@@ -850,8 +895,13 @@ def of_results(kit: Kit) -> Iterator[Group]:
     for name in ("curve", "areas"):
         own = dict(metric=NOTHING, level=average["level"], resamples=COUNT)
         yield Group(f"Faithfulness.{name}", getattr(faithful, name), {}, own)
-    yield Group("Comparison.best", kit.comparison.best, dict(localizer="one"), dict(localizer=NOTHING, width=COUNT))
     ends = dict(level=average["level"], resamples=COUNT)
+    yield Group("Recovery", wb.Recovery, {}, dict(data=NOTHING))
+    yield Group("Recovery.table", kit.recovered.table, {}, ends)
+    asked = dict(attack=NOTHING, metric=NOTHING) | ends
+    yield Group("Recovery.curve", kit.recovered.curve, dict(attack="completion"), asked)
+    yield Group("Recovery.half_back", kit.recovered.half_back, {}, dict(attack=NOTHING))
+    yield Group("Comparison.best", kit.comparison.best, dict(localizer="one"), dict(localizer=NOTHING, width=COUNT))
     yield Group("Comparison.table", kit.comparison.table, {}, ends)
     yield Group("Comparison.agreement", kit.comparison.agreement, {}, ends)
     phrase = {"phrase": "prompt"}
@@ -891,6 +941,13 @@ def of_plots(kit: Kit) -> Iterator[Group]:
     )
     yield Group("plot.ranks", plot.ranks, dict(comparison=kit.comparison), drawn | dict(comparison=NOTHING))
     yield Group("plot.agreement", plot.agreement, dict(comparison=kit.comparison), drawn | dict(comparison=NOTHING))
+    yield Group("plot.recovery", plot.recovery, dict(recovery=kit.recovered), drawn | dict(recovery=NOTHING))
+    yield Group(
+        "plot.recovery_curve",
+        plot.recovery_curve,
+        dict(recovery=kit.recovered, attack="completion"),
+        drawn | dict(recovery=NOTHING, attack=NOTHING),
+    )
     table = kit.sweep.table()
     yield Group(
         "plot.frontier",

@@ -295,6 +295,20 @@ def test_the_edit_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
         cli.main()
 
 
+def test_the_recover_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
+    edit = tmp_path / "erase.v2"
+    wb.edit.uce(wb.load(), {"a zebra": "a cow"}, tokens="all").save(edit)
+    asked = "--first 1 --attacks nearest_states --distances 0.2 inf --seeds 0 --redraws 1 --num-inference-steps 6"
+    words = ["workbench", "recover", "--edit", str(edit), "--out", str(tmp_path / "found"), *asked.split()]
+    monkeypatch.setattr("sys.argv", words)
+    cli.main()
+    assert "Recovery of 'zebra' (control 'giraffe')" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "found.csv")
+    assert table.setting.tolist() == ["distance 0.2", "distance inf", "any of these"]
+    assert {"unedited", "before", "after", "control", "random", "redrawn"} < set(table)
+    assert (tmp_path / "found.png").exists() and (tmp_path / "found_nearest_states.png").exists()
+
+
 def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
     options = prompt_to_prompt.P2POptions(
         studies=("swap", "refine", "reweight", "real"),

@@ -84,6 +84,7 @@ def test_every_public_function_is_in_a_group(kit):
 
 
 PLOTS = ("heatmap", "profile", "image_grid", "overlay", "ranks", "agreement", "frontier", "activation_difference")
+PLOTS += ("recovery", "recovery_curve")
 
 
 def test_the_fuzz_finds_what_it_looks_for():
@@ -157,6 +158,12 @@ edit --lam -1
 edit --tokens giraffe
 edit --preserve qux
 edit --seeds 0
+recover --edit qux
+recover --attacks qux
+recover --distances -1
+recover --template zebra
+recover --prompts qux
+recover --out /dev/null/out
 check --dtype int8
 check --height 3
 check --num-inference-steps 0

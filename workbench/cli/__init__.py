@@ -49,6 +49,10 @@ COMMANDS = {
         "workbench.cli.change:EditConcept",
         "Make words act as others by changing weights; write the edit, its LoRA where it can be one, and pictures before and after.",
     ),
+    "recover": Command(
+        "workbench.cli.recover:Recover",
+        "Attack an edited model: is a concept gone, or only hidden? Write OUT.png, OUT.csv and print every attack beside its controls.",
+    ),
     BENCHMARK: Command("", "Run a benchmark on the embedded model."),
     "gallery": Command(
         "workbench.cli.show:Gallery",

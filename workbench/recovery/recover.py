@@ -75,7 +75,7 @@ def recover(
     >>> spec = wb.RecoverySpec(attacks=("closed_form",), lams=(0.1,), distances=(0.2,), redraws=1, seeds=(0,))
     >>> found = wb.recover(model, erased, "a photo of a zebra", spec, subject="zebra")
     >>> dict(found.data.closed_form.sizes)
-    {'metric': 4, 'prompt': 1, 'seed': 1, 'asks': 3, 'lam': 1, 'distance': 1}
+    {'asks': 3, 'lam': 1, 'distance': 1, 'metric': 4, 'prompt': 1, 'seed': 1}
     """
     chosen, measures = PromptSet.of(prompts, subject=subject), Measures.of(scorer, model)
     recovering = Recovering(model, edit, spec or RecoverySpec(), chosen, measures, batch_size)

@@ -38,9 +38,9 @@ class Recovery:
     states went, |C' - C| / |C|.
 
     >>> list(recovered.data.data_vars)
-    ['unedited', 'before', 'redrawn', 'nearest_states', 'completion']
+    ['completion', 'nearest_states', 'unedited', 'before', 'redrawn']
     >>> recovered.concept, recovered.control
-    ('zebra', 'lion')
+    ('zebra', 'giraffe')
     """
 
     data: xr.Dataset
@@ -81,11 +81,11 @@ class Recovery:
         pictures of the edited model. The setting "any of these" counts images that any of an attack's settings brings back: compare it
         with `redrawn`, for it tried `tries` times.
 
-        >>> recovered.table(resamples=100)[["attack", "setting", "unedited", "before", "tries"]].head(3)
-                   attack        setting  unedited  before  tries
-        0  nearest_states   distance 0.2       1.0     0.0      1
-        1  nearest_states   distance inf       1.0     0.0      1
-        2  nearest_states  any of these       1.0     0.0      2
+        >>> recovered.table(resamples=100)[["attack", "setting", "unedited", "before", "after"]].head(3)
+                   attack       setting  unedited  before  after
+        0  nearest_states  distance 0.2       1.0     0.0    1.0
+        1  nearest_states    distance 9       1.0     0.0    1.0
+        2  nearest_states  any of these       1.0     0.0    1.0
         """
         concept = self.data.sel(metric="concept")
         common: dict[str, Any] = {name: float(concept[name].mean()) for name in ("unedited", "before")}
@@ -141,8 +141,8 @@ class Recovery:
         """The least budget of an attack behind which the concept is shown half as often as by the unedited model; NaN where none is
         enough.
 
-        >>> recovered.half_back("completion") in (0.25, 0.5, 0.75, 1.0)
-        True
+        >>> recovered.half_back("completion")  # with two steps, one of them
+        0.3
         """
         curve = self.curve(attack, resamples=2)
         half = float(self.data.unedited.sel(metric="concept").mean()) / 2

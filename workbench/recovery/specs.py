@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from workbench.arguments import Check, at_least_zero, line, numbers, one_of
+from workbench.arguments import Check, line, numbers, one_of
 from workbench.experiments.spec import Spec
 from workbench.inputs import count, number, shown, strings, text
 from workbench.schema import site_names, wholes
@@ -101,9 +101,10 @@ def attacks(value: Any, argument: str) -> tuple[str, ...]:
 def distances(value: Any, argument: str) -> tuple[float, ...]:
     """Numbers of at least 0, infinity among them."""
     given = value if isinstance(value, (list, tuple)) else [value]
-    if not given:
-        raise ValueError(f"{argument}={shown(value)} holds none: give at least one number")
-    return tuple(UNBOUNDED if each == UNBOUNDED else at_least_zero(each, argument) for each in given)
+    bounded = [each for each in given if not (isinstance(each, float) and each == UNBOUNDED)]
+    if bounded or not given:
+        numbers(bounded, argument, least=0)
+    return tuple(map(float, given))
 
 
 def template(value: Any, argument: str) -> str:
