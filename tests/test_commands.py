@@ -304,7 +304,7 @@ def test_the_recover_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
     cli.main()
     assert "Recovery of 'zebra' (control 'giraffe')" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "found.csv")
-    assert table.setting.tolist() == ["distance 0.2", "distance inf", "any of these"]
+    assert table.setting.tolist() == ["distance 0.2", "distance unbounded", "any of these"]
     assert {"unedited", "before", "after", "control", "random", "redrawn"} < set(table)
     assert (tmp_path / "found.png").exists() and (tmp_path / "found_nearest_states.png").exists()
 

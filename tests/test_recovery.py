@@ -176,7 +176,7 @@ def found(menagerie, tmp_path_factory):
 def test_what_was_hidden_comes_back_and_the_control_does_not(found):
     table = found[-1].table(resamples=50).set_index(["attack", "setting"])
     assert (table.unedited == 1).all() and (table.before == 0).all()  # never after alone
-    hidden = table.loc[[("nearest_states", "distance inf"), ("closed_form", "lam 0.001, distance inf")]]
+    hidden = table.loc[[("nearest_states", "distance unbounded"), ("closed_form", "lam 0.001, distance unbounded")]]
     assert (hidden.after == 1).all() and (hidden.control == 0).all() and (hidden.moved > 0).all()
     assert (table.after_low <= table.after).all() and (table.after <= table.after_high).all()
     assert table.loc["completion"].after.tolist() == [0, 1, 1]

@@ -18,7 +18,7 @@ from workbench.experiments.statistics import pareto
 from workbench.inputs import flag, number, shown, text
 from workbench.localize.compare import Comparison
 from workbench.pictures import as_array
-from workbench.recovery.results import BUDGETS, Recovery
+from workbench.recovery.results import BUDGETS, Recovery, said
 from workbench.steering.direction import DIRECTION, Direction
 
 LEAST = 0.05  # of an effect that gets a dot, in its own unit
@@ -368,7 +368,7 @@ def recovery_curve(
     for name, dash in (("unedited", "--"), ("before", ":")):
         value = float(recovery.data[name].sel(metric="concept").mean())
         ax.axhline(value, color=GREY, ls=dash, lw=1, zorder=0, label={"before": "edited"}.get(name, name))
-    place_names(ax, [f"{each:g}" for each in places], label=NAMES[budget])
+    place_names(ax, [said(each) for each in places], label=NAMES[budget])
     ax.set(ylim=(-0.03, 1.03), ylabel=f"share that shows {recovery.concept!r}", title=title or "")
     ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1, 1))
     return ax

@@ -96,8 +96,8 @@ class Recovery:
             cells = cells.dropna("setting", how="all")  # settings of other attacks
             own = [cells.isel(setting=i) for i in range(cells.sizes["setting"])]
             moved = self.data[name].sel(metric="moved") if "moved" in self.data.metric else None
-            said = [settings(each) for each in own]
-            for label, each in [*zip(said, own), *([(ANY, cells.max("setting"))] if len(own) > 1 else [])]:
+            labels = [settings(each) for each in own]
+            for label, each in [*zip(labels, own), *([(ANY, cells.max("setting"))] if len(own) > 1 else [])]:
                 found = estimate(each.sel(asks="concept"), level=level, resamples=resamples)
                 row = dict(attack=name, setting=label, **common)
                 row |= {"after": found.value, "after_low": found.low, "after_high": found.high}
@@ -157,7 +157,12 @@ class Recovery:
 
 def settings(cells: xr.DataArray) -> str:
     """What sets a try apart, in words."""
-    return ", ".join(f"{axis} {cells.coords[axis].item():g}" for axis in AXES if axis in cells.coords)
+    return ", ".join(f"{axis} {said(cells.coords[axis].item())}" for axis in AXES if axis in cells.coords)
+
+
+def said(budget: float) -> str:
+    """A budget as tables and figures say it."""
+    return "unbounded" if np.isinf(budget) else f"{budget:g}"
 
 
 def estimate(cells: xr.DataArray, *, level: float, resamples: int) -> Estimate:
