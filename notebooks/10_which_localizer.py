@@ -16,7 +16,7 @@
 # edit of chosen layers teaches the embedded model a new word, and then it is known which layers a localizer ought to
 # name. Three minutes on one core.
 #
-# The large comparison is `python -m workbench.studies.planted`: 29 such organisms, nine localizers, and words without
+# The large comparison is `python -m workbench.studies.planted`: 29 such organisms, eleven localizers, and words without
 # meaning to see what they say where there is nothing to find ([what it found](../figures/planted/README.md)).
 
 # %%
@@ -112,7 +112,7 @@ beyond.sort_values(ascending=False).head(3).round(2)
 # ## By which way does it reach the picture?
 # Path patching: restore the planted mlp, but let only what it does *through* chosen readers reach the picture. Through
 # the keys and values of all cross-attention layers it is the whole effect, through those of `up.3`, where style is drawn,
-# nearly so; through those of `up.2.2` alone it is a sixth.
+# nearly so; through those of `up.2.2` alone it is little.
 
 # %%
 clean = wb.World("clean", words[0], subject="sor")
