@@ -761,7 +761,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         dict(
             model=NOTHING,
             concept=WORD,
-            guide=NONE | WORD | kind("['qux']"),
+            guide=WORD | kind("['qux']"),
             sites=NOTHING,
             rank=COUNT,
             keep=NAMES | kind("[]"),

@@ -13,7 +13,6 @@ import workbench as wb
 from workbench import World
 from workbench.edit.closed_form import projection
 from workbench.edit.editors import gather
-from workbench.edit.erasing import subjects
 from workbench.edit.projections import miss
 from workbench.prompts import Prompt
 from workbench.sites import weight_of
@@ -277,7 +276,6 @@ def test_of_several_guides_the_one_is_taken_that_moves_what_is_kept_the_least(me
         own = change(apart[found.provenance["guide"]], site)
         assert torch.allclose(change(found, site), own, atol=1e-5 * own.abs().max())
     assert "budget" not in found.provenance and found.editor == "erase"
-    assert subjects("zebra")[:3] == ["giraffe", "lion", "elephant"] and subjects("A zebra")[2] == "an elephant"
     text = wb.edit.erase(menagerie, "a zebra", guides[0], sites="text_encoder.0.attention")
     assert text.sites == ("text_encoder.0.out",) and text.rank == 4
 
@@ -333,7 +331,7 @@ def test_an_erasure_is_lowered_until_what_is_kept_stays(menagerie):
         ),
         (
             "similarity=1.5: give a finite number, above 0 and at most 1",
-            lambda m: wb.edit.erase(m, "a zebra", similarity=1.5),
+            lambda m: wb.edit.erase(m, "a zebra", "a lion", similarity=1.5),
         ),
         (
             "similarity=1: at 0.0625 of its strength the edit of rank 1 still changes the 1 pictures of keep= to 0.9",

@@ -74,7 +74,7 @@ BENCHMARKS = {
             "erase",
             "erase:EraseOptions",
             "erase:main",
-            "Every subject erased, by what is left of it and what else changes.",
+            "Every subject erased to a guide that is chosen.",
         ),
         ("tasks", "edit_tasks:TasksOptions", "edit_tasks:main", "Erasing a subject, a style, changing a fact."),
         ("winter", "winter_setting:WinterOptions", "winter:main", "Steering towards winter by every method."),

@@ -1,8 +1,8 @@
-"""Does `wb.edit.erase` erase? `python -m workbench.studies.erase`.
+"""Is the guide free? `python -m workbench.studies.erase`.
 
-Each of the twelve subjects is erased as the function does when it is told nothing but the subject: to the guide that it chooses, with the
-contexts and the states to keep that come with the workbench. Measured on the swap benchmark's held-out wordings with the subject in
-them, and on its control prompts without those that say or show the subject. Whether the subject can be brought back is another
+Each of the twelve subjects is erased by `wb.edit.erase`, which is given all others as guides and chooses the one that moves the least,
+with the contexts and the states to keep that come with the workbench. Measured on the swap benchmark's held-out wordings with the
+subject in them, and on its control prompts without those that say or show it. Whether the subject can be brought back is another
 question. Finished cells are kept in `runs/`: a stopped study goes on with the same command.
 """
 
@@ -68,7 +68,8 @@ def measured(model: Model, options: EraseOptions) -> pd.DataFrame:
     """The table of all subjects, with the guide of each."""
     tables, every = [], []
     for subject in options.subjects or tuple(prompt_set("object").labels):
-        make = partial(edits.erase, model, with_article(subject))
+        guides = [with_article(other) for other in prompt_set("object").labels if other != subject]
+        make = partial(edits.erase, model, with_article(subject), guides)
         cells = EditCells(
             model,
             thinned(sets_of(subject), options.images),
@@ -81,9 +82,9 @@ def measured(model: Model, options: EraseOptions) -> pd.DataFrame:
             batch_size=options.batch_size,
         )
         rows = cells.table(options.runs / subject)
-        guides = {name: cells.edit(name).provenance["guide"] for name in cells.editors}
+        chosen = {name: cells.edit(name).provenance["guide"] for name in cells.editors}
         table = subject_table(rows, subject)
-        tables.append(table.assign(guide=table.editor.map(guides)))
+        tables.append(table.assign(guide=table.editor.map(chosen)))
         every.append(rows)
     return pd.concat([subject_table(pd.concat(every), EVERY), *tables]).round(4)
 
