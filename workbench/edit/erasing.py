@@ -1,6 +1,6 @@
 """Erase a concept with what works best here, within a budget of what may change beside it.
 
-edit = erase(model, "a zebra")  # the guide is chosen: "the guide is free"
+edit = erase(model, "a zebra", "a cow")
 edit = erase(model, "a zebra", "a cow", keep=prompts, similarity=0.95)  # as much of it as leaves these pictures alike
 """
 
