@@ -186,6 +186,20 @@ def test_what_was_hidden_comes_back_and_the_control_does_not(found):
     assert "nearest_states" in repr(found[-1])
 
 
+def test_on_the_unedited_model_the_control_shows_the_control_alone(found):
+    model, edit, *_ = found
+    few = dict(lams=(1e-3,), distances=(float("inf"),), redraws=1, seeds=(0, 1), num_inference_steps=5)
+    attacked = wb.recover(model, edit * 0, PROMPTS, wb.RecoverySpec(attacks=("closed_form",), **few)).data.closed_form
+    assert attacked.sel(metric="concept").mean("seed").sel(asks=["concept", "control"]).values.ravel().tolist() == [
+        1,
+        0,
+    ]
+    assert attacked.sel(metric="control").mean("seed").sel(asks=["concept", "control"]).values.ravel().tolist() == [
+        0,
+        1,
+    ]
+
+
 def test_it_goes_on_where_it_was_stopped_and_tells_other_edits(found, monkeypatch):
     model, edit, spec, folder, results = found
     monkeypatch.setattr("workbench.engine.batch.Batch.traced", None)  # nothing is drawn again
