@@ -4,13 +4,14 @@ A causal trace of 200 prompts and 4 seeds stands for the population: small studi
 counted how often the 95 % interval of `workbench.effects` holds the population's effect. Then the same for p-values: the signs of whole
 prompts' effects are exchanged at random, so that no site has an effect, and it is counted how often one is found.
 
-Writes `coverage.csv` (a row for each size of study and metric), `coverage_sites.csv` (for each site too), `false_alarms.csv` and
-`coverage.png`. Finished prompts are kept in `runs/coverage`, which several processes may fill together. `--redraw` draws from the tables
-in `--out`.
+Writes `coverage.csv` (a row for each size of study, metric and sort of interval), `coverage_sites.csv` (for each site too),
+`false_alarms.csv` and `coverage.png`. Finished prompts are kept in `runs/coverage`, which several processes may fill together.
+`--redraw` draws from the tables in `--out`.
 """
 
 import random
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,6 +20,7 @@ import pandas as pd
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
+from scipy import stats
 from scipy.special import logit
 
 import workbench as wb
@@ -29,6 +31,8 @@ from workbench.menagerie.world import sample_scene
 from workbench.progress import Bar
 
 SIZES = ((6, 1), (6, 2), (12, 1), (12, 2), (24, 1), (24, 2))  # prompts and seeds of a small study
+KEYS = ["metric", "interval", "prompts", "seeds"]
+INTERVALS = ("percentile", "expanded")
 METRICS = ("probability", "log_odds")
 LEAST = 1e-6  # probabilities are kept this far from 0 and 1 where their log-odds are taken
 NOMINAL, PASSES = 0.95, (0.90, 0.98)
@@ -118,25 +122,42 @@ def drawn(population: xr.Dataset, prompts: int, seeds: int, rng: np.random.Gener
     return one.assign_coords(prompt=np.arange(prompts))
 
 
+def expanded(prompts: int) -> float:
+    """The level at which percentiles of so few prompts' bootstrap are as wide as Student's t asks (Hesterberg 2015, The American
+    Statistician 69, section 5.3): a bootstrap's spread is too small by sqrt((n - 1) / n), and its tails are the normal distribution's."""
+    t = stats.t.ppf((1 + NOMINAL) / 2, prompts - 1)
+    return float(1 - 2 * stats.norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t))
+
+
+def level_of(interval: str, prompts: int) -> float:
+    return expanded(prompts) if interval == "expanded" else NOMINAL
+
+
 def coverage(population: xr.Dataset, studies: int) -> pd.DataFrame:
-    """How often a site's interval holds the population's effect, by size of study and metric; missed below, and above."""
+    """How often a site's interval holds the population's effect, lies below or above it, by interval, size of study and metric.
+
+    interval: "percentile", as `effects` has it, or "expanded", the same at the level that so few prompts ask for.
+    """
     rows = []
-    with Bar(len(METRICS) * len(SIZES) * studies, "coverage", unit="study") as bar:
-        for metric in METRICS:
+    with Bar(len(INTERVALS) * len(METRICS) * len(SIZES) * studies, "coverage", unit="interval") as bar:
+        for metric, interval in product(METRICS, INTERVALS):
             everything = measured(population, metric)
             by_seed = single(everything).mean(["prompt", "draw"])
             for prompts, seeds in SIZES:
+                level = level_of(interval, prompts)
                 rng, ends, truth = np.random.default_rng((prompts, seeds)), [], []
                 for _ in range(studies):
                     one = drawn(everything, prompts, seeds, rng)
-                    effects = wb.effects(one, metric)
+                    effects = wb.effects(one, metric, level=level)
                     ends.append([effects[f"indirect_effect_{end}"].values.ravel() for end in ("low", "high")])
                     # an interval over one seed speaks of that seed
                     spoken_of = by_seed.sel(seed=one.seed) if seeds == 1 else by_seed
                     truth.append(spoken_of.mean("seed").values)
                     bar.update(1)
                 (low, high), known = np.array(ends).swapaxes(0, 1), np.array(truth)
-                about = dict(metric=metric, prompts=prompts, seeds=seeds, site=population.site.values)
+                about = dict(
+                    metric=metric, interval=interval, prompts=prompts, seeds=seeds, site=population.site.values
+                )
                 about |= dict(effect=by_seed.mean("seed").values, covered=((low <= known) & (known <= high)).mean(0))
                 about |= dict(
                     too_low=(high < known).mean(0), too_high=(low > known).mean(0), width=(high - low).mean(0)
@@ -154,12 +175,10 @@ def single(population: xr.Dataset) -> xr.DataArray:
 def summary(sites: pd.DataFrame) -> pd.DataFrame:
     """Over sites: the mean coverage, the least and the most covered, how many are between 0.90 and 0.98."""
     rows = []
-    for (metric, prompts, seeds), of in sites.groupby(["metric", "prompts", "seeds"], sort=False):
+    for key, of in sites.groupby(KEYS, sort=False):
         rows.append(
             dict(
-                metric=metric,
-                prompts=prompts,
-                seeds=seeds,
+                **dict(zip(KEYS, key)),
                 covered=of.covered.mean(),
                 least=of.covered.min(),
                 most=of.covered.max(),
@@ -214,7 +233,7 @@ def figure(table: pd.DataFrame, alarms: pd.DataFrame) -> Figure:
     labels = [f"{prompts} prompts, {seeds} seed{'s' if seeds > 1 else ''}" for prompts, seeds in SIZES]
     for number, (metric, label) in enumerate(zip(METRICS, ("probability", "log-odds"))):
         at = np.arange(len(SIZES)) + 0.2 * (number - 0.5)
-        rows = table[table.metric == metric]
+        rows = table[(table.metric == metric) & (table.interval == "percentile")]
         intervals(axes[0], at, rows.covered, rows.least, rows.most, lying=True, color=COLOURS[number], label=label)
         rows = alarms[alarms.metric == metric]
         ends = rows.best_p_low, rows.best_p_high
