@@ -27,8 +27,8 @@ QUICK = {
     "06": {"SEEDS": (0,), "STEPS": 3, "INNER": 1},
     "07": {"SEEDS": [0], "STEPS": 1, "EVERY": 20},
     "08": {"PROMPTS": 4, "STEPS": 2, "PAIRS": 2},
-    "10": {"PROMPTS": 1, "STEPS": 1},
     "09": {"EVERY": 20, "IMAGES": 2, "STEPS": 1, "BEGINS": ("a photo of a",)},
+    "10": {"PROMPTS": 1, "STEPS": 1},
 }
 
 
