@@ -158,7 +158,7 @@ def asked(
 def single_effects(data: xr.Dataset, metric: str) -> xr.DataArray:
     """Indirect effects of single images, (prompt, seed, site), heads as sites of their own."""
     if metric == "log_odds" and "restored" in data:
-        chosen = measured_by(data, "probability").map(lambda p: logit(p.clip(LEAST, 1 - LEAST)))
+        chosen = measured_by(data, "probability").map(log_odds)
     else:
         chosen = measured_by(data, metric)
     effect = chosen.attributed if "attributed" in chosen else chosen.restored - chosen.corrupted
@@ -169,6 +169,11 @@ def single_effects(data: xr.Dataset, metric: str) -> xr.DataArray:
         names = [f"{site}[{head}]" for site, head in effect.unit.values]
         effect = effect.drop_vars(["unit", "site", "head"]).rename(unit="site").assign_coords(site=names)
     return effect.transpose("prompt", "seed", "site")
+
+
+def log_odds(probability: xr.DataArray) -> xr.DataArray:
+    """In nats, of probabilities that are kept a little away from 0 and 1."""
+    return logit(probability.clip(LEAST, 1 - LEAST))
 
 
 def attributed(found: xr.Dataset, form: str) -> xr.DataArray:

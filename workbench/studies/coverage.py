@@ -21,7 +21,6 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
-from scipy.special import logit
 
 import workbench as wb
 from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, save
@@ -29,12 +28,12 @@ from workbench.experiments.statistics import share
 from workbench.menagerie.captions import caption
 from workbench.menagerie.world import sample_scene
 from workbench.progress import Bar
+from workbench.studies.attribution import log_odds
 
 SIZES = ((6, 1), (6, 2), (12, 1), (12, 2), (24, 1), (24, 2))  # prompts and seeds of a small study
 KEYS = ["metric", "interval", "prompts", "seeds"]
 INTERVALS = ("percentile", "expanded")
 METRICS = ("probability", "log_odds")
-LEAST = 1e-6  # probabilities are kept this far from 0 and 1 where their log-odds are taken
 NOMINAL, PASSES = 0.95, (0.90, 0.98)
 ALPHA = 0.05
 
@@ -109,7 +108,7 @@ def measured(population: xr.Dataset, metric: str) -> xr.Dataset:
     """The population on the probability or its log-odds, as the metric that `effects` is asked for."""
     chosen = population.sel(metric=["probability"])
     if metric == "log_odds":
-        chosen = chosen.map(lambda p: logit(p.clip(LEAST, 1 - LEAST)), keep_attrs=True)
+        chosen = chosen.map(log_odds, keep_attrs=True)
     return chosen.assign_coords(metric=[metric])
 
 

@@ -152,13 +152,15 @@ def unasked(options: PlantedOptions, question: Question) -> list[str]:
 
 
 def kept(options: PlantedOptions, question: Question, kind: str) -> pd.DataFrame:
-    """The rows of a part so far."""
+    """The rows of a part so far, as texts: they are written again as they stand."""
+    path = part_file(options, question, kind)
+    return pd.DataFrame() if path is None else pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def part_file(options: PlantedOptions, question: Question, kind: str) -> Path | None:
+    """A part's file, where it has rows: nulls are not edited, and their file of edits has no columns."""
     path = options.runs / f"{question.part}-{kind}.csv"
-    # nulls are not edited: their file of edits has no columns
-    full = path.exists() and path.stat().st_size > 1
-    return (
-        pd.read_csv(path, dtype=str, keep_default_na=False) if full else pd.DataFrame()
-    )  # written again as they stand
+    return path if path.exists() and path.stat().st_size > 1 else None
 
 
 _asker: "Asker"
@@ -380,8 +382,7 @@ def judged(scores: xr.DataArray, layers: Sequence[str]) -> dict[str, Any]:
 
 def parts(options: PlantedOptions, kind: str) -> Iterator[pd.DataFrame]:
     for question in questions(options):
-        path = options.runs / f"{question.part}-{kind}.csv"
-        if path.exists() and path.stat().st_size > 1:
+        if (path := part_file(options, question, kind)) is not None:
             yield pd.read_csv(path)
 
 

@@ -35,6 +35,7 @@ PAIRS = (
     ("elephant", "flamingo"),
     ("camel", "zebra"),
 )
+REFLECTED = "reflect, rank 1"
 RANKS = (1, 2, 4, 8, None)
 EVERY = "all pairs"
 COLUMNS = ["pair", "editor", "rank", "measure", "value", "low", "high", "n"]
@@ -96,7 +97,7 @@ def editors(model: Model, pair: tuple[str, str], every: int = 1) -> dict[str, Ed
 
     oblique = partial(edits.oblique, model, first, second, sites=ALL, templates=templates, corpus=[*kept, *guides])
     made: dict[str, Callable[[], Edit]] = {f"swap, {rank_name(rank)}": partial(swap, rank) for rank in RANKS}
-    made["reflect, rank 1"] = partial(reflect, 1)
+    made[REFLECTED] = partial(reflect, 1)
     made |= {f"oblique, {rank_name(rank)}": partial(oblique, rank=rank) for rank in (1, 4)}
     return {name: Editor(make) for name, make in made.items()}
 
@@ -144,14 +145,11 @@ def measured(model: Model, options: RankOptions) -> pd.DataFrame:
         rows = cells.table(options.runs / "-".join(pair)).assign(pair=name)
         tables.append(pair_table(rows, name))
         every.append(rows)
-        for editor in (name for name in made if name.startswith("reflect")):
-            edit = cells.edit(editor)
-            value = edit.provenance["miss"]["text states"]
-            tables.append(
-                pd.DataFrame([dict(pair=name, editor=editor, rank=edit.rank, measure="miss", value=value)]).reindex(
-                    columns=COLUMNS
-                )
-            )
+        edit = cells.edit(REFLECTED)
+        miss = dict(
+            pair=name, editor=REFLECTED, rank=edit.rank, measure="miss", value=edit.provenance["miss"]["text states"]
+        )
+        tables.append(pd.DataFrame([miss]).reindex(columns=COLUMNS))
     return pd.concat([pair_table(pd.concat(every), EVERY), *tables]).round(4)
 
 
@@ -176,8 +174,8 @@ def overview(table: pd.DataFrame) -> Figure:
         ax.set(ylim=(-0.03, 1.03), xlabel="rank of the change", title=title)
     axes[0].set_ylabel("share of images")
     axes[1].legend(*axes[0].get_legend_handles_labels(), loc="upper right")
-    missed = pick("miss", ["reflect, rank 1"]).set_index("pair").value
-    swapped = pick("swapped", ["reflect, rank 1"]).set_index("pair").reindex(missed.index)
+    missed = pick("miss", [REFLECTED]).set_index("pair").value
+    swapped = pick("swapped", [REFLECTED]).set_index("pair").reindex(missed.index)
     for pair, colour in zip(missed.index, COLOURS):
         row = swapped.loc[[pair]]
         intervals(axes[2], [missed[pair]], row.value, row.low, row.high, color=colour)
