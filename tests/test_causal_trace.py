@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 import workbench as wb
 from workbench import Prompt, PromptSet, TraceSpec, causal_trace, effects
@@ -213,17 +214,17 @@ def made(clean, corrupted, restored) -> xr.Dataset:
 
 def test_effects_are_signed_means_with_intervals():
     rng = np.random.default_rng(0)
-    clean, corrupted = np.full((12, 4), 0.9), rng.normal(0.1, 0.02, (12, 3, 4))
-    restored = np.stack([corrupted + 0.4, corrupted - 0.05, corrupted + rng.normal(0, 0.05, (12, 3, 4))], -1)
+    clean, corrupted = np.full((12, 4), 0.9), rng.normal(0.6, 0.02, (12, 3, 4))
+    restored = np.stack([corrupted + 0.25, corrupted - 0.45, corrupted + rng.normal(0, 0.05, (12, 3, 4))], -1)
     restored[0, ..., 1] = np.nan
     found = effects(made(clean, corrupted, restored), "probability")
     assert np.isclose(found.total_effect, (clean[:, None] - corrupted).mean())
-    assert np.allclose(found.indirect_effect[:2], [0.4, -0.05]) and found.significant.values.tolist() == [
+    assert np.allclose(found.indirect_effect[:2], [0.25, -0.45]) and found.significant.values.tolist() == [
         True,
         True,
         False,
     ]
-    assert np.isclose(found.recovery[0], 0.4 / found.total_effect) and found.prompts.values.tolist() == [12, 11, 12]
+    assert np.isclose(found.recovery[0], 0.25 / found.total_effect) and found.prompts.values.tolist() == [12, 11, 12]
     assert (found.indirect_effect_low <= found.indirect_effect + 1e-9).all() and (
         found.indirect_effect <= found.indirect_effect_high + 1e-9
     ).all()
@@ -310,16 +311,21 @@ def test_the_command_line_tells_errors_and_stops_in_one_line(tmp_path, monkeypat
 
 
 def test_effects_near_one_reach_as_far_as_few_prompts_cannot_see():
-
     axes = {"metric": ["probability", "similarity"], "prompt": range(6), "seed": range(2)}
     clean = xr.DataArray(np.full((2, 6, 2), 0.995), axes, list(axes))
     corrupted = 0.005 * clean.expand_dims(draw=[0])
     restored = xr.concat([clean, 0.5 + 0 * clean], "site").assign_coords(site=["a", "b"]).expand_dims(draw=[0])
     trace = xr.Dataset({"clean": clean, "corrupted": corrupted, "restored": restored})
-    found, plain = (effects(trace, metric, resamples=50) for metric in ("probability", "similarity"))
-    unseen = 1 - 0.025 ** (1 / 6)  # Clopper & Pearson's of none in six prompts
-    assert float(found.total_effect_low) == pytest.approx(0.99 - unseen * 1.99, abs=1e-3)
-    assert float(found.indirect_effect_low.sel(site="a")) == pytest.approx(0.99 - unseen * 1.99, abs=1e-3)
-    assert float(found.indirect_effect_low.sel(site="b")) == pytest.approx(0.495, abs=1e-3)  # not at a bound
+    found, plain = (effects(trace, metric, resamples=4000) for metric in ("probability", "similarity"))
+    unseen = stats.beta.ppf(
+        0.975, 0.5, 6
+    )  # the share that Jeffreys' interval leaves for what none of six prompts showed
+    corrupted = 0.005 * 0.995  # on average: where an unseen prompt's effect can fall to, below 0
+    assert float(found.total_effect_low) == pytest.approx(0.99 - unseen * (0.99 + corrupted), abs=0.02)
+    assert float(found.indirect_effect_low.sel(site="a")) == pytest.approx(float(found.total_effect_low))
+    b = found.sel(site="b")
+    assert float(b.indirect_effect_low) == pytest.approx(0.495 - unseen * (0.495 + corrupted), abs=0.02)
+    assert float(b.indirect_effect_high) == pytest.approx(0.495 + unseen * (1 - corrupted - 0.495), abs=0.02)
+    assert float(b.recovery_low) == pytest.approx(float(b.indirect_effect_low) / 0.99, abs=1e-3)
     assert float(plain.total_effect_low) == pytest.approx(0.99, abs=1e-3)  # no probability
     assert found.p.dims == ("site",) and found.p.min() == 2 / 2**6

@@ -20,7 +20,14 @@ def test_a_share_has_wilsons_interval():
 
 def test_a_mean_is_scipys_and_constant_ones_have_no_spread():
     values = np.random.default_rng(3).normal(size=30)
-    own = stats.bootstrap((values,), np.mean, rng=0, n_resamples=2000, method="percentile").confidence_interval
+    own = stats.bootstrap(
+        (values,),
+        np.mean,
+        rng=0,
+        n_resamples=2000,
+        method="percentile",
+        confidence_level=statistics.expanded(0.95, 30),
+    ).confidence_interval
     assert statistics.mean(values) == pytest.approx((values.mean(), own.low, own.high))
     assert statistics.mean(pd.Series(values), resamples=9999) != statistics.mean(values)
     assert statistics.mean([0.25] * 5) == (0.25, 0.25, 0.25) == statistics.mean([0.25])
@@ -144,21 +151,42 @@ def test_intervals_of_probabilities_at_a_bound_cover_the_truth(rate, count):
         return np.where(rng.random(size) < rate, rng.beta(200, 1, size), rng.beta(1, 20, size))
 
     truth = study(10**6).mean()
-    found = [statistics.mean(study(count), resamples=300, bounds=(0, 1)) for _ in range(300)]
+    found = [statistics.mean(study(count), bounds=(0, 1)) for _ in range(200)]
     assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.9
     if rate in (0.99, 0.97):  # what the bootstrap alone would do
         plain = [statistics.mean(study(count), resamples=300) for _ in range(100)]
         assert np.mean([each.low <= truth <= each.high for each in plain]) < 0.7
 
 
-def test_away_from_a_bound_an_interval_is_the_bootstraps():
-    values = np.random.default_rng(3).uniform(0, 1, size=30)
-    assert statistics.mean(values, bounds=(0, 1)) == statistics.mean(values)
-    alike = statistics.mean([1.0] * 12, bounds=(0, 1))
-    exact = stats.binomtest(12, 12).proportion_ci(method="exact")
-    assert alike == pytest.approx((1, exact.low, exact.high))
-    low, high = statistics.unseen_ends(np.array([[0.01, 0.5, np.nan], [0.0, 0.01, np.nan]]), (0, 1))
-    assert np.isnan(low[1:]).all() and low[0] < 0.005 < high[0] < 1
+def test_expanded_percentiles_are_as_wide_as_students():
+    """By hand: the normal quantile times the bootstrap's own spread, s sqrt((n - 1) / n), is t times s."""
+    for count in (3, 6, 24):
+        level = statistics.expanded(0.95, count)
+        wide = stats.norm.ppf((1 + level) / 2) * np.sqrt((count - 1) / count)
+        assert wide == pytest.approx(stats.t.ppf(0.975, count - 1))
+    assert statistics.expanded(0.95, 1) == 0.95 and statistics.expanded(0.9, 10**6) == pytest.approx(0.9, abs=1e-4)
+
+
+def test_with_half_a_unit_unseen_shares_lie_between_jeffreys_and_clopper_and_pearson():
+    for hits in (0, 1, 6, 11, 12):
+        value, low, high = statistics.mean([1.0] * hits + [0.0] * (12 - hits), bounds=(0, 1), resamples=50000)
+        jeffreys = stats.beta.ppf([0.025, 0.975], hits + 0.5, 12 - hits + 0.5)
+        exact = stats.binomtest(hits, 12).proportion_ci(method="exact")
+        if hits < 12:
+            assert jeffreys[1] - 0.005 <= high <= exact.high
+        if hits:
+            assert exact.low <= low <= jeffreys[0] + 0.005
+        if hits in (0, 12):  # what no unit showed has a share of the beta distribution's tail
+            unseen = stats.beta.ppf(0.975, 0.5, 12)
+            assert (value, low, high) == pytest.approx((0, 0, unseen) if hits == 0 else (1, 1 - unseen, 1), abs=0.005)
+
+
+def test_the_unit_that_was_not_seen_is_where_it_is_told_and_missing_ones_are_nowhere():
+    units = np.array([[0.2, np.nan, np.nan], [0.2, 0.4, np.nan]])
+    means = statistics.unseen_means(units, np.array([1.0, 1.0, 1.0]), 4000)
+    assert np.isnan(means[:, 2]).all() and (means[:, :2] > np.array([0.2, 0.4])).all() and (means[:, :2] <= 1).all()
+    weights = (means[:, :2] - [0.2, 0.4]) / [0.8, 0.6]  # of the unseen: half of 2.5 units, half of 1.5
+    assert weights.mean(0) == pytest.approx([0.5 / 2.5, 0.5 / 1.5], abs=0.01)
 
 
 def test_a_mean_without_places_has_a_p_value_too():

@@ -17,7 +17,8 @@ from workbench.experiments.statistics import (
     chance_of_means,
     crossed_weights,
     ends,
-    unseen_ends,
+    expanded,
+    unseen_means,
     weighted_means,
 )
 from workbench.experiments.store import Store, as_store
@@ -191,7 +192,7 @@ def effects(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> xr.Dataset:
-    """Average effects of a trace or an attribution, with percentile bootstrap intervals.
+    """Average effects of a trace or an attribution, with intervals.
 
     trace: `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed), `restored` (metric, prompt, draw, seed,
     ...), or, of `attribute`, `attributed`, an indirect effect to first order. Returns, in the metric's unit: `total_effect`
@@ -202,10 +203,11 @@ def effects(
     windows, heads) is compared with the largest where signs of whole prompts are flipped, so that `p` of the best site is right
     although it was picked, while one in twenty sites of no effect may be `significant`; over n prompts it is at least 2 / 2^n.
 
-    Prompts and seeds are resampled as crossed factors, draws of noise within their prompt. Where a probability's effect is within 0.05
-    of 1 (or of -1) in every prompt, its interval reaches as far as what so many prompts cannot have seen (Clopper & Pearson; see
-    `experiments.statistics`), which resampling does not know. An axis that `over` leaves out
-    stays; one of length 1 adds no uncertainty, so an interval over one prompt speaks of that prompt alone.
+    Intervals are over prompts, of one prompt over its seeds. Those of probabilities and shares of images are a Bayesian bootstrap of the
+    prompts and of half a one that was not seen, whose restored image shows nothing, or everything; those of other metrics resample prompts
+    and seeds as crossed factors, draws of noise within their prompt, at the level that so few prompts ask for
+    (`experiments.statistics`; how often they hold: figures/coverage). An axis that `over` leaves out stays; an interval over one prompt
+    speaks of that prompt alone.
 
     Raises KeyError for a metric that the trace lacks.
 
@@ -219,61 +221,55 @@ def effects(
     single = chosen.attributed if "attributed" in chosen else chosen.restored - chosen.corrupted
     contrasts = {"total_effect": chosen.clean - chosen.corrupted, "indirect_effect": single}
     attrs = trace.attrs | {"metric": metric}
-    return averages(
-        contrasts,
-        "recovery",
-        over=over,
-        level=level,
-        resamples=resamples,
-        attrs=attrs,
-        bounds=difference_bounds(metric),
-    )
+    against = dict.fromkeys(contrasts, chosen.corrupted)
+    return averages(contrasts, "recovery", against=against, over=over, level=level, resamples=resamples, attrs=attrs)
 
 
-def difference_bounds(metric: str) -> tuple[float, float] | None:
-    """Of a difference of two values of a metric, where it is a probability or a share."""
-    return (-1.0, 1.0) if UNITS.get(metric.removeprefix("target_")) in ("probability", "share of images") else None
+def bounded(metric: str) -> bool:
+    """Whether a metric's values lie between 0 and 1: a probability or a share."""
+    return UNITS.get(metric.removeprefix("target_")) in ("probability", "share of images")
 
 
 def averages(
     contrasts: Mapping[str, xr.DataArray],
     ratio: str = "",
     *,
+    against: Mapping[str, xr.DataArray] = {},
+    falls: bool = False,
     over: tuple[str, ...] = ("prompt", "draw", "seed"),
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     attrs: Mapping[str, Any],
-    bounds: tuple[float, float] | None = None,
 ) -> xr.Dataset:
     """Means of contrasts, intervals as `effects` says; the last says what is significant.
 
-    ratio: name of the ratio of two contrasts, the total and that of single sites. bounds: of single values, where they have any: means
-    whose units all lie at a bound have wider intervals (`statistics.unseen_ends`). Raises ValueError where `over` names none
-    of the axes.
+    ratio: name of the ratio of two contrasts, the total and that of single sites. against: what contrasts are taken from, nothing where
+    left out; falls: the contrasts are what falls from there, not what rises. Both say, of values between 0 and 1, where one that was not
+    seen may lie. Raises ValueError where `over` names none of the axes.
     """
     *total, single = contrasts
     given, over = over, tuple(axis for axis in over if axis in contrasts[single].dims)
     if not over:
         raise ValueError(f"over={given}: the scores have the axes {contrasts[single].dims}; name what to average over")
-    weights = crossed_weights(contrasts[single], over, resamples)
     parts = dict(contrasts)
     if ratio:  # of the prompts that have the target
         parts["comparable"] = contrasts[total[0]].where(contrasts[single].notnull())
     means = {name: cells.mean(over) for name, cells in parts.items()}
-    drawn = {name: weighted_means(cells, weights, over) for name, cells in parts.items()}
-    for values in (means, drawn) if ratio else ():
+    if bounded(attrs["metric"]):
+        low, high, at = *_with_unseen(parts, means, against, falls, over, resamples), level
+    else:
+        weights = crossed_weights(contrasts[single], over, resamples)
+        low = {name: weighted_means(cells, weights, over) for name, cells in parts.items()}
+        unit, units = _units(contrasts[single], over)
+        high, at = dict(low), expanded(level, units.sizes[unit])
+    for values in (means, low, high) if ratio else ():
         whole = values.pop("comparable")
         values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
     found = dict(means)
-    for name, resampled in drawn.items():
-        resampled = resampled.transpose("resample", ...)
-        for end, each in zip(("low", "high"), ends(resampled.values, level)):
-            found[f"{name}_{end}"] = resampled[0].copy(data=each)
-    for name, cells in contrasts.items() if bounds is not None else ():
-        low, high = _unseen(cells, over, bounds, level)
-        for end, unseen, further in (("low", low, np.fmin), ("high", high, np.fmax)):
-            own = found[f"{name}_{end}"]
-            found[f"{name}_{end}"] = own.copy(data=further(own.values, unseen.transpose(*own.dims).values))
+    for name, mean in means.items():
+        for end, drawn, of_two in (("low", low[name], 0), ("high", high[name], 1)):
+            values = ends(drawn.transpose("resample", *mean.dims).values, at)[of_two]
+            found[f"{name}_{end}"] = mean.copy(data=values)
     found["p"] = _chance(contrasts[single], over)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]
@@ -283,22 +279,40 @@ def averages(
     return xr.Dataset(found, attrs={**attrs, **about, "unit": UNITS.get(metric, metric)})
 
 
+def _with_unseen(
+    parts: Mapping[str, xr.DataArray],
+    means: Mapping[str, xr.DataArray],
+    against: Mapping[str, xr.DataArray],
+    falls: bool,
+    over: Sequence[str],
+    resamples: int,
+) -> list[dict[str, xr.DataArray]]:
+    """Resampled means of contrasts of values between 0 and 1, (resample, ...), with a unit that was not seen: at its least, at its most.
+
+    What a contrast is taken from is in that unit as it is on average, and so is the total that a ratio compares with.
+    """
+    drawn: list[dict[str, xr.DataArray]] = [{}, {}]
+    for name, cells in parts.items():
+        mean, base = means[name], xr.DataArray(0.0)
+        if name in against:
+            base = against[name].mean([axis for axis in over if axis in against[name].dims])
+        least, most = (base - 1, base) if falls else (-base, 1 - base)
+        if name == "comparable":
+            least = most = mean
+        unit, units = _units(cells, [axis for axis in over if axis in cells.dims])
+        flat = units.transpose(unit, *mean.dims).values.reshape(units.sizes[unit], -1)
+        least, most = mean.where(mean < least, least), mean.where(mean > most, most)  # of first order they lie anywhere
+        for values, unseen in zip(drawn, (least, most)):
+            each = unseen_means(flat, unseen.transpose(*mean.dims).values.ravel(), resamples)
+            values[name] = mean.expand_dims(resample=resamples).copy(data=each.reshape(resamples, *mean.shape))
+    return drawn
+
+
 def _units(cells: xr.DataArray, over: Sequence[str]) -> tuple[str, xr.DataArray]:
     """What is independent among what is averaged over: prompts; seeds, where prompts stay apart or there is one. And means of them."""
     several = [axis for axis in OVER if axis in over and cells.sizes[axis] > 1]
     unit = (several or [axis for axis in OVER if axis in over] or list(over))[0]
     return unit, cells.mean([axis for axis in over if axis != unit])
-
-
-def _unseen(
-    cells: xr.DataArray, over: Sequence[str], bounds: tuple[float, float], level: float
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """`statistics.unseen_ends` of means over some axes."""
-    unit, units = _units(cells, [axis for axis in over if axis in cells.dims])
-    units = units.transpose(unit, ...)
-    low, high = unseen_ends(units.values.reshape(len(units), -1), bounds, level)
-    one = units.isel({unit: 0}, drop=True)
-    return one.copy(data=low.reshape(one.shape)), one.copy(data=high.reshape(one.shape))
 
 
 def _chance(cells: xr.DataArray, over: Sequence[str]) -> xr.DataArray:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from workbench.arguments import checked, fit, instance_of, line, one_of, prompt_set
-from workbench.experiments.results import averages, difference_bounds, measured_by, scores
+from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
 from workbench.experiments.store import Store
 from workbench.inputs import count, shown, text
@@ -78,7 +78,7 @@ class LocoGen:
         level: float = LEVEL,
         resamples: int = RESAMPLES,
     ) -> xr.Dataset:
-        """Direct effect of each window, with bootstrap intervals over prompts and seeds.
+        """Direct effect of each window, with intervals over prompts and seeds.
 
         direction: "min" asks how far the prompt's own attribute falls, "max" how far the target's rises (the paper takes the
         first for style and objects, the second for facts). `direct_effect` is that fall or rise against the unaltered run,
@@ -96,11 +96,20 @@ class LocoGen:
         widths = self.data.width.values.tolist()
         width = widths[0] if width is None and len(widths) == 1 else width
         name, contrasts = self._contrasts(metric, direction)
+        against = dict.fromkeys(contrasts, measured_by(self.data, name).clean)
         if width is not None:
             contrasts["direct_effect"] = _only(contrasts["direct_effect"], {"width": width})
         attrs = self.data.attrs | {"metric": name, "direction": direction}
-        bounds = difference_bounds(metric)
-        effects = averages(contrasts, "share", over=over, level=level, resamples=resamples, attrs=attrs, bounds=bounds)
+        effects = averages(
+            contrasts,
+            "share",
+            against=against,
+            falls=direction == "min",
+            over=over,
+            level=level,
+            resamples=resamples,
+            attrs=attrs,
+        )
         if width is None:
             return effects
         starts = [self.layers.index(site) for site in effects.site.values]

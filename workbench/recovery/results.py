@@ -14,10 +14,7 @@ from workbench.experiments.statistics import (
     LEVEL,
     RESAMPLES,
     Estimate,
-    crossed_weights,
-    ends,
-    unseen_ends,
-    weighted_means,
+    mean,
 )
 from workbench.recovery.specs import ATTACKS
 
@@ -166,12 +163,9 @@ def said(budget: float) -> str:
 
 
 def estimate(cells: xr.DataArray, *, level: float, resamples: int) -> Estimate:
-    """The mean over prompts and seeds with its interval, which knows of what so few prompts cannot have seen (`unseen_ends`)."""
-    drawn = weighted_means(cells, crossed_weights(cells, OVER, resamples), OVER)
-    low, high = (float(end) for end in ends(drawn.values, level))
+    """The mean over prompts and seeds with its interval, which knows of what so few prompts cannot have shown (`unseen_means`)."""
     units = cells.mean("seed") if cells.sizes["prompt"] > 1 else cells.mean("prompt")
-    (least,), (most,) = unseen_ends(units.values[:, None], (0.0, 1.0), level)
-    return Estimate(float(cells.mean()), float(np.fmin(low, least)), float(np.fmax(high, most)))
+    return mean(units.values, level=level, resamples=resamples, bounds=(0.0, 1.0))
 
 
 def _mean(cells: xr.DataArray, asks: str) -> float:

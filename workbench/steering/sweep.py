@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.arguments import Check, checked, fit, instance_of, numbers, prompt_set
-from workbench.experiments.results import averages, difference_bounds, measured_by, scores
+from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, pareto
 from workbench.experiments.store import Store
 from workbench.inputs import text
@@ -85,8 +85,8 @@ class Sweep:
         by = measured_by(self.data, metric)
         contrasts = {"value": by.steered, "change": by.steered - by.unsteered}
         attrs = self.data.attrs | {"metric": metric}
-        bounds = difference_bounds(metric)
-        return averages(contrasts, over=over, level=level, resamples=resamples, attrs=attrs, bounds=bounds)
+        against = {"change": by.unsteered}
+        return averages(contrasts, against=against, over=over, level=level, resamples=resamples, attrs=attrs)
 
     @checked(concept=text, fidelity=text)
     def table(self, concept: str = "concept_similarity", fidelity: str = "similarity") -> pd.DataFrame:

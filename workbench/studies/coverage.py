@@ -4,7 +4,8 @@ A causal trace of 200 prompts and 4 seeds stands for the population: small studi
 counted how often the 95 % interval of `workbench.effects` holds the population's effect. Then the same for p-values: the signs of whole
 prompts' effects are exchanged at random, so that no site has an effect, and it is counted how often one is found.
 
-Writes `coverage.csv` (a row for each size of study, metric and sort of interval), `coverage_sites.csv` (for each site too),
+Bootstraps stand beside it. Writes `coverage.csv` (a row for each size of study, metric and sort of interval),
+`coverage_sites.csv` (for each site too),
 `false_alarms.csv` and `coverage.png`. Finished prompts are kept in `runs/coverage`, which several processes may fill together.
 `--redraw` draws from the tables in `--out`.
 """
@@ -20,11 +21,10 @@ import pandas as pd
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
-from scipy import stats
 
 import workbench as wb
 from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, save
-from workbench.experiments.statistics import share
+from workbench.experiments.statistics import ends, expanded, resampled_means, share
 from workbench.menagerie.captions import caption
 from workbench.menagerie.world import sample_scene
 from workbench.progress import Bar
@@ -32,7 +32,7 @@ from workbench.studies.attribution import log_odds
 
 SIZES = ((6, 1), (6, 2), (12, 1), (12, 2), (24, 1), (24, 2))  # prompts and seeds of a small study
 KEYS = ["metric", "interval", "prompts", "seeds"]
-INTERVALS = ("percentile", "expanded")
+INTERVALS = ("effects", "percentile", "expanded")
 METRICS = ("probability", "log_odds")
 NOMINAL, PASSES = 0.95, (0.90, 0.98)
 ALPHA = 0.05
@@ -121,21 +121,20 @@ def drawn(population: xr.Dataset, prompts: int, seeds: int, rng: np.random.Gener
     return one.assign_coords(prompt=np.arange(prompts))
 
 
-def expanded(prompts: int) -> float:
-    """The level at which percentiles of so few prompts' bootstrap are as wide as Student's t asks (Hesterberg 2015, The American
-    Statistician 69, section 5.3): a bootstrap's spread is too small by sqrt((n - 1) / n), and its tails are the normal distribution's."""
-    t = stats.t.ppf((1 + NOMINAL) / 2, prompts - 1)
-    return float(1 - 2 * stats.norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t))
-
-
-def level_of(interval: str, prompts: int) -> float:
-    return expanded(prompts) if interval == "expanded" else NOMINAL
+def ends_of(study: xr.Dataset, metric: str, interval: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals of a small study's effects, (site,): as `workbench.effects` has them, or percentiles of the bootstrap."""
+    if interval == "effects":
+        effects = wb.effects(study, metric)
+        return effects.indirect_effect_low.values.ravel(), effects.indirect_effect_high.values.ravel()
+    level = expanded(NOMINAL, study.sizes["prompt"]) if interval == "expanded" else NOMINAL
+    return ends(resampled_means(single(study)).mean("draw").transpose("resample", "site").values, level)
 
 
 def coverage(population: xr.Dataset, studies: int) -> pd.DataFrame:
     """How often a site's interval holds the population's effect, lies below or above it, by interval, size of study and metric.
 
-    interval: "percentile", as `effects` has it, or "expanded", the same at the level that so few prompts ask for.
+    interval: "effects", as `workbench.effects` has it; "percentile", of the bootstrap over prompts and seeds; "expanded", the same
+    at the level that so few prompts ask for, which is what `effects` does for metrics that have no bounds.
     """
     rows = []
     with Bar(len(INTERVALS) * len(METRICS) * len(SIZES) * studies, "coverage", unit="interval") as bar:
@@ -143,17 +142,15 @@ def coverage(population: xr.Dataset, studies: int) -> pd.DataFrame:
             everything = measured(population, metric)
             by_seed = single(everything).mean(["prompt", "draw"])
             for prompts, seeds in SIZES:
-                level = level_of(interval, prompts)
-                rng, ends, truth = np.random.default_rng((prompts, seeds)), [], []
+                rng, both, truth = np.random.default_rng((prompts, seeds)), [], []
                 for _ in range(studies):
                     one = drawn(everything, prompts, seeds, rng)
-                    effects = wb.effects(one, metric, level=level)
-                    ends.append([effects[f"indirect_effect_{end}"].values.ravel() for end in ("low", "high")])
+                    both.append(ends_of(one, metric, interval))
                     # an interval over one seed speaks of that seed
                     spoken_of = by_seed.sel(seed=one.seed) if seeds == 1 else by_seed
                     truth.append(spoken_of.mean("seed").values)
                     bar.update(1)
-                (low, high), known = np.array(ends).swapaxes(0, 1), np.array(truth)
+                (low, high), known = np.array(both).swapaxes(0, 1), np.array(truth)
                 about = dict(
                     metric=metric, interval=interval, prompts=prompts, seeds=seeds, site=population.site.values
                 )
@@ -232,11 +229,11 @@ def figure(table: pd.DataFrame, alarms: pd.DataFrame) -> Figure:
     labels = [f"{prompts} prompts, {seeds} seed{'s' if seeds > 1 else ''}" for prompts, seeds in SIZES]
     for number, (metric, label) in enumerate(zip(METRICS, ("probability", "log-odds"))):
         at = np.arange(len(SIZES)) + 0.2 * (number - 0.5)
-        rows = table[(table.metric == metric) & (table.interval == "percentile")]
+        rows = table[(table.metric == metric) & (table.interval == "effects")]
         intervals(axes[0], at, rows.covered, rows.least, rows.most, lying=True, color=COLOURS[number], label=label)
         rows = alarms[alarms.metric == metric]
-        ends = rows.best_p_low, rows.best_p_high
-        intervals(axes[1], at, rows.best_p, *ends, lying=True, color=COLOURS[number], label=label)
+        of_best = rows.best_p_low, rows.best_p_high
+        intervals(axes[1], at, rows.best_p, *of_best, lying=True, color=COLOURS[number], label=label)
     axes[0].axvspan(*PASSES, color=GREY, alpha=0.15, linewidth=0)
     axes[0].axvline(NOMINAL, color=GREY, ls="--", lw=1)
     axes[1].axvline(ALPHA, color=GREY, ls="--", lw=1)

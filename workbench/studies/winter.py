@@ -13,7 +13,7 @@ import xarray as xr
 
 from workbench.drawing import save
 from workbench.experiments.results import averages, measured_by
-from workbench.experiments.statistics import ends, resampled_means, share
+from workbench.experiments.statistics import ends, resampled_means
 from workbench.pictures import as_pil
 from workbench.steering.experiment import STEERED, UNSTEERED, Steered, SteerSpec, Variant
 from workbench.studies import winter_figures
@@ -39,10 +39,6 @@ def method_table(data: xr.Dataset, metrics: Sequence[str] = METRICS) -> pd.DataF
         rows.append(found[names].to_dataframe().reset_index()[[*axes, *names]].assign(metric=metric))
     whole = pd.concat(rows, ignore_index=True).rename(columns={"value_low": "low", "value_high": "high"})
     whole = whole.assign(n=data.sizes["prompt"] * data.sizes["seed"])
-    for i in whole.index[
-        (whole.metric == "concept") & whole.value.isin((0, 1))
-    ]:  # no resample of such images shows any spread
-        whole.loc[i, ["low", "high"]] = share([bool(whole.value[i])] * data.sizes["prompt"])[1:]
     return whole[[*[c for c in ("variant", "factor") if c in whole], "metric", "value", "low", "high", "n"]].round(4)
 
 
@@ -51,7 +47,8 @@ def against(data: xr.Dataset, a: str, b: str, metrics: Sequence[str] = METRICS) 
     rows = []
     for metric in metrics:
         scores = measured_by(data, metric)[STEERED]
-        found = averages({"value": scores.sel(variant=a) - scores.sel(variant=b)}, attrs={"metric": metric})
+        first, second = (scores.sel(variant=name, drop=True) for name in (a, b))
+        found = averages({"value": first - second}, against={"value": second}, attrs={"metric": metric})
         low, high = float(found.value_low), float(found.value_high)
         rows.append(dict(variant=f"{a} minus {b}", metric=metric, value=float(found.value), low=low, high=high))
     return pd.DataFrame(rows).assign(n=data.sizes["prompt"] * data.sizes["seed"]).round(4)
