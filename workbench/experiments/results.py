@@ -337,10 +337,10 @@ def strongest(found: xr.Dataset) -> pd.DataFrame:
     """
     effect, ratio = found.attrs["effect"], found.attrs["ratio"]
     names = [f"{name}{end}" for name in filter(None, (effect, ratio)) for end in ("", "_low", "_high")]
-    table = found[[*names, "significant", "prompts"]].to_dataframe().reset_index().dropna(subset=[effect])
+    table = found[[*names, "significant", "p", "prompts"]].to_dataframe().reset_index().dropna(subset=[effect])
     order = np.argsort(-table[effect].abs(), kind="stable")
     places = [axis for axis in PLACES if axis in table]
-    return table.iloc[order][[*places, *names, "significant", "prompts"]].reset_index(drop=True)
+    return table.iloc[order][[*places, *names, "significant", "p", "prompts"]].reset_index(drop=True)
 
 
 def from_table(

@@ -46,6 +46,7 @@ class AgreementOptions:
     num_inference_steps: int = 12
     widths: tuple[int, ...] = (1, 2)
     batch_size: int = 32
+    device: str = "cpu"
     runs: Path = Path("runs/agreement")
     out: Path = Path("runs/figures")
     redraw: bool = False
@@ -59,7 +60,7 @@ def main(options: AgreementOptions):
 
 
 def measure(options: AgreementOptions):
-    model, scorer = load(), Scorer()
+    model, scorer = load(device=options.device), Scorer(device=options.device)
     compared: dict[str, Comparison] = {}
     found: dict[str, LocoGen] = {}
     searches = []

@@ -38,6 +38,7 @@ class SurveyOptions:
     noise_multiple: float = 6.0
     num_inference_steps: int = 12
     batch_size: int = 32
+    device: str = "cpu"
     runs: Path = Path("runs/survey")
     out: Path = Path("runs/figures")
     redraw: bool = False
@@ -51,7 +52,7 @@ def main(options: SurveyOptions):
 
 
 def measure(options: SurveyOptions):
-    model, scorer = load(), Scorer()
+    model, scorer = load(device=options.device), Scorer(device=options.device)
     found: dict[tuple[str, str], xr.Dataset] = {}
     for part, sites in SITES.items():
         for attribute in options.attributes:
