@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from scipy.special import logit
 
 from workbench.drawing import COLOURS, GREY, WIDTH, house, save
-from workbench.experiments.results import measured_by
+from workbench.experiments.results import averages, measured_by
 from workbench.experiments.statistics import ends, mean, resampled_means, share, spearman
 from workbench.localize.attribution import NOISE, attribute
 from workbench.localize.causal_trace import causal_trace
@@ -194,8 +194,9 @@ def compared(exact: xr.Dataset, found: xr.Dataset, form: str) -> dict[str, float
         row |= {name: spearman(truth.mean(["prompt", "seed"]), guesses[0]), f"{name}_low": low, f"{name}_high": high}
     truth = single_effects(exact, "probability")
     average = truth.mean(["prompt", "seed"]).values
-    low, high = ends(resampled_means(truth).transpose("resample", "site").values)
-    alike, apart = np.equal(np.sign(average), np.sign(guesses[0])), np.logical_or(low > 0, high < 0)
+    against = {"effect": measured_by(exact, "probability").corrupted.mean("draw")}
+    apart = averages({"effect": truth}, against=against, attrs={"metric": "probability"}).significant.values
+    alike = np.equal(np.sign(average), np.sign(guesses[0]))
     prompts = [spearman(a, b) for a, b in zip(truth.mean("seed").values, guess.mean("seed").values)]
     return row | {
         "spearman_in_a_prompt": float(np.mean(prompts)),
