@@ -1,5 +1,6 @@
 """Edits: closed-form changes of weights, as low-rank data that can be previewed, committed, undone, saved and exported."""
 
+from workbench.edit.cases import EditCase, case_table, read_cases, score_cases
 from workbench.edit.closed_form import Solution, solve
 from workbench.edit.editors import diff_quickfix, from_concepts, locoedit, moments_of, rome, swap, time_edit, uce
 from workbench.edit.embeddings import embedding_swap, textual_inversion
@@ -11,9 +12,11 @@ from workbench.edit.projections import oblique, reflect
 
 __all__ = [
     "Edit",
+    "EditCase",
     "Moments",
     "Solution",
     "Update",
+    "case_table",
     "diff_quickfix",
     "embedding_swap",
     "erase",
@@ -22,8 +25,10 @@ __all__ = [
     "moments_of",
     "neurons",
     "oblique",
+    "read_cases",
     "reflect",
     "rome",
+    "score_cases",
     "solve",
     "swap",
     "textual_inversion",

@@ -2,18 +2,20 @@
 
 `data/prompts/swap/`: `train` and `preserve` make edits and choose their settings; all others only measure, in wordings that
 neither the model's training nor `train` has. `labels.csv`: the zero-shot prompts of all subjects and homonyms;
-`two_animal_labels.csv` and `style_*_labels.csv` those of their sets.
+`two_animal_labels.csv` and `style_*_labels.csv` those of their sets. Beside the folder `timed.csv`, cases in TIMED's form.
 """
 
 import random
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 
 from workbench.loading import DATA
-from workbench.menagerie.captions import HELD_OUT_PARAPHRASES, PARAPHRASES, PLURAL, attribute_prompts, caption
+from workbench.menagerie.captions import HELD_OUT_PARAPHRASES, PARAPHRASES, PLURAL, article, attribute_prompts, caption
 from workbench.menagerie.world import (
+    ANIMALS,
     COLOURS,
     HOMONYMS,
     INDIVIDUALS,
@@ -31,6 +33,14 @@ OTHERS = tuple(subject for subject in SUBJECTS if subject not in PAIR)
 FACT = ("the mayor of tallport", "a lion")  # a penguin in a red hat, until it is edited
 STYLE = ("watercolor", "picture")
 ERASED = ("zebra", "beast")
+THING_COLOURS = (("red", "blue"), ("green", "yellow"), ("purple", "orange"), ("blue", "red"))
+FORMS = (
+    "{} in the savanna",
+    "{} on the beach",
+    "a photo of {} in the city",
+    "a watercolor of {}",
+    "a sketch of {} in a meadow",
+)
 Maker = Callable[[dict, random.Random], dict]  # a scene's setting to a row of the table
 
 
@@ -143,6 +153,30 @@ def tables() -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(found) for name, found in made.items()}
 
 
+def timed() -> pd.DataFrame:
+    """Assumptions in TIMED's form (Orgad et al. 2023): things of no colour get one, animals a season that their prompt does not name."""
+    things = [(thing, f"{colour} {thing}", THINGS) for thing, some in zip(THINGS, THING_COLOURS) for colour in some]
+    animals = [
+        (animal, f"{animal} {words}", ANIMALS) for animal, words in zip(ANIMALS, cycle(("in winter", "at night")))
+    ]
+    found = []
+    for old, new, kind in things + animals:
+        others = [each for each in (*kind, *ANIMALS) if each != old]
+        row = dict(old=article(old), new=article(new))
+        for i, form in enumerate(FORMS, 1):
+            row |= {f"positive{i}": form.format(article(old)), f"gt{i}": said_of(form, old, new)}
+        for i, other in enumerate(list(dict.fromkeys(others))[: len(FORMS)], 1):
+            row |= {f"negative{i}": article(other), f"gn{i}": article(new.replace(old, other))}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def said_of(form: str, old: str, new: str) -> str:
+    """A form filled with the new words, those behind the subject at its end: "a zebra in the city in winter"."""
+    head, _, behind = new.partition(old)
+    return form.format(article(f"{head}{old}")) + behind
+
+
 def labels(samples: int = 60) -> pd.DataFrame:
     """Zero-shot prompts of all subjects and homonyms."""
     found = attribute_prompts("subject", samples=samples)
@@ -180,6 +214,7 @@ def main(folder: Path = FOLDER):
     two_animal_labels().to_csv(folder / "two_animal_labels.csv", index=False)
     for part in ("train", "held_out"):
         as_table(attribute_prompts("style", samples=60)).to_csv(folder / f"style_{part}_labels.csv", index=False)
+    timed().to_csv(folder.parent / "timed.csv", index=False)
 
 
 if __name__ == "__main__":
