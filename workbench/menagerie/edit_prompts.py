@@ -33,6 +33,7 @@ OTHERS = tuple(subject for subject in SUBJECTS if subject not in PAIR)
 FACT = ("the mayor of tallport", "a lion")  # a penguin in a red hat, until it is edited
 STYLE = ("watercolor", "picture")
 ERASED = ("zebra", "beast")
+COMPOSED = ("cow", Thing("hydrant", "red"))  # the second shall stand beside the first wherever that is named
 THING_COLOURS = (("red", "blue"), ("green", "yellow"), ("purple", "orange"), ("blue", "red"))
 FORMS = (
     "{} in the savanna",
@@ -123,6 +124,19 @@ def style(words: str, replacement: str, *, holdout: bool) -> Maker:
     return make
 
 
+def composed(name: str, other: Thing, *, holdout: bool) -> Maker:
+    def make(setting: dict, rng: random.Random) -> dict:
+        text = caption(Scene(name, **setting), rng, paraphrase=0, holdout=holdout)
+        return dict(
+            prompt=text,
+            subject=name,
+            value=name,
+            replacement=f"{name} next to {article(f'{other.colour} {other.subject}')}",
+        )
+
+    return make
+
+
 def tables() -> dict[str, pd.DataFrame]:
     """Every set by name; none shares a prompt with another."""
     taken: set[str] = set()
@@ -149,6 +163,14 @@ def tables() -> dict[str, pd.DataFrame]:
     ]
     made["control"] += [
         row for name in others for row in rows(f"control {name}", 5, individual(name, holdout=True), taken)
+    ]
+    made["compose_train"] = rows("compose train", 100, composed(*COMPOSED, holdout=False), taken)
+    made["compose_held_out"] = rows("compose", 100, composed(*COMPOSED, holdout=True), taken)
+    made["compose_control"] = [
+        row
+        for name in SUBJECTS
+        if name not in (COMPOSED[0], COMPOSED[1].subject)
+        for row in rows(f"compose control {name}", 10, subject(name, holdout=True), taken)
     ]
     return {name: pd.DataFrame(found) for name, found in made.items()}
 
@@ -202,6 +224,22 @@ def two_animal_labels(samples: int = 60) -> pd.DataFrame:
     return as_table(found)
 
 
+def compose_labels(samples: int = 30) -> pd.DataFrame:
+    """Zero-shot prompts of every subject alone, and of every other one beside the hydrant."""
+    rng, (_, beside), found = random.Random("compose labels"), COMPOSED, {}
+    for name in SUBJECTS:
+        for i in range(samples):
+            scene = sample_scene(rng)
+            setting = dict(scene=scene.scene, season=scene.season, style=scene.style)
+            colour = rng.choice(COLOURS) if name in THINGS else None
+            shown = {name: Scene(name, colour, **setting)}
+            if name != beside.subject:
+                shown[f"{name} and {beside.subject}"] = Scene(name, colour, beside=beside, **setting)
+            for label, each in shown.items():
+                found.setdefault(label, []).append(caption(each, random.Random(i), paraphrase=0))
+    return as_table(found)
+
+
 def as_table(found: dict) -> pd.DataFrame:
     return pd.DataFrame([dict(label=value or "none", text=text) for value, texts in found.items() for text in texts])
 
@@ -212,6 +250,8 @@ def main(folder: Path = FOLDER):
         table.to_csv(folder / f"{name}.csv", index=False)
     labels().to_csv(folder / "labels.csv", index=False)
     two_animal_labels().to_csv(folder / "two_animal_labels.csv", index=False)
+    for part in ("train", "held_out", "control"):
+        compose_labels().to_csv(folder / f"compose_{part}_labels.csv", index=False)
     for part in ("train", "held_out"):
         as_table(attribute_prompts("style", samples=60)).to_csv(folder / f"style_{part}_labels.csv", index=False)
     timed().to_csv(folder.parent / "timed.csv", index=False)
