@@ -772,6 +772,32 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         ),
         named,
     )
+    pairs = {"a car at night": "a red car at night"}
+    case = wb.edit.EditCase("a car", "a red car", pairs, {"a house": "a red house"})
+    yield Group(
+        "edit.EditCase",
+        wb.edit.EditCase,
+        dict(old="a car", new="a red car", positives=pairs, negatives=pairs),
+        dict(old=WORD, new=WORD, positives=NOTHING, negatives=NOTHING),
+    )
+    yield Group("edit.read_cases", wb.edit.read_cases, {}, dict(path=NONE))
+    yield Group(
+        "edit.score_cases",
+        wb.edit.score_cases,
+        dict(
+            model=model,
+            editor=lambda model, old, new: kit.edit,
+            cases=case,
+            scorer=kit.scorer,
+            seeds=(0,),
+            num_inference_steps=1,
+        ),
+        EXPERIMENT | SETTINGS | dict(editor=NOTHING, cases=NONE, seeds=SEEDS),
+    )
+    table = pd.DataFrame(
+        [dict(case=0, measure=each, unedited=0, edited=1) for each in ("efficacy", "generality", "specificity")]
+    )
+    yield Group("edit.case_table", wb.edit.case_table, dict(rows=table), dict(rows=NOTHING))
     yield Group(
         "edit.neurons",
         wb.edit.neurons,

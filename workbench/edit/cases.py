@@ -5,8 +5,9 @@ rows = score_cases(model, lambda model, old, new: uce(model, {old: new}), cases)
 case_table(rows)
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +26,14 @@ from workbench.metrics import Measures
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.scorer import Scorer, default_scorer
+from workbench.tables import read_table
 
 CASES = DATA / "prompts" / "timed.csv"
 EFFICACY, GENERALITY, SPECIFICITY = "efficacy", "generality", "specificity"
+POSITIVE, NEGATIVE = (
+    ("positive", "gt"),
+    ("negative", "gn"),
+)  # columns of prompts, and of what their pictures would be of
 MEASURES = (EFFICACY, GENERALITY, SPECIFICITY)
 EXAMPLE = "wb.edit.EditCase('a car', 'a red car', positives={'a car at night': 'a red car at night'}, negatives={'a house': 'a red house'})"
 Editor = Callable[[Model, str, str], Edit]
@@ -35,12 +41,25 @@ Editor = Callable[[Model, str, str], Edit]
 
 def pairs_of_texts(value: Any, argument: str) -> tuple[tuple[str, str], ...]:
     """Texts and their counterparts, of a mapping or of pairs."""
-    pairs = list(value.items()) if hasattr(value, "items") else list(value)
-    if not pairs or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    several = isinstance(pairs, (list, tuple)) and pairs
+    if not several or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise ValueError(
             f"{argument}={shown(value)}: give a mapping of prompts to what the edit would make of them, as {EXAMPLE}"
         )
     return tuple((text(prompt, argument), text(other, argument)) for prompt, other in pairs)
+
+
+def editor_of_cases(value: Any, argument: str) -> "Editor":
+    """A function of model, old and new."""
+    try:
+        signature(function(value, argument)).bind("model", "old", "new")
+    except TypeError:
+        raise ValueError(
+            f"{argument}={shown(value)} cannot be called with model, old and new; give a function of these three, such as "
+            "lambda model, old, new: wb.edit.uce(model, {old: new})"
+        ) from None
+    return value
 
 
 @dataclass(frozen=True)
@@ -84,43 +103,41 @@ def some_cases(value: Any, argument: str) -> tuple[EditCase, ...]:
 def read_cases(path: str | Path | None = None) -> tuple[EditCase, ...]:
     """Cases of a file in TIMED's form: a CSV with columns old, new, positive1, gt1, positive2, ..., negative1, gn1, ...
 
-    path: the embedded model's cases when left out. Raises ValueError for columns that lack their counterpart or a row that lacks a text.
+    path: the embedded model's cases when left out. Raises FileNotFoundError for no such file, ValueError for columns that lack their
+    counterpart, for a row that lacks a text, and for what is no table.
 
     >>> cases = wb.edit.read_cases()
     >>> len(cases), cases[0].old, cases[0].new, cases[0].positives[0]
     (16, 'a car', 'a red car', ('a car in the savanna', 'a red car in the savanna'))
     """
-    table = pd.read_csv(path or CASES, dtype=str, keep_default_na=False)
-    columns = {
-        kind: [name for name in table if name.removeprefix(kind).isdecimal()]
-        for kind in ("positive", "gt", "negative", "gn")
-    }
-    wanted = [*(f"gt{name.removeprefix('positive')}" for name in columns["positive"])]
-    wanted += [f"gn{name.removeprefix('negative')}" for name in columns["negative"]]
-    missing = [name for name in ("old", "new", *wanted) if name not in table]
-    if missing or not columns["positive"] or not columns["negative"]:
-        raise ValueError(
-            f"path={str(path)!r} has the columns {', '.join(table)}: a file in TIMED's form has old, new, positive1, gt1, ..., "
-            "negative1, gn1, ..." + (f"; it lacks {', '.join(missing)}" if missing else "")
-        )
-    cases = []
-    for number, row in enumerate(table.to_dict("records")):
-        if empty := [
-            name
-            for name in ("old", "new", *columns["positive"], *columns["negative"], *wanted)
-            if not row[name].strip()
-        ]:
+    table = read_table(Path(path or CASES), ("old", "new", "positive1", "gt1", "negative1", "gn1"))
+    numbered = {kind: numbers_of(table.columns, kind) for kind in (*POSITIVE, *NEGATIVE)}
+    for asked, target in (POSITIVE, NEGATIVE):
+        if numbered[asked] != numbered[target]:
             raise ValueError(
-                f"path={str(path)!r}, case {number}, {row['old']!r}: {', '.join(empty)} is empty; fill it, or leave out the case"
+                f"{table.path}: each column {asked}N wants a {target}N beside it; it has {', '.join(table.columns)}"
             )
-        positives = [(row[name], row[f"gt{name.removeprefix('positive')}"]) for name in columns["positive"]]
-        negatives = [(row[name], row[f"gn{name.removeprefix('negative')}"]) for name in columns["negative"]]
-        cases.append(EditCase(row["old"], row["new"], tuple(positives), tuple(negatives)))
-    return tuple(cases)
+    table.require_values(*table.columns)
+    return tuple(
+        EditCase(
+            row["old"],
+            row["new"],
+            *(
+                tuple((row[f"{asked}{n}"], row[f"{target}{n}"]) for n in numbered[asked])
+                for asked, target in (POSITIVE, NEGATIVE)
+            ),
+        )
+        for row in table.rows
+    )
+
+
+def numbers_of(columns: Sequence[str], kind: str) -> list[str]:
+    """The numbers behind a kind of column, in order."""
+    return sorted((name.removeprefix(kind) for name in columns if name.removeprefix(kind).isdecimal()), key=int)
 
 
 @checked(
-    editor=function,
+    editor=editor_of_cases,
     cases=some_cases,
     scorer=optional(instance_of("workbench.scorer:Scorer")),
 )
