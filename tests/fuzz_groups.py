@@ -780,7 +780,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         dict(old="a car", new="a red car", positives=pairs, negatives=pairs),
         dict(old=WORD, new=WORD, positives=NOTHING, negatives=NOTHING),
     )
-    yield Group("edit.read_cases", wb.edit.read_cases, {}, dict(path=NONE))
+    yield Group("edit.read_cases", wb.edit.read_cases, {}, dict(path=NONE | kind("folder")))
     yield Group(
         "edit.score_cases",
         wb.edit.score_cases,
