@@ -17,18 +17,7 @@ ROUNDING = 1e-4  # of the tables themselves, which keep four digits
 PRINTED = {
     "causal_trace": {"0.81 (0.60 to 0.95)", "0.62 (0.36 to 0.85)", "0.17 (0.04 to 0.32)"},
     "prompt_to_prompt": {"0.05 (0.00 to 0.13)", "0.03 (0.00 to 0.08)"},
-    "winter": {  # on the tuning prompts, and at last what steering one half gave
-        "0.83 (0.67 to 1.00)",
-        "0.94 (0.83 to 1.00)",
-        "0.94 (0.82 to 1.00)",
-        "0.96 (0.91 to 1.00)",
-        "0.61 (0.39 to 0.83)",
-        "0.95 (0.88 to 1.00)",
-        "0.89 (0.72 to 1.00)",
-        "0.99 (0.97 to 1.00)",
-        "0.83 (0.70 to 0.97)",
-        "0.80 (0.63 to 0.93)",
-    },
+    "winter": {"0.83 (0.67 to 0.95)", "0.80 (0.63 to 0.92)"},  # at last what steering one half gave
 }
 
 

@@ -26,6 +26,7 @@ from workbench.scorer import Scorer
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "position")
 EFFECT = "indirect_effect"
+TOTAL = ("total_effect", "total_effect_low", "total_effect_high")
 SITES = {"text": ("text_encoder.*.{attention,mlp,hidden}",), "unet": ("unet.*.{resnet,self,cross}",)}
 
 
@@ -74,7 +75,7 @@ def measure(options: SurveyOptions):
             )
             found[part, attribute] = effects(trace, "probability")
     tables = [
-        strongest(effect).assign(attribute=attribute, total_effect=float(effect.total_effect))
+        strongest(effect).assign(attribute=attribute, **{name: float(effect[name]) for name in TOTAL})
         for (_, attribute), effect in found.items()
     ]
     options.out.mkdir(parents=True, exist_ok=True)
