@@ -51,7 +51,7 @@ def test_the_demo_draws_its_heatmaps(tmp_path, capsys):
 
 def test_the_survey_draws_both_figures_and_keeps_every_number(tmp_path):
     options = survey.SurveyOptions(
-        attributes=("style", "season"), prompts=2, seeds=1, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path
+        attributes=("style", "season"), prompts=1, seeds=1, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path
     )
     survey.main(options)
     table = pd.read_csv(tmp_path / "causal_trace.csv")
@@ -232,7 +232,7 @@ def test_the_winter_benchmark_reports_every_method(tmp_path):
         num_inference_steps=1,
         prompts=2,
         strengths=(0.02,),
-        trials=6,
+        trials=3,
         batch_size=32,
     )
     winter.main(options)

@@ -52,7 +52,7 @@ def failures(test: doctest.DocTest) -> str:
     return "".join(said)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def namespace() -> dict:
     """What all examples begin with, as `help(workbench)` says."""
     begun = example("workbench", wb, {})
