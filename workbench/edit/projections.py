@@ -171,7 +171,9 @@ def projected(
     pairs = as_pairs(dict([words]), contexts() if templates is None else templates)
     for name, value in (("floor", floor), ("resist", resist)):
         if corpus is not None and value == math.inf:
-            raise ValueError(f"corpus= has no effect with {name}=math.inf, a projection that looks at nothing kept; leave one of them out")
+            raise ValueError(
+                f"corpus= has no effect with {name}=math.inf, a projection that looks at nothing kept; leave one of them out"
+            )
     warn_of_untrained(model, words, f"{editor}(...)", 3)
     prompts = general(kept_words) if corpus is None else corpus
     found, diagnostics, misses = [], {}, {}
@@ -205,7 +207,11 @@ def projected(
         "tokens": tokens,
         "floor": floor if math.isfinite(floor) else "infinite",
         "resist": resist if math.isfinite(resist) else "infinite",
-        "corpus": None if math.inf in (floor, resist) else repr(corpus) if isinstance(corpus, Moments) else list(prompts),
+        "corpus": None
+        if math.inf in (floor, resist)
+        else repr(corpus)
+        if isinstance(corpus, Moments)
+        else list(prompts),
         "prompts": [[pair.prompt, pair.subject, pair.replacement] for pair in pairs],
     }
     about |= {"miss": misses} if editor == "reflect" else {}

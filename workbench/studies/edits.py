@@ -13,7 +13,7 @@ from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
-from workbench.experiments.statistics import Estimate
+from workbench.experiments.statistics import mean, share
 from workbench.metrics import Measures, pixel_distance
 from workbench.models import Model
 from workbench.progress import Bar
@@ -24,7 +24,9 @@ from workbench.text import replace_words
 UNEDITED = "unedited"
 CEILING = "told the other"  # the unedited model, given the prompt with the other words
 
-Measure = Callable[[str, pd.DataFrame], "tuple[Estimate, int] | None"]  # of a set's name and an editor's rows on it
+Measure = Callable[
+    [str, pd.DataFrame], pd.Series | None
+]  # of a set's name and an editor's rows on it: a value an image
 
 
 @dataclass(frozen=True)
@@ -186,15 +188,16 @@ def silent(name: str, words: Sequence[str]) -> list[Prompt]:
 def cell_rows(rows: pd.DataFrame, measures: Mapping[str, Measure]) -> pd.DataFrame:
     """One row for each editor, set and measure: value, 95 % interval, number of images.
 
-    measures: by name, of one editor's rows on one set; None where it says nothing of that set.
+    measures: by name, what each picture of an editor on a set counts, None where that says nothing: shares where it is true or false,
+    else means.
     """
     found = []
     for (editor, name), cell in rows.groupby(["editor", "set"], sort=False):
         about = dict(editor=editor, set=name, rank=int(cell["rank"].max()))
         for measure, of in measures.items():
-            if (estimated := of(name, cell)) is not None:
-                estimate, n = estimated
-                found.append(about | dict(measure=measure, n=n) | estimate._asdict())
+            if (values := of(name, cell)) is not None:
+                estimate = share(values) if values.dtype == bool else mean(values)
+                found.append(about | dict(measure=measure, n=len(values)) | estimate._asdict())
     return pd.DataFrame(found)
 
 

@@ -168,8 +168,9 @@ def _do(job: Job):
 def rows_of(options: HiddenOptions, *kinds: str) -> list[dict]:
     """Rows of the finished jobs of these kinds, in the jobs' order."""
     chosen = [job for job in jobs(options) if job.kind in kinds]
-    order = {job.editor: place for place, job in enumerate(sorted(chosen, key=lambda job: job.kind, reverse=True))}
-    paths = [options.runs / f"{job.name}.csv" for job in sorted(chosen, key=lambda job: order[job.editor])]
+    order = list(dict.fromkeys(job.editor for job in jobs(options) if job.kind != "learned"))
+    chosen.sort(key=lambda job: (order.index(job.editor), -kinds.index(job.kind))) if "grid" not in kinds else None
+    paths = [options.runs / f"{job.name}.csv" for job in chosen]
     return [row for path in paths if path.exists() for row in pd.read_csv(path).to_dict("records")]
 
 
@@ -233,7 +234,9 @@ class Worker:
         rows = cells.table(self.options.runs / "parts" / f"{job.name}-control")
         rows = rows[rows.editor == job.editor]
         changed = share(rows.edited != rows.unedited)
-        return dict(collateral=changed.value, collateral_low=changed.low, collateral_high=changed.high, controls=len(rows))
+        return dict(
+            collateral=changed.value, collateral_low=changed.low, collateral_high=changed.high, controls=len(rows)
+        )
 
     @cached_property
     def unedited(self) -> pd.DataFrame:

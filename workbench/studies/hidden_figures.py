@@ -35,7 +35,9 @@ BROUGHT = {
 def of_setting(table: pd.DataFrame, attack: str, setting: str | None) -> pd.DataFrame:
     """Rows of an attack and a setting, by editor; setting None: of the attack's only one."""
     rows = table[table.attack == attack]
-    return rows[rows.setting == setting if setting else rows.setting != ANY].drop_duplicates("editor").set_index("editor")
+    return (
+        rows[rows.setting == setting if setting else rows.setting != ANY].drop_duplicates("editor").set_index("editor")
+    )
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -84,14 +86,18 @@ def frontier(table: pd.DataFrame) -> Figure:
             if len(own := rows[rows.family == family]):
                 points(ax, own, COLOURS[number], label, "o-" if family != "text" else "o")
         for name, row in rows.iterrows():
-            ax.annotate(str(name), (row.collateral, row.after), xytext=(4, 3), textcoords="offset points", fontsize=SMALL)
+            ax.annotate(
+                str(name), (row.collateral, row.after), xytext=(4, 3), textcoords="offset points", fontsize=SMALL
+            )
         ax.axhline(table.unedited.mean(), color=GREY, ls="--", lw=1, zorder=0)
         ax.set(xlabel="collateral: share of control pictures changed", ylim=(-0.03, 1.03))
         ax.set_title(title, loc="left")
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("share of pictures that show the erased zebra")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle("What an attack on the text states brings back, against what the edit breaks (95 % intervals; dashed: unedited)")
+    figure.suptitle(
+        "What an attack on the text states brings back, against what the edit breaks (95 % intervals; dashed: unedited)"
+    )
     return figure
 
 
@@ -99,7 +105,9 @@ def points(ax: Axes, rows: pd.DataFrame, colour, label: str, mark: str):
     """Points with intervals along both axes."""
     style = dict(fmt=mark, color=colour)
     intervals(ax, rows.collateral, rows.after, rows.after_low, rows.after_high, label=label, **style)
-    intervals(ax, rows.after, rows.collateral, rows.collateral_low, rows.collateral_high, lying=True, fmt="none", color=colour)
+    intervals(
+        ax, rows.after, rows.collateral, rows.collateral_low, rows.collateral_high, lying=True, fmt="none", color=colour
+    )
 
 
 @house
@@ -129,4 +137,3 @@ def grid_means(table: pd.DataFrame) -> pd.DataFrame:
     """Means over targets, of subjects and styles apart: UnlearnCanvas' columns, each beside the unedited model's."""
     numbers = [name for name in table if name.split("_")[0].split(" ")[0] in ("UA", "IRA", "CRA")]
     return table.groupby(["kind", "editor"], sort=False)[numbers].mean().reset_index()
-
