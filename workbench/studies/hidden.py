@@ -13,7 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -123,8 +123,7 @@ def main(options: HiddenOptions):
 
 def jobs(options: HiddenOptions) -> list[Job]:
     """What takes longest comes first."""
-    model = wb.load()
-    every = erasers(model, options.every)
+    every = _known(options.every)
     if unknown := set(options.editors) - set(every) - set(GRID_EDITORS):
         raise ValueError(f"editors={sorted(unknown)}: unknown; there are {', '.join(every)}")
     named = lambda names: [name for name in names if not options.editors or name in options.editors]
@@ -133,6 +132,12 @@ def jobs(options: HiddenOptions) -> list[Job]:
     found += [Job("states", name) for name in named(every)]
     found += [Job("grid", name, target) for target in targets for name in named(GRID_EDITORS)]
     return [job for job in found if not options.only or job.kind in options.only]
+
+
+@cache
+def _known(every: int) -> dict[str, Eraser]:
+    """The editors, to know their names."""
+    return erasers(wb.load(), every)
 
 
 def measure(options: HiddenOptions):
@@ -166,10 +171,12 @@ def _do(job: Job):
 
 
 def rows_of(options: HiddenOptions, *kinds: str) -> list[dict]:
-    """Rows of the finished jobs of these kinds, in the jobs' order."""
-    chosen = [job for job in jobs(options) if job.kind in kinds]
-    order = list(dict.fromkeys(job.editor for job in jobs(options) if job.kind != "learned"))
-    chosen.sort(key=lambda job: (order.index(job.editor), -kinds.index(job.kind))) if "grid" not in kinds else None
+    """Rows of all finished jobs of these kinds, editor by editor, whatever is asked for now."""
+    every = jobs(replace(options, editors=(), only=(), targets=()))
+    order = list(_known(options.every))
+    chosen = [job for job in every if job.kind in kinds]
+    if "grid" not in kinds:
+        chosen.sort(key=lambda job: (order.index(job.editor), kinds.index(job.kind)))
     paths = [options.runs / f"{job.name}.csv" for job in chosen]
     return [row for path in paths if path.exists() for row in pd.read_csv(path).to_dict("records")]
 

@@ -13,12 +13,12 @@ COLUMNS = {  # of the overview: an attack's settings
     ("nearest_states", "distance 0.1"): "states\nto 0.1",
     ("nearest_states", "distance 0.2"): "states\nto 0.2",
     ("nearest_states", "distance 0.4"): "states\nto 0.4",
-    ("closed_form", ANY): "closed form,\nany",
-    ("concept_vector", ANY): "concept\nvector, any",
+    ("closed_form", ANY): "closed\nform, any",
+    ("concept_vector", ANY): "vector,\nany",
     ("token_search", None): "token\nsearch",
     ("inversion", None): "inversion",
-    ("completion", "share 0.2"): "completion,\n0.2",
-    ("relearning", "updates 20"): "relearning,\n20 steps",
+    ("completion", "share 0.2"): "completed\nfrom 0.2",
+    ("relearning", "updates 20"): "relearned,\n20 steps",
 }
 FAMILIES = {
     "floor": "oblique to orthogonal, by floor",
