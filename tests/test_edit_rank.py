@@ -11,11 +11,11 @@ from edit_helpers import BOTH, PAIR, WINDOW, ZEBRA, change, images, weights
 
 import workbench as wb
 from workbench import World
+from workbench.edit.attacked import Readings
 from workbench.edit.closed_form import projection
 from workbench.edit.editors import gather
 from workbench.edit.projections import miss
 from workbench.prompts import Prompt
-from workbench.edit.attacked import Readings
 from workbench.sites import weight_of
 
 TEXT = ("text_encoder*.0.attention", "text_encoder*.1.mlp")
