@@ -751,7 +751,10 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             f"edit.{name}",
             getattr(wb.edit, name),
             right | dict(zip(words, ("a zebra", "a lion"))),
-            dict(model=NOTHING) | dict.fromkeys(words, WORD) | projected,
+            dict(model=NOTHING)
+            | dict.fromkeys(words, WORD)
+            | projected
+            | (dict(resist=NOT_NEGATIVE | kind("inf")) if name == "oblique" else {}),
             named,
         )
     yield Group(
@@ -764,6 +767,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             guide=WORD | kind("['qux']"),
             sites=NOTHING,
             rank=COUNT,
+            resist=NOT_NEGATIVE | kind("inf"),
             keep=NAMES | kind("[]"),
             similarity=SHARE - kind("0"),
             scorer=NONE,

@@ -11,6 +11,7 @@ from edit_helpers import BOTH, PAIR, WINDOW, ZEBRA, change, images, weights
 
 import workbench as wb
 from workbench import World
+from workbench.edit.attacked import Readings
 from workbench.edit.closed_form import projection
 from workbench.edit.editors import gather
 from workbench.edit.projections import miss
@@ -188,6 +189,36 @@ def test_the_oblique_projection_spares_what_is_kept_and_a_high_floor_is_the_orth
     assert blind.provenance["floor"] == "infinite" and blind.provenance["corpus"] is None
 
 
+def test_what_resists_takes_the_concept_out_of_what_layers_give_and_so_does_its_lora(sd1, tmp_path):
+    def readings(edit):
+        weights = [weight_of(sd1.pipeline, sd1.sites[name]).detach().double() for name in edit.sites]
+        return [(old, old + change(edit, name)) for old, name in zip(weights, edit.sites)]
+
+    apart, left = [], []
+    for resist in (0.0, 1.0, 1e3, math.inf):
+        edit = erased(sd1, rank=None, resist=resist, corpus=None if resist == math.inf else CORPUS)
+        pairs = readings(edit)
+        old, new = (torch.cat(each) for each in zip(*pairs))
+        apart.append(
+            (new.T @ (old - new)).norm() / (old - new).norm() / new.norm()
+        )  # none: what is gone is orthogonal to what is left
+        states = wb.edit.editors.states(sd1, "text states", [ZEBRA])[0]
+        attack = Readings.of(pairs)
+        step = attack.nearest(states, math.inf, 1e-6)
+        left.append((((states + step) @ new.T - states @ old.T).norm() / (states @ (old - new).T).norm()).item())
+    assert apart[3] < 0.02 < apart[0] and left == sorted(left) and left[0] < 0.9 < left[3] <= 1 + 1e-6
+    assert edit.provenance["resist"] == "infinite" and edit.provenance["corpus"] is None
+    call = dict(prompt_embeds=(states + step)[None].float(), latents=sd1.latents([3]), num_inference_steps=2)
+    call |= dict(guidance_scale=1.0, output_type="np")
+    with sd1.applied(edit):
+        committed = sd1.pipeline(**call).images
+    plain = sd1.pipeline(**call).images
+    sd1.pipeline.load_lora_weights(str(edit.to_lora(tmp_path / "resisting.safetensors")))
+    attacked = sd1.pipeline(**call).images
+    sd1.pipeline.unload_lora_weights()
+    assert np.abs(attacked - committed).max() < 1e-4 < np.abs(committed - plain).max()
+
+
 def test_a_projection_is_one_and_a_reflection_its_own_inverse():
     draw = torch.Generator().manual_seed(0)
     differences, states = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (3, 20))
@@ -344,6 +375,8 @@ def test_an_erasure_is_lowered_until_what_is_kept_stays(menagerie):
         ("rank=0: give a whole number", lambda m: erased(m, rank=0)),
         ("floor=-1: give a number, at least 0, or math.inf", lambda m: erased(m, floor=-1)),
         ("corpus= has no effect with floor=math.inf", lambda m: erased(m, floor=math.inf)),
+        ("corpus= has no effect with resist=math.inf", lambda m: erased(m, resist=math.inf)),
+        ("resist=-1: give a number, at least 0, or math.inf", lambda m: erased(m, resist=-1)),
         ("'a zebra' is to act as itself", lambda m: wb.edit.oblique(m, "a zebra", "A zebra")),
         ("guide='': give a text that says something", lambda m: wb.edit.oblique(m, "a zebra", "")),
         ("the states of 'a zebra' at text states are those of 'a giraffe'", lambda m: erased(m, tokens=[0])),

@@ -12,7 +12,7 @@ kind: `unet.mid.7.cross.v`. What a name says stands in the site's fields too: no
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -49,8 +49,10 @@ class Sites(Sequence[Site]):
         chosen: set[str] = set()
         alive = [site.name for site in self if site.read]
         for pattern in patterns:
+            if pattern in self._by_name:
+                chosen.add(pattern)
+                continue
             names = {name for glob in without_braces(pattern) for name in fnmatch.filter(alive, glob)}
-            names |= {pattern} & self._by_name.keys()
             if not names:
                 raise KeyError(self._unknown(pattern))
             chosen |= names
@@ -116,6 +118,9 @@ class Sites(Sequence[Site]):
             return self._sites[index]
         except IndexError:
             raise IndexError(f"sites[{number}]: there are {len(self)}, numbered from 0") from None
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites)
 
     def __contains__(self, site: object) -> bool:
         return site in self._by_name if isinstance(site, str) else site in self._sites

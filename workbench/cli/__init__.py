@@ -76,6 +76,7 @@ BENCHMARKS = {
             "erase:main",
             "Every subject erased to a guide that is chosen.",
         ),
+        ("hidden", "hidden:HiddenOptions", "hidden:main", "Erased or only hidden: every editor under every attack."),
         ("tasks", "edit_tasks:TasksOptions", "edit_tasks:main", "Erasing a subject, a style, changing a fact."),
         ("winter", "winter_setting:WinterOptions", "winter:main", "Steering towards winter by every method."),
         ("edit-speed", "edit_speed:EditSpeedOptions", "edit_speed:main", "How long edits take."),

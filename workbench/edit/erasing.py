@@ -4,6 +4,7 @@ edit = erase(model, "a zebra", "a cow")
 edit = erase(model, "a zebra", "a cow", keep=prompts, similarity=0.95)  # as much of it as leaves these pictures alike
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from workbench.arguments import checked, instance_of, optional, warn
 from workbench.edit.editors import ALL_LAYERS, by_input, editable, to_preserve
 from workbench.edit.low_rank import Edit
 from workbench.edit.moments import Moments
-from workbench.edit.projections import general, oblique, to_keep
+from workbench.edit.projections import a_floor, general, oblique, to_keep
 from workbench.inputs import count, number, strings, text
 from workbench.models import Model
 from workbench.prompts import LEADING, Prompt
@@ -29,6 +30,7 @@ LINEAR = ("relative_norm", "drift")  # diagnostics that scale as the edit does
     concept=text,
     guide=strings,
     rank=count,
+    resist=a_floor,
     keep=to_preserve,
     similarity=partial(number, above=0, most=1),
     scorer=optional(instance_of("workbench.scorer:Scorer")),
@@ -41,6 +43,7 @@ def erase(
     *,
     sites=ALL_LAYERS,
     rank: int = 4,
+    resist: float = 0.0,
     keep: Sequence[str | Prompt] = (),
     similarity: float = 0.95,
     scorer: Scorer | None = None,
@@ -53,6 +56,7 @@ def erase(
     same kind: where all subjects of the embedded model were given for each, the choice was often of another kind (a house for a lion), and
     0.21 of the pictures still showed the subject (figures/erase). rank: how many directions, at most; of five words with a guide of
     the same kind one direction left 0.05 of the pictures and four none, at as many changed controls (figures/swap_rank).
+    resist: how much `oblique` withstands who looks for other states that show the concept, at the cost of other pictures.
 
     keep: prompts whose pictures must stay, and whose states are kept with those of `oblique`'s corpus. Each is drawn once, prompt i
     from seed i; where the mean cosine of its picture's embedding to the unedited one's is below `similarity`, the rank is lowered
@@ -77,7 +81,8 @@ def erase(
         raise ValueError(f"keep= holds {said[0]!r}, which has the concept {concept!r} itself; leave it out")
     scorer = (scorer or default_scorer(model)) if kept else None
     guides = [guide] if isinstance(guide, str) else list(guide)
-    make = partial(oblique, model, concept, sites=sites, corpus=to_stay(model, sites, [*general([concept]), *kept]))
+    corpus = None if resist == math.inf else to_stay(model, sites, [*general([concept]), *kept])
+    make = partial(oblique, model, concept, sites=sites, corpus=corpus, resist=resist)
     edits = {each: make(each, rank=rank) for each in guides}
     drifts = {each: mean_drift(edit) for each, edit in edits.items()}
     chosen = min(drifts, key=lambda each: drifts[each])

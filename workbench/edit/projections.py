@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from workbench.arguments import Check, checked, optional, warn
+from workbench.edit.attacked import Readings
 from workbench.edit.closed_form import Change, projection
 from workbench.edit.editors import (
     ALL_LAYERS,
@@ -39,6 +40,7 @@ from workbench.text import places_of, replace_words
 
 FLOOR = 1e-4
 OF_EACH_LABEL = 5  # texts, so that the larger text encoders read them all in a minute or so
+UNREAD = 1e-3  # of what is read on average: directions that are read less count as read as much
 SUITS = 0.5  # at which one of two words, reflected, comes to lie as near to its own place as to the other's
 
 
@@ -57,7 +59,7 @@ CHECKS: dict[str, Check] = dict(
 )
 
 
-@checked(**CHECKS, concept=text, guide=text)
+@checked(**CHECKS, concept=text, guide=text, resist=a_floor)
 def oblique(
     model,
     concept: str,
@@ -69,6 +71,7 @@ def oblique(
     tokens: Where = "all",
     corpus: Sequence[str] | Moments | None = None,
     floor: float = FLOOR,
+    resist: float = 0.0,
 ) -> Edit:
     """Erase a concept: what layers are given loses the directions in which it differs from a guide, and else changes the least.
 
@@ -85,16 +88,24 @@ def oblique(
     The larger it is, the more all directions count alike: math.inf is the orthogonal projection, which does not look at what is
     kept.
 
+    resist: so many times as much as S, on average over directions, is added of (W^T W)^-1, W all layers stacked. An oblique projection
+    leaves other states for which the layers give what they gave for the concept (`wb.recover`, nearest_states): it removes
+    what tells the two apart at the least cost, not what the layers read. The more of the inverse, the more is taken out of what
+    they *give*; with math.inf it is an orthogonal projection of the outputs, and no states bring back what was removed. It
+    costs other pictures: figures/hidden has the frontier.
+
     Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that act as
     themselves, differences that span all channels, and a corpus that leaves channels empty at floor=0.
 
     >>> erased = wb.edit.oblique(model, "a zebra", "a cow")
     >>> len(erased.sites), erased.rank, erased.editor
     (32, 1, 'oblique')
+    >>> wb.edit.oblique(model, "a zebra", "a cow", rank=4, resist=1).rank
+    4
     >>> with model.applied(erased):
     ...     pictures = model.generate("a zebra in the savanna")
     """
-    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor)
+    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor, resist=resist)
     return projected(model, "oblique", (concept, guide), sites, times=1.0, kept_words=(concept,), **settings)[0]
 
 
@@ -154,11 +165,15 @@ def projected(
     tokens: Where,
     corpus: Sequence[str] | Moments | None,
     floor: float,
+    resist: float = 0.0,
 ) -> tuple[Edit, dict[str, float]]:
     """The edit of one projection for each input, and by how much a reflection would miss, by input."""
     pairs = as_pairs(dict([words]), contexts() if templates is None else templates)
-    if corpus is not None and floor == math.inf:
-        raise ValueError("corpus= has no effect with floor=math.inf, the orthogonal projection; leave one of them out")
+    for name, value in (("floor", floor), ("resist", resist)):
+        if corpus is not None and value == math.inf:
+            raise ValueError(
+                f"corpus= has no effect with {name}=math.inf, a projection that looks at nothing kept; leave one of them out"
+            )
     warn_of_untrained(model, words, f"{editor}(...)", 3)
     prompts = general(kept_words) if corpus is None else corpus
     found, diagnostics, misses = [], {}, {}
@@ -170,13 +185,14 @@ def projected(
                 f"{editor}: the states of {words[0]!r} at {source} are those of {words[1]!r}; name other words, or tokens= beyond them"
             )
         old, new = old[used], new[used]
-        kept = None if floor == math.inf else to_keep(model, source, prompts)
+        kept = None if math.inf in (floor, resist) else to_keep(model, source, prompts)
         if kept and len(kept.total) != old.shape[1]:
             raise ValueError(
                 f"corpus= has moments of {len(kept.total)} channels, the states at {source} have {old.shape[1]}; take both from the "
                 "same site's input"
             )
-        change = projection(old - new, kept and kept.floored(floor).second, rank=rank, times=times)
+        second = kept and kept.floored(floor).second
+        change = projection(old - new, resisting(model, members, second, resist), rank=rank, times=times)
         misses[str(source)] = miss(change, old, new)
         for site in members:
             weight = weight_of(model.pipeline, site).detach().cpu().double()
@@ -190,11 +206,34 @@ def projected(
         "rank": rank,
         "tokens": tokens,
         "floor": floor if math.isfinite(floor) else "infinite",
-        "corpus": None if floor == math.inf else repr(corpus) if isinstance(corpus, Moments) else list(prompts),
+        "resist": resist if math.isfinite(resist) else "infinite",
+        "corpus": None
+        if math.inf in (floor, resist)
+        else repr(corpus)
+        if isinstance(corpus, Moments)
+        else list(prompts),
         "prompts": [[pair.prompt, pair.subject, pair.replacement] for pair in pairs],
     }
     about |= {"miss": misses} if editor == "reflect" else {}
     return Edit(found, provenance(editor, model, diagnostics, **about)), misses
+
+
+def resisting(model, members: Sequence[Site], second: torch.Tensor | None, resist: float) -> torch.Tensor | None:
+    """A second moment, None for the identity, and `resist` times as much of the inverse of what layers read, W' W of all stacked.
+
+    A projection by that inverse alone takes the directions out of what the layers give: no input brings them back.
+    """
+    if not resist:
+        return second
+    weights = [weight_of(model.pipeline, site).detach().cpu().double() for site in members]
+    read = Readings.of((weight, weight) for weight in weights).gram
+    eye = torch.eye(len(read), dtype=torch.float64)
+    inverse = torch.linalg.inv(read + UNREAD * read.trace() / len(read) * eye)
+    inverse *= len(read) / inverse.trace()
+    if resist == math.inf:
+        return inverse
+    second = eye if second is None else second
+    return second + resist * second.trace() / len(read) * inverse
 
 
 def miss(change: Change, old: torch.Tensor, new: torch.Tensor) -> float:

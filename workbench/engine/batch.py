@@ -293,23 +293,46 @@ class Batch:
         """The value with every action's rows changed, in the layout that it came in."""
         image = site.axes == IMAGE
         out = (rearrange(value, "row c y x -> row (y x) c") if image else value).clone()
-        for action in actions:
+        for group in self.together(actions):
+            action = group[0]
             # of a text encoder, the call says which prompt; of the denoiser, the half of the rows
             halves = ("uncond" if call else "cond",) if site.part == "text" else action.halves
             for half in halves:
-                rows = self.rows(site, half, action.world)
-                changed = action.rule.apply(out[rows], self.context(out, given, site, half, action))
+                ends = [self.rows(site, half, each.world) for each in (action, group[-1])]
+                rows = slice(ends[0].start, ends[1].stop)
+                changed = action.rule.apply(out[rows], self.context(out, given, site, half, action, rows))
                 mask = addressed(action, half, out[rows])
                 out[rows] = changed if mask is None else torch.where(mask, changed, out[rows])
-            self.fired[action.world, action.number] += 1
+            self.fired.update((each.world, each.number) for each in group)
         if image:  # in the layout that it came in, or other rows would be summed in another order
             return torch.empty_like(value).copy_(rearrange(out, "row (y x) c -> row c y x", y=value.shape[2]))
         return out
 
+    def together(self, actions: Sequence[Action]) -> list[list[Action]]:
+        """Actions in their order, those of neighbouring worlds in one group where one rule does the same to all their rows.
+
+        So an edit that is previewed in many worlds costs what it costs in one.
+        """
+        groups: list[list[Action]] = []
+        for action in actions:
+            last = groups[-1][-1] if groups else None
+            if (
+                last is not None
+                and action.rule is last.rule
+                and action.rule.rowwise
+                and self.index[action.world] == self.index[last.world] + 1
+                and action.halves == last.halves
+                and all(each.addresses_all for each in (last, action))
+            ):
+                groups[-1].append(action)
+            else:
+                groups.append([action])
+        return groups
+
     def context(
-        self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action
+        self, value: torch.Tensor, given: torch.Tensor | None, site: Site, half: str, action: Action, rows: slice
     ) -> Context:
-        """What an action's rule asked for."""
+        """What an action's rule asked for, of some rows."""
         rule, source, other, maps = action.rule, None, None, (None, None)
         if rule.source_world is not None:
             source = value[self.rows(site, half, rule.source_world)]
@@ -318,7 +341,7 @@ class Batch:
         if rule.maps:
             summed = self.folded[self.maps[rule.maps].name]
             maps = tuple(summed[self.rows(site, "cond", world)] for world in (action.world, rule.source_world))
-        own = None if given is None or not rule.takes_input else given[self.rows(site, half, action.world)]
+        own = None if given is None or not rule.takes_input else given[rows]
         return Context(site, source, own, other, *maps)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workbench.engine.calls import Calls
 from workbench.families import family_of
@@ -34,6 +34,11 @@ class Action:
     @property
     def halves(self) -> tuple[str, ...]:
         return tuple(self.tokens)
+
+    @property
+    def addresses_all(self) -> bool:
+        """Whether it touches all entries of its rows."""
+        return all(chosen is None for chosen in (self.heads, self.channels, *self.tokens.values()))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def plan(
         raise ValueError("worlds=[]: give at least one world, such as wb.World('plain', 'a zebra')")
     sites = model.sites_at(*size)
     negative = any(world.negative_prompt is not None for world in worlds)
-    actions = []
+    actions: list[Action] = []
+    resolved: dict[tuple[int, str], Action] = {}  # what asks for no tokens is the same in every world that has it
     for world in worlds:
         for number, intervention in enumerate(world.interventions):
             source = intervention.rule.source_world
@@ -78,12 +84,17 @@ def plan(
                     f"world {world.name!r} reads world {source!r}, which the run lacks; its worlds are {names}"
                 )
             for site in sites(*intervention.sites):
+                if (known := resolved.get((id(intervention), site.name))) is not None:
+                    actions.append(replace(known, world=world.name, number=number))
+                    continue
                 rule = f"{type(intervention.rule).__name__} at {site.name} in world {world.name!r}"
                 try:
                     actions.append(_action(model, world, number, intervention, site, calls, guided, negative))
                     _check_maps(sites, intervention.rule)
                 except ValueError as error:
                     raise ValueError(f"{rule}: {error}") from None
+                if intervention.tokens is None:
+                    resolved[id(intervention), site.name] = actions[-1]
     return Plan(calls, guided, tuple(actions))
 
 

@@ -72,6 +72,8 @@ class Rule:
 
     takes_input: ClassVar[bool] = False
     """Whether it needs what the site's module is given."""
+    rowwise: ClassVar[bool] = False
+    """Whether each row is changed by itself, so that those of several worlds may be given at once."""
     written: ClassVar[bool] = True
     """Whether it can be written as JSON."""
 
@@ -419,6 +421,7 @@ class MapInput(Rule):
     a: Array
 
     takes_input: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
 
     def __post_init__(self):
         fit(self, b=_matrix, a=_matrix)

@@ -171,17 +171,17 @@ class Recovering(Experiment):
             row for world in (UNEDITED, BEFORE) for row in self.graded(p, dict(world=world), images.sel(world=world))
         ]
         bar.update(2 * len(self.spec.seeds))
+        again = self.model.run(
+            before,
+            seeds=[seed for seeds in self.redrawn for seed in seeds],
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            batch_size=self.batch_size,
+            progress=False,
+        )[BEFORE]
         for draw, seeds in enumerate(self.redrawn):
-            again = self.model.run(
-                before,
-                seeds=seeds,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
-                batch_size=self.batch_size,
-                progress=False,
-            )
-            rows += self.graded(p, dict(world=REDRAWN, draw=draw), again[BEFORE])
-            bar.update(len(seeds))
+            rows += self.graded(p, dict(world=REDRAWN, draw=draw), again.sel(seed=seeds))
+        bar.update(len(again))
         return rows
 
     @cached_property

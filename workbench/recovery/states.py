@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from workbench.edit.attacked import Readings
 from workbench.experiments.shards import Row
 from workbench.interventions import Intervention, steer
 from workbench.prompts import Prompt
@@ -17,8 +18,6 @@ from workbench.recovery.case import CONTEXT, Asks, Attack, Case, Try
 from workbench.recovery.specs import UNBOUNDED
 from workbench.sites import weight_of
 from workbench.text import replace_words
-
-STEPS = 200  # halvings of an interval, more than float64 has digits
 
 
 def moved(case: Case, step: torch.Tensor) -> tuple[Intervention, ...]:
@@ -44,59 +43,22 @@ def alike(step: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise * step.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
 
 
-class Weights:
-    """What cross-attention's edited keys and values, stacked, make of states: W_n' W_n and W_n' W_o, each (channel, channel)."""
-
-    def __init__(self, case: Case):
-        updates = {update.site: update for update in case.edit.updates}
-        self.gram = self.cross = torch.zeros(1, 1, dtype=torch.float64)
-        for site in case.parts["denoiser"]:
-            old = weight_of(case.model.pipeline, site).detach().cpu().double()
-            new = old + updates[site.name].b.double() @ updates[site.name].a.double()
-            self.gram, self.cross = self.gram + new.T @ new, self.cross + new.T @ old
-
-    @cached_property
-    def spectrum(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of W_n' W_n: eigenvalues (channel,), and eigenvectors (channel, eigenvalue)."""
-        values, vectors = torch.linalg.eigh(self.gram)
-        return values.clamp_min(0), vectors
-
-    def ridge(self, lam: float) -> float:
-        return lam * self.gram.trace().item() / len(self.gram)
-
-    def solved(self, states: torch.Tensor, lam: float) -> torch.Tensor:
-        """C' = (W_n' W_n + lam tr/d I)^-1 W_n' W_o C of states C (token, channel)."""
-        values, vectors = self.spectrum
-        return (states @ self.cross.T @ vectors / (values + self.ridge(lam))) @ vectors.T
-
-    def nearest(self, states: torch.Tensor, most: float, lam: float) -> torch.Tensor:
-        """The step (token, channel) D with the least |W_n (C + D) - W_o C| among those of |D| <= most |C|.
-
-        D = (W_n' W_n + m I)^-1 W_n' (W_o - W_n) C, m as small as the distance allows (found by halving), and at least lam tr/d: beyond
-        that D grows along directions that no layer reads.
-        """
-        values, vectors = self.spectrum
-        wanted = states @ (self.cross - self.gram).T @ vectors
-        least = self.ridge(lam)
-        length = lambda m: (wanted / (values + m)).norm().item()
-        most = most * states.norm().item()
-        if most == 0:
-            return torch.zeros_like(states)
-        if length(least) <= most:
-            return (wanted / (values + least)) @ vectors.T
-        low, high = least, least + wanted.norm().item() / most  # at which it is certainly short enough
-        for _ in range(STEPS):
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if length(middle) > most else (low, middle)
-        return (wanted / (values + high)) @ vectors.T
+def readings(case: Case) -> Readings:
+    """What cross-attention's edited keys and values, stacked, make of states."""
+    updates = {update.site: update for update in case.edit.updates}
+    pairs = []
+    for site in case.parts["denoiser"]:
+        old = weight_of(case.model.pipeline, site).detach().cpu().double()
+        pairs.append((old, old + updates[site.name].b.double() @ updates[site.name].a.double()))
+    return Readings.of(pairs)
 
 
 class ByWeights(Attack):
     """What the attacks share that know the weights before the edit and behind it."""
 
     @cached_property
-    def weights(self) -> Weights:
-        return Weights(self.case)
+    def weights(self) -> Readings:
+        return readings(self.case)
 
     def refusal(self) -> str:
         parts = self.case.parts

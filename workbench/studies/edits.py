@@ -1,26 +1,32 @@
 """What studies of edits share: every editor measured on sets of prompts, each picture beside the unedited model's."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 
 from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
+from workbench.experiments.statistics import mean, share
 from workbench.metrics import Measures, pixel_distance
 from workbench.models import Model
 from workbench.progress import Bar
-from workbench.prompts import Prompt, PromptSet
+from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.scorer import Scorer
 from workbench.text import replace_words
 
 UNEDITED = "unedited"
 CEILING = "told the other"  # the unedited model, given the prompt with the other words
+
+Measure = Callable[
+    [str, pd.DataFrame], pd.Series | None
+]  # of a set's name and an editor's rows on it: a value an image
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,27 @@ def edit_digest(edit: Edit) -> str:
         state.update(update.site.encode())
         state.update(update.b.numpy().tobytes() + update.a.numpy().tobytes())
     return state.hexdigest()[:12]
+
+
+def silent(name: str, words: Sequence[str]) -> list[Prompt]:
+    """A set of the swap benchmark without prompts that say or show one of these words."""
+    return [prompt for prompt in prompt_set(f"swap/{name}") if prompt.value not in words]
+
+
+def cell_rows(rows: pd.DataFrame, measures: Mapping[str, Measure]) -> pd.DataFrame:
+    """One row for each editor, set and measure: value, 95 % interval, number of images.
+
+    measures: by name, what each picture of an editor on a set counts, None where that says nothing: shares where it is true or false,
+    else means.
+    """
+    found = []
+    for (editor, name), cell in rows.groupby(["editor", "set"], sort=False):
+        about = dict(editor=editor, set=name, rank=int(cell["rank"].max()))
+        for measure, of in measures.items():
+            if (values := of(name, cell)) is not None:
+                estimate = share(values) if values.dtype == bool else mean(values)
+                found.append(about | dict(measure=measure, n=len(values)) | estimate._asdict())
+    return pd.DataFrame(found)
 
 
 def thinned(sets: Mapping[str, PromptSet], images: int | None) -> dict[str, PromptSet]:

@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 from workbench import edit as edits
 from workbench.drawing import COLOURS, GREY, WIDTH, house, intervals, save
 from workbench.edit.low_rank import Edit
-from workbench.experiments.statistics import Estimate, mean, share
 from workbench.models import Model, load
 from workbench.prompts import Prompt, PromptSet, prompt_set, with_article
 from workbench.scorer import Scorer
-from workbench.studies.edits import CEILING, EditCells, Editor, thinned
+from workbench.studies.edits import CEILING, EditCells, Editor, Measure, cell_rows, silent, thinned
 from workbench.studies.swap_editors import ALL, BEST, OVERSHOOT
 from workbench.text import replace_words
 
@@ -68,11 +67,6 @@ def spoken(name: str, pair: tuple[str, str]) -> list[Prompt]:
     ]
 
 
-def silent(name: str, pair: tuple[str, str]) -> list[Prompt]:
-    """A set of the benchmark without prompts that say or show one of the pair."""
-    return [prompt for prompt in prompt_set(f"swap/{name}") if prompt.value not in pair]
-
-
 def sets_of(pair: tuple[str, str]) -> dict[str, PromptSet]:
     labels = prompt_set("swap/held_out").labels
     made = {"held_out": spoken("held_out", pair), "control": silent("control", pair)}
@@ -106,24 +100,30 @@ def rank_name(rank: int | None) -> str:
     return "full rank" if rank is None else f"rank {rank}"
 
 
+def shows(column: str, first: bool) -> Measure:
+    """Whether held-out pictures of the pair's first word, or of its second, show what a column of theirs says."""
+
+    def of(name: str, cell: pd.DataFrame) -> pd.Series | None:
+        own = cell[(cell.value == cell.pair.str.split(" / ").str[0]) == first]
+        return None if name == "control" else own.edited == own[column]
+
+    return of
+
+
+MEASURES: dict[str, Measure] = {
+    "collateral": lambda name, cell: cell.edited != cell.unedited if name == "control" else None,
+    "image distance, control": lambda name, cell: cell.distance if name == "control" else None,
+    "swapped": lambda name, cell: cell.edited == cell.target if name != "control" else None,
+    "first shows the other": shows("target", True),
+    "first shows itself": shows("value", True),
+    "second shows the other": shows("target", False),
+    "second shows itself": shows("value", False),
+}
+
+
 def pair_table(rows: pd.DataFrame, pair: str) -> pd.DataFrame:
     """One row for each editor and measure of a pair, or of all: value, 95 % interval, number of images."""
-    found = []
-    for (editor, name), cell in rows.groupby(["editor", "set"], sort=False):
-        measures: dict[str, tuple[Estimate, int]] = {}
-        if name == "control":
-            measures["collateral"] = share(cell.edited != cell.unedited), len(cell)
-            measures["image distance, control"] = mean(cell.distance), len(cell)
-        else:
-            measures["swapped"] = share(cell.edited == cell.target), len(cell)
-            firsts = [one.split(" / ")[0] for one in cell.pair]
-            for which, part in (("first", cell[cell.value == firsts]), ("second", cell[cell.value != firsts])):
-                measures[f"{which} shows the other"] = share(part.edited == part.target), len(part)
-                measures[f"{which} shows itself"] = share(part.edited == part.value), len(part)
-        for measure, (estimate, n) in measures.items():
-            about = dict(pair=pair, editor=editor, rank=int(cell["rank"].max()), measure=measure, n=n)
-            found.append(about | estimate._asdict())
-    return pd.DataFrame(found)[COLUMNS]
+    return cell_rows(rows, MEASURES).assign(pair=pair)[COLUMNS]
 
 
 def measured(model: Model, options: RankOptions) -> pd.DataFrame:
