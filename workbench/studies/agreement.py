@@ -8,7 +8,7 @@ the same command. `--redraw` draws from the tables in `--out`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,31 +65,12 @@ def measure(options: AgreementOptions):
     found: dict[str, LocoGen] = {}
     searches = []
     for attribute in options.attributes:
-        trace = TraceSpec(
-            sites=("unet.*.cross",),
-            noise_multiple=options.noise_multiple,
-            draws=1,
-            seeds=tuple(range(options.seeds)),
-            num_inference_steps=options.num_inference_steps,
-        )
-        prompts = prompt_set(attribute)[: options.prompts]
-        spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps)
-        common = dict(scorer=scorer, batch_size=options.batch_size)
-        found[attribute] = locogen(
-            model,
-            prompts,
-            replace(spec, widths=options.widths),
-            folder=options.runs / attribute / "locogen",
-            **common,
-        )
-        known = localizers(folder=options.runs / attribute, **common)
-        four = {name: known[name] for name in FOUR} | {"LocoGen": single_layers(found[attribute])}
-        compared[attribute] = compare_localizers(model, prompts, trace, localizers=four)
+        found[attribute], compared[attribute] = compared_on(model, scorer, attribute, options)
         direction = DIRECTION.get(attribute, "min")
         search = locogen_search(
             model,
-            prompts,
-            spec,
+            prompt_set(attribute)[: options.prompts],
+            LocoGenSpec(seeds=tuple(range(options.seeds)), num_inference_steps=options.num_inference_steps),
             width=WINDOW,
             direction=direction,
             scorer=scorer,
@@ -124,6 +105,24 @@ def measure(options: AgreementOptions):
     best = pd.DataFrame([verdict(name, each) for name, each in found.items()])
     best.to_csv(options.out / "locogen_best.csv", index=False)
     print(best.to_string(index=False))
+
+
+def compared_on(model: Model, scorer: Scorer, attribute: str, options: AgreementOptions) -> tuple[LocoGen, Comparison]:
+    """LocoGen's windows of an attribute, and four localizers of its cross-attention layers."""
+    trace = TraceSpec(
+        sites=("unet.*.cross",),
+        noise_multiple=options.noise_multiple,
+        draws=1,
+        seeds=tuple(range(options.seeds)),
+        num_inference_steps=options.num_inference_steps,
+    )
+    prompts = prompt_set(attribute)[: options.prompts]
+    spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps, widths=options.widths)
+    common = dict(scorer=scorer, batch_size=options.batch_size)
+    found = locogen(model, prompts, spec, folder=options.runs / attribute / "locogen", **common)
+    known = localizers(folder=options.runs / attribute, **common)
+    four = {name: known[name] for name in FOUR} | {"LocoGen": single_layers(found)}
+    return found, compare_localizers(model, prompts, trace, localizers=four)
 
 
 def single_layers(found: LocoGen) -> Localizer:
