@@ -101,7 +101,8 @@ class Sites(Sequence[Site]):
 
     def table(self) -> pd.DataFrame:
         """One row per site."""
-        rows = [asdict(site) | {name: _by(getattr(site, name)) for name in ("axes", "sizes", "grid")} for site in self]
+        sized = ("axes", "sizes", "grid", "together")
+        rows = [asdict(site) | {name: _by(getattr(site, name)) for name in sized} for site in self]
         return pd.DataFrame(rows, columns=list(Site.__dataclass_fields__)).astype({"heads": "Int64", "paper": "Int64"})
 
     def __getitem__(self, index: int | slice | str):
@@ -136,7 +137,9 @@ class Sites(Sequence[Site]):
         return self._shown().to_html()
 
     def _shown(self) -> pd.DataFrame:
-        table = self.table().drop(columns=["part", "component", "place"]).astype(object)
+        table = (
+            self.table().drop(columns=["part", "component", "place", "item", "together", "from_text"]).astype(object)
+        )
         return table.where(table.notna(), "")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
+from workbench.families import length_read
 from workbench.inputs import plain, shown, whole
 
 Span = tuple[int, int]  # first and last character (exclusive)
@@ -198,6 +199,7 @@ def tokens_of(
     A textual inversion of several vectors is one word of the prompt and as many tokens. Raises ValueError as `tokenize` does, and
     for a tokenizer that the pipeline lacks.
     """
+    length = length_read(pipeline, tokenizer) if length is None else length
     found = getattr(pipeline, tokenizer, None)
     if not isinstance(found, PreTrainedTokenizerBase):
         names = ", ".join(tokenizers(pipeline)) or "none"
