@@ -9,6 +9,7 @@ the same command. `--redraw` draws from the tables in `--out`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from workbench import plot
 from workbench.drawing import WIDTH, bar, house, save
 from workbench.experiments.results import from_table, strongest, with_interval
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.localizers import FOUR, Localizer, localizers
+from workbench.localize.localizers import FOUR, Abstains, Localizer, localizers
 from workbench.localize.locogen import LocoGen, locogen, locogen_images, locogen_search
 from workbench.localize.patching import window_numbers
 from workbench.localize.specs import LocoGenSpec, TraceSpec
@@ -108,9 +109,9 @@ def measure(options: AgreementOptions):
 
 
 def compared_on(model: Model, scorer: Scorer, attribute: str, options: AgreementOptions) -> tuple[LocoGen, Comparison]:
-    """LocoGen's windows of an attribute, and four localizers of its cross-attention layers."""
+    """LocoGen's windows of an attribute, and of four localizers those that speak of the layers where text enters."""
     trace = TraceSpec(
-        sites=("unet.*.cross",),
+        sites=(model.family.layers,),
         noise_multiple=options.noise_multiple,
         draws=1,
         seeds=tuple(range(options.seeds)),
@@ -122,7 +123,19 @@ def compared_on(model: Model, scorer: Scorer, attribute: str, options: Agreement
     found = locogen(model, prompts, spec, folder=options.runs / attribute / "locogen", **common)
     known = localizers(folder=options.runs / attribute, **common)
     four = {name: known[name] for name in FOUR} | {"LocoGen": single_layers(found)}
-    return found, compare_localizers(model, prompts, trace, localizers=four)
+    spoken = {}
+    for name, localizer in four.items():
+        try:
+            scores = localizer(model, prompts, trace)
+        except Abstains:  # of joint attention
+            continue
+        spoken[name] = partial(as_measured, scores)
+    return found, compare_localizers(model, prompts, trace, localizers=spoken)
+
+
+def as_measured(scores: xr.DataArray, model: Model, prompts: PromptSet, spec: TraceSpec) -> xr.DataArray:
+    """A localizer that says what was measured."""
+    return scores
 
 
 def single_layers(found: LocoGen) -> Localizer:

@@ -20,7 +20,7 @@ import tyro
 from workbench.drawing import save
 from workbench.files import write_bytes
 from workbench.progress import Bar
-from workbench.studies.architectures_figure import figure
+from workbench.studies.architectures_figure import drawable, figure
 from workbench.studies.architectures_findings import FINDINGS, findings, summaries
 from workbench.studies.architectures_parts import ARCHITECTURES, PARTS, Measured, Sizes
 
@@ -74,8 +74,9 @@ def main(options: ArchitecturesOptions):
             index=["finding", "of"], columns="model", values="said", aggfunc="first", sort=False
         ).to_string()
     )
-    if (options.out / f"{FINDINGS}_trace.csv").exists():
-        save(figure(pd.read_csv(options.out / f"{FINDINGS}_trace.csv"), table), options.out / f"{FINDINGS}.png")
+    trace = options.out / f"{FINDINGS}_trace.csv"
+    if trace.exists() and drawable(traced := pd.read_csv(trace)):
+        save(figure(traced, table), options.out / f"{FINDINGS}.png")
 
 
 def items(options: ArchitecturesOptions) -> list[Item]:

@@ -39,6 +39,11 @@ PANELS = (
 )
 
 
+def drawable(trace: pd.DataFrame) -> bool:
+    """Whether encoders and denoiser were traced of every model that was."""
+    return bool((trace.groupby("model").place.nunique() == 2).all())
+
+
 @house
 def figure(trace: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """Where each attribute sits in the text encoders and in the denoiser, one architecture a column; below, edits and steering."""

@@ -62,23 +62,22 @@ FIRST = "first text layer"
 STRENGTHS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 METRICS = ("concept", "concept_similarity", "similarity", "probability")
 ATTACKS = ("closed_form", "nearest_states")
+READ = ("cross.k", "cross.v")  # kinds of sites whose states the attacks know
 UNATTACKED = ("unedited", "before")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One trained model. Fields are globs of its sites; empty where it has none.
+    """One trained model. Fields are globs of its sites.
 
-    text: components of the text encoders. denoiser: what is traced there. cross: where keys and values of the text are. steered: in the
-    denoiser. entrances: by which the text reaches the denoiser, a pooled vector beside them.
+    text: components of the text encoders. denoiser: what is traced there. entrances: by which the text's states reach the denoiser.
+    pooled: the vector that does beside them, empty where there is none. What its family says of it stands there.
     """
 
     model: str
     title: str
     text: str = "text_encoder*.*.{attention,mlp}"
     denoiser: str = "unet.*.{resnet,self,cross}"
-    cross: str = "unet.*.cross"
-    steered: str = "unet.*.cross"
     entrances: str = "unet.*.cross.context"
     pooled: str = ""
 
@@ -86,6 +85,13 @@ class Architecture:
 ARCHITECTURES = {
     "sd": Architecture("menagerie-sd", "SD 1"),
     "xl": Architecture("menagerie-xl", "SDXL", pooled="text_encoder_2.pooled"),
+    "dit": Architecture(
+        "menagerie-dit",
+        "SD 3",
+        denoiser="transformer.*.{image,text}.{out,ff}",
+        entrances="transformer.context",
+        pooled="transformer.pooled",
+    ),
 }
 
 
@@ -170,10 +176,9 @@ def trace(measured: Measured, item: str) -> Tables:
         num_inference_steps=sizes.num_inference_steps,
         batch_size=sizes.batch_size,
     )
-    glob = {ENCODER: globs.text, DENOISER: globs.denoiser}[place]
-    effect = traced(
-        measured.model, measured.scorer, attribute, (glob,), options, measured.runs / f"trace-{item}".replace(" ", "-")
-    )
+    glob, tokens = {ENCODER: (globs.text, "subject_last"), DENOISER: (globs.denoiser, "all")}[place]
+    folder = measured.runs / f"trace-{item}".replace(" ", "-")
+    effect = traced(measured.model, measured.scorer, attribute, (glob,), options, folder, tokens=(tokens,))
     sites = measured.model.sites(glob)
     known = {site.name: site for site in sites} | {name: both[0] for name, both in sites.joint().items()}
     table = strongest(effect).drop(columns=["token", "steps"])
@@ -202,8 +207,6 @@ def _layer(site: Site, known: Mapping[str, Site]) -> int:
 
 def locogen(measured: Measured, attribute: str) -> Tables:
     """LocoGen's windows of an attribute, and how far four localizers of its layers agree."""
-    if not measured.architecture.cross:
-        return {"locogen": pd.DataFrame(), "windows": pd.DataFrame(), "agreement": pd.DataFrame()}
     sizes = measured.sizes
     options = AgreementOptions(
         prompts=sizes.prompts,
@@ -232,8 +235,7 @@ def locogen_tables(attribute: str, found: LocoGen, compared: Comparison) -> Tabl
 def swap(measured: Measured, _: str) -> Tables:
     """Every editor of the benchmark that names no layers, and those of the text encoders by encoder."""
     sets = {name: prompt_set(f"swap/{name}") for name in SETS}
-    in_weights = IN_WEIGHTS if measured.architecture.cross else ()
-    editors = {name: Editor(partial(EDITORS[name], measured.model, measured.fit)) for name in in_weights}
+    editors = {name: Editor(partial(EDITORS[name], measured.model, measured.fit)) for name in IN_WEIGHTS}
     editors |= {name: Editor(make, ENCODER) for name, make in encoder_editors(measured).items()}
     sets = thinned(sets, measured.sizes.images)
     return {"swap": measured.cells("swap", sets, editors, targets=OTHER, ceiling="held_out")}
@@ -326,11 +328,10 @@ def told(measured: Measured, _: str) -> Tables:
     }
     if pooled:
         ways |= {"states told": (states, None), "pooled vector told": (pooled, None)}
-    if globs.cross:
-        edit = EDITORS["swap"](measured.model, measured.fit)
-        ways["swap"] = (), edit
-        if pooled:
-            ways["swap, pooled vector told"] = pooled, edit
+    edit = EDITORS["swap"](measured.model, measured.fit)
+    ways["swap"] = (), edit
+    if pooled:
+        ways["swap, pooled vector told"] = pooled, edit
     prompts = thinned({"held_out": prompt_set("swap/held_out")}, sizes.told)["held_out"][: sizes.told]
     rows = Told(measured, prompts, ways).table(measured.runs / "told")
     return {"told": rows.groupby(["way", "prompt"], sort=False, as_index=False)["value"].mean()}
@@ -351,7 +352,7 @@ def winter(measured: Measured, _: str) -> Tables:
         options,
         measured.model,
         measured.scorer,
-        sites={TEXT: "text_encoder*.*.mlp", UNET: globs.steered},
+        sites={TEXT: "text_encoder*.*.mlp", UNET: measured.model.family.layers},
         entrances=[each for each in (globs.entrances, globs.pooled) if each],
     )
     text, denoiser = (study.directions["winter", where] for where in (TEXT, UNET))
@@ -382,8 +383,6 @@ def winter(measured: Measured, _: str) -> Tables:
 
 def erase(measured: Measured, subject: str) -> Tables:
     """A subject erased, what it costs, and whether it comes back by states that the edited layers read as before."""
-    if not measured.architecture.cross:
-        return {"erase": pd.DataFrame(), "recovery": pd.DataFrame()}
     sizes, model, word, guide = measured.sizes, measured.model, with_article(subject), with_article(GUIDES[subject])
     kept = sorted({f"a {prompt.subject}" for prompt in measured.fit.preserve if prompt.value == prompt.subject})
     editors = {
@@ -403,16 +402,15 @@ def erase(measured: Measured, subject: str) -> Tables:
         seeds=tuple(range(sizes.seeds)),
         num_inference_steps=sizes.edited_steps,
     )
-    found = wb.recover(
-        model,
-        editors["erase"].make(),
-        prompts,
-        spec,
-        scorer=measured.scorer,
-        folder=measured.runs / f"recovery-{subject}",
-        batch_size=sizes.batch_size,
-    )
-    return {"erase": rows.assign(subject=subject), "recovery": recovery_rows(found).assign(subject=subject)}
+    edit = editors["erase"].make()
+    tables = {"erase": rows.assign(subject=subject), "recovery": pd.DataFrame()}
+    if all(model.sites[name].kind in READ for name in edit.sites):
+        folder = measured.runs / f"recovery-{subject}"
+        found = wb.recover(
+            model, edit, prompts, spec, scorer=measured.scorer, folder=folder, batch_size=sizes.batch_size
+        )
+        tables["recovery"] = recovery_rows(found).assign(subject=subject)
+    return tables
 
 
 def recovery_rows(found: wb.Recovery) -> pd.DataFrame:

@@ -74,11 +74,19 @@ def measure(options: SurveyOptions):
 
 
 def traced(
-    model: Model, scorer: Scorer, attribute: str, sites: tuple[str, ...], options: SurveyOptions, folder: Path
+    model: Model,
+    scorer: Scorer,
+    attribute: str,
+    sites: tuple[str, ...],
+    options: SurveyOptions,
+    folder: Path,
+    *,
+    tokens: tuple[str, ...] = TraceSpec.tokens,
 ) -> xr.Dataset:
-    """Effects of restoring these sites on an attribute's probability."""
+    """Effects of restoring these sites, at these tokens where they have any, on an attribute's probability."""
     spec = TraceSpec(
         sites=sites,
+        tokens=tokens,
         noise_multiple=options.noise_multiple,
         draws=options.draws,
         seeds=tuple(range(options.seeds)),
