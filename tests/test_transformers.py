@@ -1,6 +1,7 @@
 """Laws on pipelines whose denoiser is a transformer: random tiny ones of every family, beside plain ones that the workbench never saw."""
 
 import copy
+from contextlib import ExitStack
 from functools import cache
 
 import numpy as np
@@ -11,8 +12,11 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchH
 
 import workbench as wb
 from workbench.engine.calls import FLOW_SCHEDULERS
+from workbench.engine.gradients import Attribution
 from workbench.identity import identity
+from workbench.progress import Bar
 from workbench.studies import tiny_transformers as tiny
+from workbench.text import text_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*max_sequence_length.*:UserWarning")
 
@@ -266,3 +270,186 @@ def test_sites_are_as_they_say(name):
     found = wb.check(wb.load(fresh(name), max_sequence_length=LENGTH), progress=False)
     assert found.passed, found
     assert (found.table.claim == "probabilities").sum() > 10
+
+
+CONCEPT = {"a zebra": "a lion"}
+
+
+def edit_of(
+    model, sites=("transformer.context_embedder", "transformer.1.text.v", "text_encoder*.0.{fc2,wo}"), size=1.0
+):
+    """A random edit of rank 2, as large as the weights."""
+    generator, updates = torch.Generator().manual_seed(0), []
+    for site in model.sites(*sites):
+        component, _, path = site.module.partition(".")
+        weight = getattr(model.pipeline, component).get_submodule(path).weight
+        b, a = (torch.randn(shape, generator=generator) for shape in ((weight.shape[0], 2), (2, weight.shape[1])))
+        updates.append(wb.edit.update_of(model, site.name, b * size * weight.norm() / (b @ a).norm(), a))
+    return wb.Edit(updates)
+
+
+@each_family
+def test_7_preview_is_commit_and_undo_is_exact(name):
+    model, plain = pair(name)
+    run(model, ZEBRA)
+    edit, before = edit_of(model), state_of(model.pipeline)
+    preview = run(model, wb.World("clean", ZEBRA), wb.World("edited", ZEBRA, edit))
+    with model.applied(edit):
+        committed = run(model, ZEBRA).images[0, 0]
+    for update in edit.updates:
+        component, _, path = update.module.partition(".")
+        getattr(plain, component).get_submodule(path).weight.data += update.b @ update.a
+    changed = draw(plain, [ZEBRA])[0]
+    assert apart(committed, changed) < 1e-4 > apart(preview["edited"][0], changed)
+    assert apart(changed, preview["clean"][0]) > 1e-3
+    for i in range(50):
+        model.commit(0.98**i * edit, base=False)
+    while model.edits:
+        model.undo()
+    assert state_of(model.pipeline) == before
+
+
+def test_8_an_exported_lora_gives_the_commits_images(tmp_path):
+    model, plain = pair("sd3")
+    edit = edit_of(model, ("transformer.context_embedder", "transformer.1.text.v", "text_encoder*.0.fc2"))
+    plain.load_lora_weights(edit.to_lora(tmp_path / "edit.safetensors", layout="peft"))
+    with model.applied(edit):
+        committed = run(model, ZEBRA)
+    assert (
+        apart(committed.images[0], draw(plain, [ZEBRA]))
+        < 1e-4
+        < apart(committed.images[0], run(model, ZEBRA).images[0])
+    )
+    with pytest.raises(ValueError, match=r"layout='kohya'\): diffusers loads no such file into .* give layout='peft'"):
+        edit.to_lora(tmp_path / "edit.safetensors")
+    model, _ = pair("sd35")
+    with pytest.raises(ValueError, match=r"text_encoder_3.0.wo cannot travel as LoRA"):
+        edit_of(model).to_lora(tmp_path / "edit.safetensors", layout="peft")
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_closed_form_edits_of_what_is_given_the_text_alone(name, both):
+    """The old words' states give the new words' embeddings, so that with the same pooled vector the pictures are the same."""
+    model, _ = both(name)
+    edit = wb.edit.uce(model, CONCEPT, templates=("{}",), tokens="all", lam=1e-9)
+    assert (
+        edit.sites == ("transformer.context_embedder",) and wb.edit.uce(model, CONCEPT, tokens="all", rank=1).rank == 1
+    )
+    guide = wb.World("guide", "a lion", wb.replace_prompt("transformer.pooled", "a zebra"))
+    old = run(
+        model, "a zebra", wb.World("edited", "a zebra", edit), guide, guidance_scale=1.0
+    )  # one half: no negative prompt
+    assert apart(old["edited"], old["guide"]) < 0.02 * apart(old["a zebra"], old["guide"])
+    with model.applied(edit):
+        assert apart(run(model, "a zebra", guidance_scale=1.0).images[0], old["edited"]) < 1e-4
+    for words in (
+        wb.edit.diff_quickfix(model, CONCEPT, sites="text_encoder*.0.out"),
+        wb.edit.uce(model, CONCEPT, average=True),
+    ):
+        assert words.rank >= 1
+    with pytest.raises(ValueError, match=r"only transformer\.context_embedder is given the text alone"):
+        wb.edit.uce(model, CONCEPT, sites="transformer.1.text.k")
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_locogen_gives_layers_the_targets_own_keys_and_values(name, both):
+    model, plain = both(name)
+    prompt = wb.Prompt(ZEBRA, "zebra", target=LION)
+    spec = wb.LocoGenSpec(windows=((0, 3), (1, 2)), inputs=("kv", "v"), seeds=(0,), **GUIDED)
+    strip = wb.locogen_images(model, prompt, spec)
+    target, own = draw(plain, [LION])[0], draw(plain, [ZEBRA])[0]
+    assert (
+        apart(strip.sel(world="all layers")[0], target)
+        < TOLERANCE["float32"]
+        > apart(strip.sel(world="unaltered")[0], own)
+    )
+    assert len({float(each.mean()) for each in strip}) == len(strip)
+    blocks = [plain.transformer.transformer_blocks[i].attn.add_v_proj for i in (1, 2)]
+    with ExitStack() as stack:  # by plain hooks: rows are the target and the prompt, in both halves
+        for block in blocks:
+            stack.callback(block.register_forward_hook(lambda module, given, out: out[[0, 1, 2, 2]]).remove)
+        expected = draw(plain, [LION, ZEBRA])[1]
+    assert apart(strip.sel(world="1-2 v")[0], expected) < TOLERANCE["float32"]
+    found = wb.locogen(model, wb.PromptSet("one", (prompt,), {}), spec, scorer=brightness)
+    assert (
+        found.layers == [f"transformer.{i}.joint" for i in range(3)]
+        and len(found.best(2, "brightness", inputs="kv")) == 2
+    )
+
+
+def brightness(images):
+    """Linear in the picture."""
+    return images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_traces_attributions_and_directions(name, both):
+    model, _ = both(name)
+    prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {})
+    common = dict(seeds=(0,), draws=1, **GUIDED)
+    sites = ("text_encoder*.embedding", "transformer.*.{image,text}.{out,ff}")
+    trace = wb.causal_trace(
+        model, prompts, wb.TraceSpec(sites=sites, tokens=("subject", "all"), **common), scorer=brightness
+    )
+    restored, worst = (trace[key].sel(metric="pixel_distance") for key in ("restored", "corrupted"))
+    assert restored.sel(site="text_encoders.embedding", token="subject").max() < 1e-6 < 1e-4 < worst.min()
+    assert {"transformer.0.text.ff", "transformer.2.image.ff"} <= set(trace.site.values)
+    # of a small corruption, what one backward pass says is what restoring does
+    small = wb.World("small", ZEBRA, wb.add_noise("text_encoder*.embedding", 2e-3, tokens="subject"), "zebra")
+    back = [wb.restore("transformer.1.text.out", "clean"), wb.restore("transformer.0.image.ff", "clean", steps=[1])]
+    back += [wb.restore("text_encoder.0.mlp", "clean"), wb.restore("transformer.pooled", "clean")]
+    worlds = [wb.World(str(i), ZEBRA, [*small.interventions, each], "zebra") for i, each in enumerate(back)]
+    settings = model._settings(3, 3.0)
+    work = Attribution(model, wb.World("clean", ZEBRA, subject="zebra"), [small], back, settings, weighted)
+    found = torch.cat(work.of([0], Bar(1, "attribution", shown=False)).effects)
+    exact = run(model, wb.World("clean", ZEBRA), small, *worlds).images
+    values = [weighted(torch.tensor(each.values).permute(0, 3, 1, 2)) for each in exact]
+    patched = torch.cat(values[2:]) - values[1]
+    assert ((found - patched).abs() <= 0.05 * patched.abs().max()).all() and (patched.abs() > 1e-6).all(), (
+        found,
+        patched,
+    )
+    direction = wb.direction(model, [ZEBRA], [LION], "transformer.1.{image,text}.ff", **GUIDED)
+    steered = run(model, ZEBRA, wb.World("steered", ZEBRA, direction))
+    assert (
+        apart(steered[ZEBRA], steered["steered"]) > 1e-3 and dict(direction["transformer.1.text.ff"].sizes)["step"] == 3
+    )
+
+
+def weighted(images):
+    weights = torch.linspace(-1, 1, images[0].numel(), device=images.device).view(images.shape[1:])
+    return (images * weights).mean((1, 2, 3))
+
+
+def test_words_are_found_in_every_encoders_part_of_the_text(both):
+    model, _ = both("sd35")
+    clip, count = 32, 32 + LENGTH
+    read = text_of(model.pipeline, ZEBRA)
+    assert len(read.pieces) == count == model.sites["transformer.context"].axis("token")
+    assert read.of("zebra") == (2, clip + 1) and read.positions("eos") == (6, clip + 5)
+    assert read.positions("padding") == (*range(7, clip), *range(clip + 6, count))
+    assert read.positions(-1) == (count - 1,) and read.positions("subject_last", "zebra") == (2, clip + 1)
+    silent = wb.World("silent", ZEBRA, wb.ablate("transformer.context", tokens="zebra"))
+    values = run(model, ZEBRA, silent, record="transformer.context").values["transformer.context"][:, 0, 0]
+    assert np.flatnonzero(np.abs(values[0] - values[1]).max("channel")).tolist() == [2, clip + 1]
+    without, _ = both("sd3")
+    assert text_of(without.pipeline, ZEBRA).positions("padding") == (*range(7, clip), *range(clip, count))
+    wrong = {
+        "the text encoder has positions 0 to 43": wb.scale("transformer.1.text.v", 0.0, tokens=44),
+        "the site's axes are ('row', 'pixel', 'channel'); leave tokens out": wb.scale(
+            "transformer.1.image.v", 0.0, tokens=1
+        ),
+        "the attention has heads 0 to 1": wb.scale("transformer.1.text.v", 0.0, heads=[2]),
+        "heads are apart only at": wb.scale("transformer.1.text.ff", 0.0, heads=[0]),
+        "replace_prompt works at": wb.replace_prompt("transformer.1.text.v", LION),
+        "no site matches 'unet.mid.cross'": wb.scale("unet.mid.cross", 0.0),
+        "no site matches 'transformer.2.text.ff'": wb.scale("transformer.2.text.ff", 0.0),
+        "the denoiser never reads it": wb.scale("transformer.2.text.q", 0.0),
+        "multiple of 4 pixels": None,
+    }
+    for message, intervention in wrong.items():
+        with hooked(model.pipeline.text_encoder) as calls, pytest.raises((ValueError, KeyError)) as raised:
+            run(model, wb.World("a", ZEBRA, intervention or ()), **({} if intervention else {"height": 18}))
+        assert message in str(raised.value) and not calls
+    with pytest.warns(UserWarning, match="the text encoder reads 12"):
+        run(model, "a zebra and a giraffe with a hat", num_inference_steps=1)

@@ -68,6 +68,12 @@ class Sites(Sequence[Site]):
             )
         return Sites([site for site in self if all(getattr(site, key) == value for key, value in facts.items())])
 
+    def beside(self, site: Site, kind: str) -> Site:
+        """The site of another kind at the same place; KeyError where there is none."""
+        if not (found := self.where(place=site.place, kind=kind)):
+            raise KeyError(f"at {site.place} there is no {kind}")
+        return found[0]
+
     def joint(self) -> dict[str, "Sites"]:
         """Sites of several text encoders that lie at the same relative depth, by a name for them all; none with one encoder.
 

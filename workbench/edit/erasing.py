@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from workbench.arguments import checked, instance_of, optional, warn
-from workbench.edit.editors import ALL_LAYERS, by_input, editable, to_preserve
+from workbench.edit.editors import by_input, editable, to_preserve
 from workbench.edit.low_rank import Edit
 from workbench.edit.moments import Moments
 from workbench.edit.projections import general, oblique, to_keep
@@ -39,7 +39,7 @@ def erase(
     concept: str,
     guide: str | Sequence[str],
     *,
-    sites=ALL_LAYERS,
+    sites=None,
     rank: int = 4,
     keep: Sequence[str | Prompt] = (),
     similarity: float = 0.95,

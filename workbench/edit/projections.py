@@ -16,7 +16,6 @@ import torch
 from workbench.arguments import Check, checked, optional, warn
 from workbench.edit.closed_form import Change, projection
 from workbench.edit.editors import (
-    ALL_LAYERS,
     Where,
     as_corpus,
     as_pairs,
@@ -63,7 +62,7 @@ def oblique(
     concept: str,
     guide: str,
     *,
-    sites=ALL_LAYERS,
+    sites=None,
     rank: int | None = 1,
     templates: Sequence[str] | None = None,
     tokens: Where = "all",
@@ -104,7 +103,7 @@ def reflect(
     first: str,
     second: str,
     *,
-    sites=ALL_LAYERS,
+    sites=None,
     rank: int | None = 1,
     templates: Sequence[str] | None = None,
     tokens: Where = "all",

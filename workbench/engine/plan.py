@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from workbench.engine.calls import Calls
-from workbench.families import Reading, family_of
+from workbench.families import family_of
 from workbench.families.attention import check_attention
 from workbench.interventions import Intervention, Rule, Window, World
 from workbench.sites import Site
-from workbench.text import Tokens, tokens_of
+from workbench.text import Tokens, text_of, tokens_of
 
 HALVES = {"cond": ("cond",), "uncond": ("uncond",), "both": ("uncond", "cond")}
 
@@ -172,72 +172,25 @@ def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half
     prompt = world.prompt if half == "cond" else world.negative_prompt or ""
     family = family_of(pipeline)
     if site.part == "text" and site.tokenizer is not None:
-        readings: tuple[Reading, ...] = (Reading((site.tokenizer,), site.axis("token")),)
+        readings = {site.tokenizer: tokens_of(pipeline, prompt, site.tokenizer)}
     else:  # the denoiser's tokens are those of all encoders together
-        readings = family.read(family, pipeline)
-    if len(readings) > 1:
-        return _along(pipeline, prompt, readings, intervention.tokens, world.subject, half)
-    return _read_alike(pipeline, prompt, readings[0], intervention.tokens, world.subject, half)
-
-
-def _along(
-    pipeline,
-    prompt: str,
-    readings: Sequence[Reading],
-    tokens: str | tuple[int, ...],
-    subject: str | None,
-    half: str,
-) -> tuple[int, ...]:
-    """Positions in stretches that follow each other: a part or word stands in each, a number counts along them all."""
-    count, positions = sum(reading.length for reading in readings), []
-    for token in (tokens,) if isinstance(tokens, str) else tokens:
-        if not isinstance(token, str):
-            if not -count <= token < count:
-                raise ValueError(f"tokens={token}: the denoiser's text has positions 0 to {count - 1}")
-            positions.append(token % count)
-            continue
-        start = 0
-        for reading in readings:
-            if reading.tokenizers:
-                found = _read_alike(pipeline, prompt, reading, token, subject, half, empty=True)
-            else:  # zeros that stand for no text
-                found = tuple(range(reading.length)) if token in ("all", "padding") else ()
-            positions += [start + i for i in found]
-            start += reading.length
-    if not positions:
-        raise ValueError(f"tokens={tokens!r} names no token of {prompt!r}; name others")
-    return tuple(dict.fromkeys(positions))
-
-
-def _read_alike(
-    pipeline,
-    prompt: str,
-    reading: Reading,
-    tokens: str | tuple[int, ...],
-    subject: str | None,
-    half: str,
-    *,
-    empty: bool = False,
-) -> tuple[int, ...]:
-    """Positions in one stretch, which must be the same for each of its tokenizers. empty: whether there may be none."""
-    positions = {}
-    for name in reading.tokenizers:
-        read = tokens_of(pipeline, prompt, name)
-        positions[name] = _named(read, tokens, subject, half, empty)
+        names = max((reading.tokenizers for reading in family.read(family, pipeline)), key=len)
+        readings = {name: text_of(pipeline, prompt, number) for number, name in enumerate(names)}
+    positions = {name: _named(read, intervention.tokens, world.subject, half) for name, read in readings.items()}
     if len(set(positions.values())) > 1:
         raise ValueError(
-            f"tokens={tokens!r} stand at different positions for the tokenizers: {positions}; name positions"
+            f"tokens={intervention.tokens!r} stand at different positions for the tokenizers: {positions}; name positions"
         )
     return next(iter(positions.values()))
 
 
-def _named(read: Tokens, tokens: str | tuple[int, ...], subject: str | None, half: str, empty: bool) -> tuple[int, ...]:
+def _named(read: Tokens, tokens: str | tuple[int, ...], subject: str | None, half: str) -> tuple[int, ...]:
     try:
         positions = read.positions(tokens, subject)
     except ValueError as error:
         negative = "in the negative prompt, whose half rows= names too: " if half == "uncond" else ""
         raise ValueError(f"{negative}{error}") from None
-    if not positions and not empty:
+    if not positions:
         raise ValueError(f"tokens={tokens!r} names no token of {read!r}; name others")
     return positions
 

@@ -128,8 +128,9 @@ class Family:
     together as this family's are not. guidance: default of `guidance_scale`; steps: of `num_inference_steps`; length: of
     `max_sequence_length`, None where the pipeline has no such argument. flow: whether its schedulers are of flow matching. encode:
     (pipeline, prompts) -> states (prompt, token, channel) and pooled vectors (prompt, channel) or None, as the denoiser is given them.
-    read: (family, pipeline) -> stretches of the denoiser's text. schedule: (pipeline, steps, height, width) -> keywords with which the
-    pipeline sets its scheduler's timesteps.
+    read: (family, pipeline) -> stretches of the denoiser's text. layers: glob of the attention that text enters. keys, values: kinds
+    of its sites that hold the text's. edited: glob of the linear layers that are given the text's states and nothing else. schedule:
+    (pipeline, steps, height, width) -> keywords with which the pipeline sets its scheduler's timesteps.
     """
 
     name: str
@@ -147,6 +148,15 @@ class Family:
     encode: Callable = encode_alone
     read: Callable = read_together
     schedule: Callable = no_keywords
+    layers: str = "unet.*.cross"
+    keys: str = "cross.k"
+    values: str = "cross.v"
+    edited: str = "unet.*.cross.{k,v}"
+
+    @property
+    def joint(self) -> bool:
+        """Whether text and picture attend to both, so that the text's states change from layer to layer."""
+        return self.keys != "cross.k"
 
     def model(self, pipeline):
         """The denoiser of a pipeline of this family."""

@@ -2,7 +2,8 @@
 both together. Sites name the streams; in which order a pipeline joins them is known here alone.
 
 Probabilities are four parts, by who looks at what: "self.probs" (pixel, key) and "cross.probs" (pixel, token) of the picture's
-queries, "text.cross.probs" (token, pixel) and "text.self.probs" (token, key) of the text's.
+queries, "text.cross.probs" (token, pixel) and "text.self.probs" (token, key) of the text's. The attention as a whole is "joint", by what it
+gives the picture; it equals "image.out".
 """
 
 from collections.abc import Iterator, Sequence
@@ -127,6 +128,7 @@ def joint_sites(
         yield named(text, "text.out", "to_add_out")
     yield named(picture, "image.z", "to_out.0", port="input")
     yield named(image, "image.out", "to_out.0")
+    yield replace(named(image, "joint", ""), module=module, heads=heads)
     if getattr(block, "attn2", None) is not None:
         module = f"{path}.attn2"
         for kind in ("q", "k", "v"):
@@ -135,10 +137,9 @@ def joint_sites(
         yield named(picture, "second.probs", "probs", **keys)
         yield named(picture, "second.z", "to_out.0", port="input")
         yield named(image, "second.out", "to_out.0")
-    module = path
-    yield named(image, "image.ff", "ff")
+    yield replace(named(image, "image.ff", ""), module=f"{path}.ff")
     if not last:
-        yield named(text, "text.ff", "ff_context")
+        yield replace(named(text, "text.ff", ""), module=f"{path}.ff_context")
     own = [("image.block", image, streams[0]), *([] if last else [("text.block", text, streams[1])])]
     for kind, site, item in sorted(own, key=lambda each: each[2]):
         yield replace(site, name=f"{place}.{kind}", kind=kind, module=path, item=item, stream=True)

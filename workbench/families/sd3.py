@@ -157,4 +157,8 @@ SD3: Family = Family(
     encode=encode,
     read=readings,
     schedule=schedule,
+    layers="transformer.*.joint",
+    keys="text.k",
+    values="text.v",
+    edited="transformer.context_embedder",
 )

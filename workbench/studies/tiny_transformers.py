@@ -11,22 +11,8 @@ from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, 
 
 from workbench.studies.tiny import text_encoder, tokenizer
 
-WORDS = (
-    "a",
-    "photo",
-    "painting",
-    "of",
-    "zebra",
-    "lion",
-    "in",
-    "the",
-    "savanna",
-    "on",
-    "beach",
-    "at",
-    "night",
-    "red",
-    "car",
+WORDS = tuple(
+    "a an photo painting picture image of zebra lion giraffe in the savanna on beach at night red car".split()
 )
 SENTENCE_PIECE = "▁"
 
