@@ -433,11 +433,11 @@ class Part:
     items: tuple[str, ...] = ("all",)
 
 
-PARTS = {
-    "trace": Part(trace, ("trace",), tuple(f"{name}-{place}" for place in (DENOISER, ENCODER) for name in ATTRIBUTES)),
-    "locogen": Part(locogen, ("locogen", "windows", "agreement"), ATTRIBUTES),
+PARTS = {  # those of few items first: they take the longest
     "swap": Part(swap, ("swap",)),
-    "told": Part(told, ("told",)),
     "winter": Part(winter, ("winter",)),
     "erase": Part(erase, ("erase", "recovery"), tuple(GUIDES)),
+    "locogen": Part(locogen, ("locogen", "windows", "agreement"), ATTRIBUTES),
+    "trace": Part(trace, ("trace",), tuple(f"{name}-{place}" for place in (ENCODER, DENOISER) for name in ATTRIBUTES)),
+    "told": Part(told, ("told",)),
 }
