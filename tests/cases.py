@@ -256,12 +256,13 @@ def state_of(pipeline) -> dict:
     """Everything of a pipeline that a run could leave changed, in comparable form."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
     return {
         "weights": {f"{n}.{k}": _bits(v) for n, part in parts.items() for k, v in part.state_dict().items()},
         "modules": [id(module) for part in parts.values() for module in part.modules()],
         "hooks": [[len(getattr(m, h)) for h in hooks] for part in parts.values() for m in part.modules()],
         "modes": [module.training for part in parts.values() for module in part.modules()],
-        "processors": {name: id(processor) for name, processor in pipeline.unet.attn_processors.items()},
+        "processors": {name: id(processor) for name, processor in denoiser.attn_processors.items()},
         "scheduler": {name: _bits(value) for name, value in vars(pipeline.scheduler).items()},
         "pipeline": {name: repr(getattr(pipeline, name, None)) for name in ("_progress_bar_config", "device", "dtype")},
     }

@@ -137,6 +137,7 @@ ARGUMENTS: dict[str, Check] = {
     "guidance_rescale": partial(number, least=0, most=1),
     "height": count,
     "width": count,
+    "max_sequence_length": partial(count, most=512),
     "batch_size": count,
     "resamples": partial(count, most=10**6),
     "permutations": partial(count, most=10**6),

@@ -15,7 +15,11 @@ from workbench.families import family_of
 
 MANIFEST = "SHA256SUMS"
 # of a text encoder's configuration
-TEXT_FACTS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "eos_token_id", "_attn_implementation")
+TEXT_FACTS = (
+    *("hidden_act", "layer_norm_eps", "num_attention_heads", "eos_token_id", "_attn_implementation"),  # CLIP
+    *("feed_forward_proj", "layer_norm_epsilon", "num_heads", "d_kv"),  # T5
+    *("relative_attention_num_buckets", "relative_attention_max_distance"),
+)
 _HASHED: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, str]]" = weakref.WeakKeyDictionary()
 
 
@@ -37,12 +41,12 @@ def identity(pipeline: DiffusionPipeline) -> dict:
         "weights": {name: fingerprint(part) for name, part in parts.items()},
         "configurations": {name: _configuration(part) for name, part in parts.items()},
         "tokenizers": {
-            encoder.tokenizer: _tokenizer(getattr(pipeline, encoder.tokenizer)) for encoder in family.encoders
+            encoder.tokenizer: _tokenizer(getattr(pipeline, encoder.tokenizer)) for encoder in family.present(pipeline)
         },
         "adapters": {name: found for name, part in parts.items() if (found := _adapters(part))},
         "attention": sorted(processors),
         "switches": _switches(pipeline, denoiser),
-    }
+    } | family.keywords(pipeline)
 
 
 def fingerprint(module: torch.nn.Module) -> str:

@@ -44,6 +44,7 @@ class Defaults:
 
     num_inference_steps: int
     guidance_scale: float
+    max_sequence_length: int | None = None
 
 
 def embedded() -> list[str]:
@@ -95,6 +96,9 @@ def find_pipeline(
     family = check_class(index["_class_name"])
     if "safety_checker" not in index:  # SDXL pipelines take no such argument
         more = {}
+    for encoder in family.encoders:  # diffusers wants to be told of what is left out
+        if encoder.optional and not any(index.get(encoder.component) or ()):
+            more |= {encoder.component: None, encoder.tokenizer: None}
     if path.exists():
         check_folder(path, {name: entry for name, entry in index.items() if name not in more}, variant)
     named = str(path) if path.exists() else str(source)
@@ -192,7 +196,7 @@ def check_whole(path: Path, pipeline: DiffusionPipeline):
                 f"wb.load({str(path)!r}): {name}/ lacks {len(empty)} of its model's tensors, such as {empty[0]}: it is of another "
                 "configuration than its weights, or its download is not complete"
             )
-    for encoder in family_of(pipeline).encoders:
+    for encoder in family_of(pipeline).present(pipeline):
         files = list((path / encoder.component).glob("*.safetensors"))
         held = {_without_nesting(key) for file in files for key in safe_open(file, "pt").keys()}
         wanted = {_without_nesting(key) for key, _ in getattr(pipeline, encoder.component).named_parameters()}
@@ -216,7 +220,8 @@ def _defaults(path: Path, pipeline: DiffusionPipeline) -> Defaults:
         return Defaults(**json.loads(held.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"wb.load({str(path)!r}): its {DEFAULTS} does not hold num_inference_steps and guidance_scale alone ({error})"
+            f"wb.load({str(path)!r}): its {DEFAULTS} does not hold num_inference_steps and guidance_scale alone, nor "
+            f"max_sequence_length with them ({error})"
         ) from None
 
 

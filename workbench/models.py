@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from html import escape
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ from PIL import Image
 from workbench.arguments import checked, instance_of, warn
 from workbench.commits import Commit, commits_of
 from workbench.elsewhere import named_elsewhere
-from workbench.engine import Calls, Fold, Run, Settings, Start, calls_of, run, wrapped
+from workbench.engine import Calls, Fold, Run, Settings, Start, calls_in, run, wrapped
 from workbench.engine.call import arguments, guided, guiding, refuse_flagged
 from workbench.engine.nn import NNsight
 from workbench.engine.options import named_options
 from workbench.engine.switches import check_switches
 from workbench.engine.trace import sites_of, untouched
-from workbench.families import Family
+from workbench.families import Family, length_read, set_length
 from workbench.identity import MANIFEST, fingerprint, identity, verify_files, write_manifest
 from workbench.inputs import count, flag, shown, strings, text, user_path
 from workbench.inputs import seeds as as_seeds
@@ -60,7 +61,8 @@ class Model:
     """A text-to-image model under study.
 
     pipeline: the diffusers pipeline, whose behaviour stays its own. num_inference_steps, guidance_scale: what is used when not
-    told; left out, the pipeline's own (see `workbench.loading.defaults_of`).
+    told; left out, the pipeline's own (see `workbench.loading.defaults_of`). max_sequence_length: with which the pipeline is called,
+    where it has such an argument: of T5's tokens, or of the zeros in their place; the sizes of sites follow it.
 
     >>> model = wb.load()
     >>> model.num_inference_steps, model.guidance_scale
@@ -76,12 +78,29 @@ class Model:
         pipeline: DiffusionPipeline,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        max_sequence_length: int | None = None,
     ):
         self.family: Family = check_switches(pipeline)
+        if max_sequence_length is not None:
+            if self.family.length is None:
+                raise ValueError(
+                    f"max_sequence_length={max_sequence_length}: {type(pipeline).__name__} has no such argument, its tokenizer "
+                    "says how much is read; leave it out"
+                )
+            set_length(pipeline, max_sequence_length)
         defaults = defaults_of(pipeline)
         self.pipeline = pipeline
         self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """The `max_sequence_length` of the pipeline's calls; None where it has no such argument.
+
+        >>> wb.load("menagerie-dit").max_sequence_length, model.max_sequence_length
+        (4, None)
+        """
+        return self.family.length_of(self.pipeline)
 
     if not TYPE_CHECKING:  # a type checker is to know what there is
 
@@ -122,7 +141,7 @@ class Model:
         >>> model.calls(4).step
         (0, 1, 2, 3)
         """
-        return calls_of(self.pipeline.scheduler, self._steps(num_inference_steps))
+        return calls_in(self.pipeline, self._steps(num_inference_steps))
 
     @property
     def record(self) -> dict:
@@ -235,6 +254,10 @@ class Model:
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
         if rescale and not guided(self.pipeline, guidance):
             raise ValueError(f"guidance_rescale={rescale}: it has no effect without guidance; {guiding(self.pipeline)}")
+        if rescale and "guidance_rescale" not in signature(type(self.pipeline).__call__).parameters:
+            raise ValueError(
+                f"guidance_rescale={rescale}: {type(self.pipeline).__name__} has no such argument; leave it out"
+            )
         self._latent_shape(1, height, width)  # refuses a size that is not drawn
         return Settings(self._steps(num_inference_steps), float(guidance), height, width, start, float(rescale))
 
@@ -299,7 +322,8 @@ class Model:
                 vae.to(dtype=torch.float32)
             pixels = pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
             latents = torch.cat([vae.encode(some).latent_dist.mode() for some in pixels.split(16)])
-        return latents.to(self.family.model(pipeline).dtype) * vae.config.scaling_factor
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return (latents.to(self.family.model(pipeline).dtype) - shift) * vae.config.scaling_factor
 
     def _check_sizes(self, images: Iterable[Image.Image]):
         height, width = self.family.size(self.pipeline)
@@ -368,7 +392,7 @@ class Model:
         self._warn_of_long(prompts)
         check_switches(self.pipeline)
         settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
-        self.calls(settings.num_inference_steps)  # refuses a scheduler that is not known
+        calls_in(self.pipeline, settings.num_inference_steps, height, width)  # refuses a scheduler that is not known
         images: list[Image.Image] = []
         bar = Bar(rows, "images", shown=rows > batch_size)
         with self.lock, untouched(self.pipeline), bar:
@@ -464,7 +488,8 @@ class Model:
     def __deepcopy__(self, memo: dict) -> "Model":
         """A second model with its own weights and the same edits, committed and to be undone by themselves."""
         with self.lock:
-            copy = Model(deepcopy(self.pipeline, memo), self.num_inference_steps, self.guidance_scale)
+            settings = self.num_inference_steps, self.guidance_scale, self.max_sequence_length
+            copy = Model(deepcopy(self.pipeline, memo), *settings)
             commits_of(self.pipeline).copied_to(copy.pipeline)
         return copy
 
@@ -490,19 +515,22 @@ class Model:
             self.pipeline.save_pretrained(folder)
             log = commits_of(self.pipeline).to_json()
         defaults = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        if self.max_sequence_length is not None:
+            defaults["max_sequence_length"] = self.max_sequence_length
         (folder / DEFAULTS).write_text(json.dumps(defaults) + "\n")
         (folder / EDITS).write_text(log)
         write_manifest(folder)
 
     def _warn_of_long(self, prompts: Iterable[str]):
         for prompt in dict.fromkeys(prompts):
-            for name in self.family.tokenizers:
+            for name in dict.fromkeys(encoder.tokenizer for encoder in self.family.present(self.pipeline)):
                 tokenizer = getattr(self.pipeline, name)
                 ids = tokenizer(prompt, verbose=False)["input_ids"]
-                if len(ids) > tokenizer.model_max_length:
-                    lost = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+                most = length_read(self.pipeline, name) or tokenizer.model_max_length
+                if len(ids) > most:
+                    lost = tokenizer.decode(ids[most - 1 : -1])
                     warn(
-                        f"prompt of {len(ids)} tokens, the text encoder reads {tokenizer.model_max_length}: "
+                        f"prompt of {len(ids)} tokens, the text encoder reads {most}: "
                         f"{lost!r} is cut off {prompt!r}; shorten the prompt"
                     )
                     break
@@ -566,6 +594,7 @@ def load(
     variant: str | None = None,
     safety_checker: bool | None = None,
     config: str | Path | None = None,
+    max_sequence_length: int | None = None,
     verify: bool = True,
 ) -> Model:
     """Load a model to study.
@@ -574,7 +603,9 @@ def load(
     diffusers loads, with the log of its edits where `save_pretrained` wrote one; or a live pipeline, which is taken as it is (device
     and dtype stay its own). dtype: torch's, or "float16". variant: of the files, such as "fp16". safety_checker: False leaves it out
     (black pictures are refused otherwise). config: for a single file, a local folder with its parts' configurations, where there is
-    no hub. verify: check a folder's files against its SHA256SUMS, where it has one.
+    no hub. max_sequence_length: with which the pipeline is called, where it has such an argument (Stable Diffusion 3: of T5's
+    tokens, or of the zeros in their place); the model's own, or diffusers', when left out. verify: check a folder's files against its
+    SHA256SUMS, where it has one.
 
     Raises FileNotFoundError for a missing and ValueError for an altered file, with both hashes, and for a pipeline or checkpoint that
     no family knows, saying what was found and what is supported.
@@ -586,7 +617,7 @@ def load(
     True
     """
     if isinstance(source, DiffusionPipeline):
-        return Model(source)
+        return Model(source, max_sequence_length=max_sequence_length)
     pipeline, defaults = find_pipeline(
         source,
         device=device,
@@ -597,4 +628,5 @@ def load(
         config=config,
         verify=verify,
     )
-    return Model(pipeline, defaults.num_inference_steps, defaults.guidance_scale)
+    length = defaults.max_sequence_length if max_sequence_length is None else max_sequence_length
+    return Model(pipeline, defaults.num_inference_steps, defaults.guidance_scale, length)

@@ -70,6 +70,12 @@ class Sites(Sequence[Site]):
             )
         return Sites([site for site in self if all(getattr(site, key) == value for key, value in facts.items())])
 
+    def beside(self, site: Site, kind: str) -> Site:
+        """The site of another kind at the same place; KeyError where there is none."""
+        if not (found := self.where(place=site.place, kind=kind)):
+            raise KeyError(f"at {site.place} there is no {kind}")
+        return found[0]
+
     def joint(self) -> dict[str, "Sites"]:
         """Sites of several text encoders that lie at the same relative depth, by a name for them all; none with one encoder.
 
@@ -103,7 +109,8 @@ class Sites(Sequence[Site]):
 
     def table(self) -> pd.DataFrame:
         """One row per site."""
-        rows = [asdict(site) | {name: _by(getattr(site, name)) for name in ("axes", "sizes", "grid")} for site in self]
+        sized = ("axes", "sizes", "grid", "together")
+        rows = [asdict(site) | {name: _by(getattr(site, name)) for name in sized} for site in self]
         return pd.DataFrame(rows, columns=list(Site.__dataclass_fields__)).astype({"heads": "Int64", "paper": "Int64"})
 
     def __getitem__(self, index: int | slice | str):
@@ -141,7 +148,9 @@ class Sites(Sequence[Site]):
         return self._shown().to_html()
 
     def _shown(self) -> pd.DataFrame:
-        table = self.table().drop(columns=["part", "component", "place"]).astype(object)
+        table = (
+            self.table().drop(columns=["part", "component", "place", "item", "together", "from_text"]).astype(object)
+        )
         return table.where(table.notna(), "")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
+from workbench.families import family_of, length_read
 from workbench.inputs import plain, shown, whole
 
 Span = tuple[int, int]  # first and last character (exclusive)
@@ -111,6 +112,51 @@ class Tokens:
         return tuple({"all": range(count), "eos": (self.end,), "padding": range(first_padding, count)}[where])
 
 
+@dataclass(frozen=True, repr=False)
+class Joined(Tokens):
+    """A prompt as a denoiser is given it, where several encoders' tokens follow each other: positions count along them all.
+
+    stretches: each encoder's reading of the prompt; one without ids is of zeros, which stand for no text.
+    """
+
+    stretches: tuple[Tokens, ...] = ()
+
+    @classmethod
+    def of_stretches(cls, prompt: str, stretches: Sequence[Tokens]) -> "Joined":
+        """The readings of one prompt, in their order."""
+        first = stretches[0]
+        return cls(
+            prompt=prompt,
+            ids=tuple(i for each in stretches for i in (each.ids or (0,) * len(each.pieces))),
+            pieces=tuple(piece for each in stretches for piece in each.pieces),
+            spans=tuple(span for each in stretches for span in each.spans),
+            end=first.end,
+            ended=first.ended,
+            read=min(each.read for each in stretches),
+            stretches=tuple(stretches),
+        )
+
+    def split(self, positions: Iterable[int]) -> list[tuple[int, list[int]]]:
+        """Where each stretch begins, and those of some positions that are its own, counted in it."""
+        chosen, start, found = list(positions), 0, []
+        for each in self.stretches:
+            stop = start + len(each.pieces)
+            found.append((start, [i - start for i in chosen if start <= i < stop]))
+            start = stop
+        return found
+
+    def _part(self, where, subject):
+        if not isinstance(where, str):
+            return super()._part(where, subject)
+        starts = (start for start, _ in self.split(()))
+        return tuple(
+            start + i
+            for start, each in zip(starts, self.stretches)
+            if each.ids or where in ("all", "padding")
+            for i in each._part(where, subject)
+        )
+
+
 @dataclass(frozen=True)
 class Replacement:
     """A prompt with a phrase replaced wherever it stands. text: the new prompt. places: of each, before and after."""
@@ -128,6 +174,12 @@ class Replacement:
         Raises ValueError where a token beside a place is not the same in both (a phrase that is part of a longer word for the
         tokenizer), or stands beyond what the text encoder reads.
         """
+        if isinstance(old, Joined) and isinstance(new, Joined):
+            return [
+                (start + i, start + j)
+                for (start, own), a, b in zip(old.split(positions), old.stretches, new.stretches)
+                for i, j in (self.aligned(a, b, own) if a.ids else zip(own, own))
+            ]
         old_places, new_places = (
             [_inside(tokens, pair[side]) for pair in self.places] for side, tokens in enumerate((old, new))
         )
@@ -198,6 +250,7 @@ def tokens_of(
     A textual inversion of several vectors is one word of the prompt and as many tokens. Raises ValueError as `tokenize` does, and
     for a tokenizer that the pipeline lacks.
     """
+    length = length_read(pipeline, tokenizer) if length is None else length
     found = getattr(pipeline, tokenizer, None)
     if not isinstance(found, PreTrainedTokenizerBase):
         names = ", ".join(tokenizers(pipeline)) or "none"
@@ -205,6 +258,22 @@ def tokens_of(
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     converted = convert(prompt, found) if convert else prompt
     return _tokens(found, prompt, converted, _origins(found, prompt, converted), length)
+
+
+def text_of(pipeline: DiffusionPipeline, prompt: str, which: int = 0) -> Tokens:
+    """The tokens of a prompt as a pipeline's denoiser is given them, all encoders' together.
+
+    which: of several tokenizers that read the same stretch of it, the number. Raises ValueError as `tokens_of` does.
+    """
+    family = family_of(pipeline)
+    stretches = []
+    for reading in family.read(family, pipeline):
+        if reading.tokenizers:
+            stretches.append(tokens_of(pipeline, prompt, reading.tokenizers[min(which, len(reading.tokenizers) - 1)]))
+        else:
+            blank = (("",) * reading.length, ((0, 0),) * reading.length)
+            stretches.append(Tokens(prompt, (), *blank, end=0, ended=False, read=len(prompt)))
+    return stretches[0] if len(stretches) == 1 else Joined.of_stretches(prompt, stretches)
 
 
 def tokenizers(pipeline: DiffusionPipeline) -> tuple[str, ...]:

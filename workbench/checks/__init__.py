@@ -55,8 +55,7 @@ def check(
     >>> wb.check(model, height=32, width=32, progress=False).passed
     True
     """
-    scheduler = model.pipeline.scheduler
-    steps = fewest_steps(scheduler) if num_inference_steps is None else num_inference_steps
+    steps = fewest_steps(model.pipeline) if num_inference_steps is None else num_inference_steps
     model._settings(steps, guidance_scale, height, width)  # raises for settings that no run takes
     own = model.family.size(model.pipeline)
     trial = Trial(

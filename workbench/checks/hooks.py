@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange
 
+from workbench.engine.text import first
 from workbench.families import Site
 
 SAMPLES = 64  # entries of a value that its digest holds
@@ -35,7 +37,7 @@ class Watch:
     """What hooks saw in one call of a pipeline.
 
     sites: by name. missing: sites of a module that does not exist, and why. order: names in the order in which values first
-    passed. timesteps, rows: of each call of the denoiser.
+    passed. timesteps, rows: of each call of the denoiser. parts: sums of probabilities whose others are still to come.
     """
 
     halves: int
@@ -44,6 +46,7 @@ class Watch:
     order: list[str] = field(default_factory=list)
     timesteps: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    parts: dict[tuple, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def pass_by(self, site: Site, value: torch.Tensor):
         """Take a value down."""
@@ -56,7 +59,14 @@ class Watch:
             half = len(value) // self.halves if site.part == "denoiser" else 0
             seen.digests.append(digest(value[half:]))
         if site.axes[1:2] == ("head",):
-            seen.sums = max(seen.sums, float((value.float().sum(-1) - 1).abs().max()))
+            total = value.float().sum(-1)
+            if site.together:  # the rest of each query's probabilities passes at other sites of the place
+                self.parts.setdefault((site.place, site.together), {})[site.kind] = total
+                parts = self.parts[site.place, site.together]
+                total = sum(parts.values()) if len(parts) == len(site.together) else torch.ones(())
+                if len(parts) == len(site.together):
+                    del self.parts[site.place, site.together]
+            seen.sums = max(seen.sums, float((total - 1).abs().max()))
 
     def step_end(self, site: Site, tensors: dict) -> dict:
         """Take the latents between two steps down."""
@@ -89,7 +99,7 @@ def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: 
     def called(module, args, kwargs):
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         watch.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
-        watch.rows.append(len(args[0] if args else kwargs["sample"]))
+        watch.rows.append(len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))))
 
     def hook_at(module: torch.nn.Module, site: Site):
         names = [parts[site.place, kind].name for kind in ATTENTION.get(site.kind, ()) if (site.place, kind) in parts]
@@ -98,7 +108,7 @@ def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: 
             watch.pass_by(site, args[0] if site.port == "input" else kwargs["encoder_hidden_states"])
 
         def behind(module, args, output):
-            value = output[0] if isinstance(output, tuple) else output
+            value = first(output, site.item)
             watch.pass_by(site, value)
             if site.per_head:
                 latest[site.name] = value
@@ -154,8 +164,10 @@ def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
     They go before others, or those of transformers, which collect a text encoder's states, would see the outputs first.
     """
 
-    def zero(module, args, output):
-        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+    def zero(item, module, args, output):
+        if not isinstance(output, tuple):
+            return torch.zeros_like(output)
+        return (*output[:item], torch.zeros_like(output[item]), *output[item + 1 :])
 
     def zero_input(module, args):
         return (torch.zeros_like(args[0]), *args[1:])
@@ -166,7 +178,7 @@ def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
             hook = (
                 module.register_forward_pre_hook(zero_input, prepend=True)
                 if site.port == "input"
-                else module.register_forward_hook(zero, prepend=True)
+                else module.register_forward_hook(partial(zero, site.item), prepend=True)
             )
             stack.callback(hook.remove)
         yield

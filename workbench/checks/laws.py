@@ -34,7 +34,7 @@ def plain_picture(trial: Trial):
 def worlds_of_laws(trial: Trial):
     """Twins, all layers replaced, latents given back."""
     prompt, target, claims = trial.prompt, trial.target, trial.claims
-    contexts = [site.name for site in trial.sites.where(kind="cross.context")]
+    contexts = [site.name for kind in ("cross.context", "context") for site in trial.sites.where(kind=kind)]
     pooled = [site.name for site in trial.sites.where(kind="pooled", read=True)]
     everywhere = replace_prompt([*contexts, *pooled], target)
     first = (replace_prompt(contexts, target, steps=0), restore("latents", "clean", steps=0))

@@ -9,7 +9,7 @@ import numpy as np
 from workbench.checks.hooks import watched, zeroed
 from workbench.checks.trial import Trial, apart
 from workbench.engine.call import guided
-from workbench.engine.calls import calls_of
+from workbench.engine.calls import calls_in
 from workbench.families import Site
 from workbench.families.attention import attention_of, check_attention, explicit_attention
 from workbench.memory import free_bytes
@@ -78,7 +78,7 @@ def _schedule(trial: Trial):
     """Calls of the denoiser, and rows of its batch."""
     watch, steps = trial.watch, trial.steps
     trial.scheduled = trial.claims.tried(
-        "calls", "each call belongs to a step", lambda: calls_of(trial.pipeline.scheduler, steps)
+        "calls", "each call belongs to a step", lambda: calls_in(trial.pipeline, steps, *trial.size)
     )
     if trial.scheduled is not None:
         expected = f"{len(trial.scheduled)} calls at {_numbers(trial.scheduled.timestep)}"

@@ -8,7 +8,7 @@ import torch
 
 from workbench.checks.hooks import Watch
 from workbench.checks.report import Claims
-from workbench.engine.calls import Calls, calls_of
+from workbench.engine.calls import Calls, calls_in
 from workbench.engine.result import Run
 from workbench.engine.trace import untouched
 from workbench.families import Site
@@ -73,6 +73,7 @@ class Trial:
         """The picture of the plain pipeline, (y, x, colour)."""
         with untouched(self.pipeline), torch.no_grad():
             generator = torch.Generator().manual_seed(self.seed)
+            more |= self.model.family.keywords(self.pipeline)
             output = self.pipeline(self.prompt, generator=generator, output_type="pt", **self.settings, **more)
         return output.images[0].permute(1, 2, 0).float().cpu().numpy()
 
@@ -86,11 +87,11 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max())
 
 
-def fewest_steps(scheduler) -> int:
-    """The smallest number of steps from 2 on that a scheduler takes; 2 where it takes none."""
+def fewest_steps(pipeline) -> int:
+    """The smallest number of steps from 2 on that a pipeline's scheduler takes; 2 where it takes none."""
     for steps in range(2, 51):
         try:
-            calls_of(scheduler, steps)
+            calls_in(pipeline, steps)
         except ValueError:
             continue
         return steps

@@ -10,13 +10,15 @@ encoder's attention for its output projection, an mlp for its second layer. `tok
 aligning both prompts at the end of the words, at each place where they stand. `preserve` are words (filled into the templates) or
 prompts whose keys, at `preserve_tokens`, shall give what they gave.
 
+With joint attention (Stable Diffusion 3) `context_embedder` is the one layer that is given the text alone; its tokens are those of all
+encoders.
+
 `rank`, which every editor here takes, cuts what is done to the layers' input: all cross-attention layers, which are given the same
 text states, get one matrix M before their weights (W' = W M), and M - I is cut to so many singular values. So the edit is that many
 pairs of vectors of the text's width, whatever the number of layers and prompts, and its LoRA a file of kilobytes. Layers of the text
 encoder, each with an input of its own, have an M each. See `workbench.edit.closed_form`.
 """
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +27,7 @@ import torch
 from einops import rearrange
 
 from workbench import schema
-from workbench.arguments import Check, at_least_zero, checked, line, one_of
+from workbench.arguments import Check, at_least_zero, checked, line, one_of, optional
 from workbench.edit.closed_form import Preservation, Solution, solve
 from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.edit.moments import Moments
@@ -34,10 +36,9 @@ from workbench.engine import encode, text_values
 from workbench.inputs import count, number, plain, several, shown, strings, text
 from workbench.prompts import Prompt
 from workbench.sites import Site, Sites, weight_of
-from workbench.text import POSITIONS_FIX, replace_words, tokens_of
+from workbench.text import POSITIONS_FIX, Joined, Tokens, replace_words, text_of, tokens_of
 
 TEMPLATES = ("{}", "a photo of {}", "an image of {}", "a picture of {}")
-ALL_LAYERS = "unet.*.cross.{k,v}"
 ROUNDING = 1e-5  # relative difference of float32 states that are equal
 Concepts = Mapping[str, str] | Sequence[Prompt]
 Where = str | int | Sequence[str | int]
@@ -97,6 +98,7 @@ NAMED: dict[str, Check] = {"lam": at_least_zero}
 
 @checked(
     **SOLVER,
+    sites=optional(schema.site_names),
     lam_v=at_least_zero,
     templates=as_templates,
     tokens=where,
@@ -223,7 +225,7 @@ def diff_quickfix(model, concepts: Concepts, *, sites="text_encoder*.0.out", lam
 
 
 @checked(**NAMED)
-def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, tokens="all", **settings) -> Edit:
+def time_edit(model, concepts: Concepts, *, sites=None, lam: float = 0.1, tokens="all", **settings) -> Edit:
     """TIME: all tokens of the old prompt, aligned to the new one's (Orgad et al. 2023, arXiv 2303.08084, section 4).
 
     >>> found = wb.edit.time_edit(model, {"a zebra": "a giraffe"}, templates="a photo of {}")
@@ -235,7 +237,7 @@ def time_edit(model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.1, 
 
 @checked(**NAMED)
 def uce(
-    model, concepts: Concepts, *, sites=ALL_LAYERS, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings
+    model, concepts: Concepts, *, sites=None, lam: float = 0.5, preserve: Sequence[str | Prompt] = (), **settings
 ) -> Edit:
     """UCE: many concepts at once, others preserved (Gandikota et al. 2024, arXiv 2308.14761, equation 7).
 
@@ -268,7 +270,7 @@ def rome(model, concepts: Concepts, *, sites, corpus: Sequence[str] | Moments, l
 
 
 @checked(**NAMED, first=text, second=text)
-def swap(model, first: str, second: str, *, sites=ALL_LAYERS, lam: float = 0.01, **settings) -> Edit:
+def swap(model, first: str, second: str, *, sites=None, lam: float = 0.01, **settings) -> Edit:
     """Each of two concepts acts as the other: both pairs in one system, not one edit after the other.
 
     >>> both = wb.edit.swap(model, "a zebra", "a giraffe", sites="unet.up.*.cross", tokens="all")
@@ -300,24 +302,34 @@ def as_pairs(concepts: Concepts, templates: str | Sequence[str]) -> list[Prompt]
 
 
 def editable(model, sites) -> Sites:
-    """The linear layers that sites stand for, in execution order; raises ValueError for sites that have none with text as input."""
+    """The linear layers that sites stand for, in execution order; raises ValueError for sites that have none with text as input.
+
+    sites: all of the denoiser's that are given the text alone, when None.
+    """
+    sites = model.family.edited if sites is None else sites
     chosen = []
     for site in model.sites(*schema.site_names(sites)):
         layer, kind = site.place, site.kind
         chosen += {
             "cross": [f"{layer}.cross.k", f"{layer}.cross.v"],
+            "context": [f"{layer}.context_embedder"],
             "attention": [f"{layer}.out"],
-            "mlp": [f"{layer}.fc2"],
+            "mlp": [f"{layer}.{last}" for last in ("fc2", "wo") if f"{layer}.{last}" in model.sites],
         }.get(kind, [site.name])
     found = model.sites(*chosen)
     for site in found:
         weight_of(model.pipeline, site)
-        if not fnmatch.fnmatch(site.name, "unet.*.cross.[kv]") and not fnmatch.fnmatch(
-            site.name, "text_encoder*.[0-9]*.*"
-        ):
+        inside = site.part == "text" and site.depth is not None  # a layer of a text encoder
+        if not inside and site not in model.sites(model.family.edited):
             raise ValueError(
                 f"sites=: {site.name} is not given text states; name cross-attention layers (their k and v), or the text "
-                "encoder's out, fc1 and fc2 (its embedding: see embedding_swap)"
+                f"encoder's out, fc1 and fc2 (its embedding: see embedding_swap)"
+                + (
+                    f"; in joint attention text states change from layer to layer and step to step, so that only {model.family.edited} "
+                    "is given the text alone"
+                    if model.family.joint
+                    else ""
+                )
             )
     return found
 
@@ -357,11 +369,10 @@ def gather(
     old, new = states(model, source, [*(pair.prompt for pair in pairs), *guides]).split(len(pairs))
     keys: dict[object, list[torch.Tensor]] = {}
     for p, (pair, change, guide) in enumerate(zip(pairs, changes, guides)):
-        before, after = (tokens_of(model.pipeline, text) for text in (pair.prompt, guide))
+        before, after = (_tokens(model, source, text) for text in (pair.prompt, guide))
         wanted = sorted(before.positions(tokens, pair.subject))
-        places = before.places(pair.subject) if pair.subject else [(0,)]
         for i, j in change.aligned(before, after, wanted) if change else zip(wanted, wanted):
-            group = (pair.subject, pair.replacement, _distance(i, places)) if average else (p, i)
+            group = (pair.subject, pair.replacement, _distance(before, i, pair.subject)) if average else (p, i)
             keys.setdefault(group, []).append(torch.stack([old[p, i], new[p, j]]))
     both = torch.stack([torch.stack(found).mean(0) for found in keys.values()])
     old, new = both[:, 0], both[:, 1]
@@ -371,10 +382,25 @@ def gather(
     return old, torch.where(same[:, None], old, new)
 
 
-def _distance(i: int, places: Sequence[tuple[int, ...]]) -> int:
-    """How far a position is from the last token of its place, else of the place in front of it, else of the first place."""
+def _tokens(model, source: str | Site, prompt: str) -> Tokens:
+    """A prompt as layers with this input are given it."""
+    if isinstance(source, Site):
+        return tokens_of(model.pipeline, prompt, source.tokenizer or "tokenizer")
+    return text_of(model.pipeline, prompt)
+
+
+def _distance(tokens: Tokens, i: int, subject: str) -> tuple[int, int]:
+    """How far a position is from the last token of its place, else of the place in front of it, else of the first place.
+
+    With the number of the encoder whose tokens it is among, where several encoders' follow each other.
+    """
+    if isinstance(tokens, Joined):
+        stretch, (_, own) = next((n, each) for n, each in enumerate(tokens.split([i])) if each[1])
+        part = tokens.stretches[stretch]
+        return stretch, _distance(part, own[0], subject)[1] if part.ids else own[0]
+    places = tokens.places(subject) if subject else [(0,)]
     begun = [place for place in places if place[0] <= i] or places[:1]
-    return i - begun[-1][-1]
+    return 0, i - begun[-1][-1]
 
 
 @checked(prompts=strings, source=a_source)

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from workbench.arguments import checked, instance_of, optional, warn
-from workbench.edit.editors import ALL_LAYERS, by_input, editable, to_preserve
+from workbench.edit.editors import by_input, editable, to_preserve
 from workbench.edit.low_rank import Edit
 from workbench.edit.moments import Moments
 from workbench.edit.projections import a_floor, general, oblique, to_keep
@@ -41,7 +41,7 @@ def erase(
     concept: str,
     guide: str | Sequence[str],
     *,
-    sites=ALL_LAYERS,
+    sites=None,
     rank: int = 4,
     resist: float = 0.0,
     keep: Sequence[str | Prompt] = (),

@@ -16,7 +16,7 @@ from workbench.files import safetensors_bytes, write_bytes
 from workbench.inputs import user_path
 
 TRAVELS = re.compile(
-    r"unet\..+|text_encoder(_2)?\.(text_model\.)?encoder\.layers\.\d+\.(self_attn\.out_proj|mlp\.fc[12])"
+    r"unet\..+|transformer\..+|text_encoder(_2)?\.(text_model\.)?encoder\.layers\.\d+\.(self_attn\.out_proj|mlp\.fc[12])"
 )
 # What stands for a component in the keys of Kohya's layout; programs tell SDXL's two encoders by number.
 PREFIXES = {
@@ -24,6 +24,7 @@ PREFIXES = {
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
 }
 # Which base model a LoRA is for, by family and width of the text states, as programs that sort LoRA files read it.
+LAYOUTS = {"sd": ("kohya", "peft"), "sdxl": ("kohya", "peft"), "sd3": ("peft",)}  # that diffusers loads, by family
 MODELS = {
     ("sd", 768): {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora"},
     ("sd", 1024): {
@@ -31,6 +32,7 @@ MODELS = {
         "ss_v2": "True",
         "modelspec.architecture": "stable-diffusion-v2/lora",
     },
+    ("sd3", None): {"modelspec.architecture": "stable-diffusion-3/lora"},
     ("sdxl", None): {
         "ss_base_model_version": "sdxl_base_v1-0",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
@@ -74,14 +76,19 @@ def to_lora(edit: Edit, path: str | Path, layout: Layout = "kohya") -> Path:
         )
     if stays := [update.site for update in edit.updates if not TRAVELS.fullmatch(update.module)]:
         raise ValueError(
-            f"to_lora: {', '.join(stays)} cannot travel as LoRA, which holds linear layers of the UNet and the text encoders "
+            f"to_lora: {', '.join(stays)} cannot travel as LoRA, which holds linear layers of the denoiser and the CLIP text encoders "
             "only; share the edit itself (edit.save), or the whole model (model.save_pretrained)"
         )
     families = {update.family for update in edit.updates}
-    if len(families) > 1 or (family := families.pop()) not in PREFIXES:
+    if len(families) > 1 or (family := families.pop()) not in LAYOUTS:
         raise ValueError(
             f"to_lora: the edit was made for {', '.join(sorted({update.family for update in edit.updates}))}; LoRA files are written "
-            f"for one of {', '.join(PREFIXES)}; share the edit itself (edit.save)"
+            f"for one of {', '.join(LAYOUTS)}; share the edit itself (edit.save)"
+        )
+    if layout not in LAYOUTS[family]:
+        raise ValueError(
+            f"to_lora(layout={layout!r}): diffusers loads no such file into a pipeline of the family {family}; give "
+            f"layout={LAYOUTS[family][0]!r}"
         )
     if any(update.dtype == "bfloat16" for update in edit.updates):
         warnings.warn(
@@ -126,7 +133,7 @@ def _metadata(edit: Edit, family: str) -> dict[str, str]:
         "workbench.prompts": json.dumps(prompts_of(edit)[:MOST_PROMPTS]),
         "workbench.base": json.dumps({u.site: {"sha256": u.base, "dtype": u.dtype} for u in edit.updates}),
     }
-    return about | MODELS.get((family, None if family == "sdxl" else _text_width(edit)), {})
+    return about | MODELS.get((family, None if family != "sd" else _text_width(edit)), {})
 
 
 def _text_width(edit: Edit) -> int | None:

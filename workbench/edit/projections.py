@@ -17,7 +17,6 @@ from workbench.arguments import Check, checked, optional, warn
 from workbench.edit.attacked import Readings
 from workbench.edit.closed_form import Change, projection
 from workbench.edit.editors import (
-    ALL_LAYERS,
     Where,
     as_corpus,
     as_pairs,
@@ -65,7 +64,7 @@ def oblique(
     concept: str,
     guide: str,
     *,
-    sites=ALL_LAYERS,
+    sites=None,
     rank: int | None = 1,
     templates: Sequence[str] | None = None,
     tokens: Where = "all",
@@ -115,7 +114,7 @@ def reflect(
     first: str,
     second: str,
     *,
-    sites=ALL_LAYERS,
+    sites=None,
     rank: int | None = 1,
     templates: Sequence[str] | None = None,
     tokens: Where = "all",

@@ -1,7 +1,7 @@
 """The engine: worlds in, labelled results out. The only place that opens an NNsight trace."""
 
 from workbench.engine.batch import Batch, Fold, Settings, Start
-from workbench.engine.calls import Calls, calls_of
+from workbench.engine.calls import Calls, calls_in
 from workbench.engine.result import Run
 from workbench.engine.run import prepare, run
 from workbench.engine.text import encode, text_values
@@ -14,7 +14,7 @@ __all__ = [
     "Run",
     "Settings",
     "Start",
-    "calls_of",
+    "calls_in",
     "encode",
     "prepare",
     "run",

@@ -242,7 +242,7 @@ class Batch:
             value = kwargs["encoder_hidden_states"]
         else:
             whole = module.output if site.port == "output" else module.input
-            value = first(whole)
+            value = first(whole, site.item)
         rows = self.size * (2 if self.plan.guided and site.part == "denoiser" else 1)
         if tuple(value.shape) != (expected := (rows, *site.sizes)):
             raise RuntimeError(
@@ -256,7 +256,9 @@ class Batch:
             elif site.port == "input":
                 module.input = value
             else:
-                module.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
+                module.output = (
+                    (*whole[: site.item], value, *whole[site.item + 1 :]) if isinstance(whole, tuple) else value
+                )
         return value
 
     def due(self, site: Site, call: int) -> list[Action]:

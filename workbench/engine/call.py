@@ -20,7 +20,7 @@ def guided(pipeline, guidance_scale: float) -> bool:
 
 def guiding(pipeline) -> str:
     """What to do for guidance, as an error says it."""
-    if getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None:
+    if getattr(family_of(pipeline).model(pipeline).config, "time_cond_proj_dim", None) is not None:
         return "this model takes guidance_scale as an input and has no unconditional half (LCM): leave it out"
     return "raise guidance_scale above 1"
 
@@ -71,6 +71,7 @@ def arguments(
         height=height or rows,
         width=width or columns,
         generator=generators(seeds),
+        **family.keywords(pipeline),
     )
     if (negative := negative_prompts(pipeline, negatives, guided(pipeline, guidance_scale))) is not None:
         call["negative_prompt"] = negative

@@ -6,8 +6,11 @@ more than half of their range without any error.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from workbench.families import family_of
 
 
 def one_call(config, steps: int) -> list[int]:
@@ -44,6 +47,12 @@ SCHEDULERS: dict[str, Callable] = {
     "PNDMScheduler": pndm,
     "TCDScheduler": one_call,
     "UniPCMultistepScheduler": one_call,
+}
+
+# The same for models of flow matching, which take no others.
+FLOW_SCHEDULERS: dict[str, Callable] = {
+    "FlowMatchEulerDiscreteScheduler": one_call,
+    "FlowMatchHeunDiscreteScheduler": two_calls,
 }
 
 # Known, and refused: why.
@@ -83,8 +92,21 @@ class Calls:
         return call + 1 == len(self) or self.step[call + 1] != self.step[call]
 
 
-def calls_of(scheduler, steps: int) -> Calls:
+def calls_in(pipeline, steps: int, height: int | None = None, width: int | None = None) -> Calls:
+    """The calls that a pipeline makes of its denoiser in a run, as `calls_of` finds them.
+
+    height, width: of the picture in pixels, which some schedules follow; the pipeline's own when left out.
+    """
+    family = family_of(pipeline)
+    own = family.size(pipeline)
+    keywords = family.schedule(pipeline, steps, height or own[0], width or own[1])
+    return calls_of(pipeline.scheduler, steps, flow=family.flow, keywords=keywords)
+
+
+def calls_of(scheduler, steps: int, *, flow: bool = False, keywords: Mapping[str, Any] | None = None) -> Calls:
     """The calls that a scheduler makes of the denoiser for so many steps; its own state is left alone.
+
+    flow: whether the model was trained by flow matching. keywords: that the pipeline gives when it sets the timesteps.
 
     Raises ValueError for a scheduler that is not in the table, and for a number of steps that it does not take.
     """
@@ -92,21 +114,31 @@ def calls_of(scheduler, steps: int) -> Calls:
         raise ValueError(f"num_inference_steps={steps!r}: give a whole number of at least 1")
     steps = steps.__index__()
     name = type(scheduler).__name__
-    if name not in SCHEDULERS:
+    known, other = (FLOW_SCHEDULERS, SCHEDULERS) if flow else (SCHEDULERS, FLOW_SCHEDULERS)
+    if name not in known:
         why = REFUSED.get(name, "is not in the table of what schedulers do at each step")
+        if name in other:
+            why = f"is not for a model that was {'' if flow else 'not '}trained by flow matching"
+        usual = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
         raise ValueError(
-            f"the scheduler {name} {why}; set another, such as pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config); "
-            f"known are {', '.join(SCHEDULERS)}"
+            f"the scheduler {name} {why}; set another, such as pipeline.scheduler = {usual}.from_config(pipeline.scheduler.config); "
+            f"known are {', '.join(known)}"
+        )
+    if flow and scheduler.config.get("stochastic_sampling"):
+        raise ValueError(
+            f"the scheduler {name} draws noise at each step (stochastic_sampling) that the pipeline gives it no generator for, so "
+            "that worlds of one seed would differ; set pipeline.scheduler = "
+            f"{name}.from_config(pipeline.scheduler.config, stochastic_sampling=False)"
         )
     own = copy.deepcopy(scheduler)
     try:
-        own.set_timesteps(steps)
+        own.set_timesteps(steps, **keywords or {})
     except (ValueError, IndexError) as error:
         raise ValueError(
             f"num_inference_steps={steps}: {name} does not take so many ({error}); give another number"
         ) from None
     timesteps = tuple(float(t) for t in own.timesteps)
-    calls = SCHEDULERS[name](own.config, steps)
+    calls = known[name](own.config, steps)
     if sum(calls) != len(timesteps):
         raise ValueError(
             f"num_inference_steps={steps}: {name} sets {len(timesteps)} timesteps as it is configured, {sum(calls)} are expected; give "

@@ -46,8 +46,14 @@ REFUSED = {
     "callback_steps": _CALLBACK,
     "callback_on_step_end": _CALLBACK,
     "callback_on_step_end_tensor_inputs": _CALLBACK,
-    "prompt_2": _SECOND,
-    "negative_prompt_2": _SECOND,
+    **dict.fromkeys(("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3"), _SECOND),
+    "max_sequence_length": "it is the model's own, which its sites follow: wb.load(..., max_sequence_length=256)",
+    "joint_attention_kwargs": "for the strength of a LoRA call pipeline.set_adapters(name, strength)",
+    **dict.fromkeys(
+        ("skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_stop", "skip_layer_guidance_start"),
+        "the denoiser would be called a third time in some steps, which no site would show; leave it out",
+    ),
+    "mu": _SCHEDULE,
     **dict.fromkeys(
         (
             "original_size",

@@ -9,7 +9,7 @@ from workbench.families import family_of
 from workbench.families.attention import check_attention
 from workbench.interventions import Intervention, Rule, Window, World
 from workbench.sites import Site
-from workbench.text import Tokens, tokens_of
+from workbench.text import Tokens, text_of, tokens_of
 
 HALVES = {"cond": ("cond",), "uncond": ("uncond",), "both": ("uncond", "cond")}
 
@@ -171,7 +171,7 @@ def _rows(intervention: Intervention, site: Site, guided: bool) -> str:
         )
     if not guided:
         return "cond"
-    return asked or ("cond" if site.part == "text" or "token" in site.axes else "both")
+    return asked or ("cond" if site.part == "text" or site.from_text or "token" in site.axes else "both")
 
 
 def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half: str) -> tuple[int, ...] | None:
@@ -181,13 +181,13 @@ def _tokens(pipeline, world: World, intervention: Intervention, site: Site, half
     if "token" not in site.axes:
         raise ValueError(f"tokens={intervention.tokens!r}, but the site's axes are {site.axes}; leave tokens out")
     prompt = world.prompt if half == "cond" else world.negative_prompt or ""
-    # the denoiser's tokens are those of all encoders together
-    own = site.tokenizer if site.part == "text" else None
-    readings = family_of(pipeline).tokenizers if own is None else (own,)
-    positions = {}
-    for name in readings:
-        read = tokens_of(pipeline, prompt, name)
-        positions[name] = _named(read, intervention.tokens, world.subject, half)
+    family = family_of(pipeline)
+    if site.part == "text" and site.tokenizer is not None:
+        readings = {site.tokenizer: tokens_of(pipeline, prompt, site.tokenizer)}
+    else:  # the denoiser's tokens are those of all encoders together
+        names = max((reading.tokenizers for reading in family.read(family, pipeline)), key=len)
+        readings = {name: text_of(pipeline, prompt, number) for number, name in enumerate(names)}
+    positions = {name: _named(read, intervention.tokens, world.subject, half) for name, read in readings.items()}
     if len(set(positions.values())) > 1:
         raise ValueError(
             f"tokens={intervention.tokens!r} stand at different positions for the tokenizers: {positions}; name positions"

@@ -13,7 +13,7 @@ import xarray as xr
 
 from workbench.engine.batch import Batch, Fold, Settings
 from workbench.engine.call import guided
-from workbench.engine.calls import Calls, calls_of
+from workbench.engine.calls import Calls, calls_in
 from workbench.engine.plan import Plan, batches, check_reach, plan
 from workbench.engine.result import Run, not_finite
 from workbench.engine.switches import check_switches
@@ -30,7 +30,7 @@ def prepare(model, worlds: Sequence[World], settings: Settings) -> Plan:
     """What a run would do, checked: raises for whatever does not fit, before anything is computed."""
     pipeline = model.pipeline
     check_switches(pipeline)
-    calls = calls_of(pipeline.scheduler, settings.num_inference_steps)
+    calls = calls_in(pipeline, settings.num_inference_steps, settings.height, settings.width)
     if settings.start is not None:
         if len(calls) != calls.steps:
             raise ValueError(
@@ -103,13 +103,21 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
                 encoded[prompt] = encode(pipeline, prompt)
             states, pooled = encoded[prompt]
             if site.kind == "pooled":
-                values[prompt, site] = pooled
-            elif site.port == "context":
+                values[prompt, site] = pooled if site.part == "denoiser" else _own_pooled(pipeline, site, pooled)
+            elif site.port in ("context", "input"):
                 values[prompt, site] = states
             else:
                 module = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2])
                 values[prompt, site] = module(states.to(dtype))
     return values
+
+
+def _own_pooled(pipeline, site: Site, pooled: torch.Tensor) -> torch.Tensor:
+    """A text encoder's part of the pooled vector: they stand side by side on channels."""
+    family = family_of(pipeline)
+    names = [encoder.component for encoder in family.present(pipeline) if encoder.pooled]
+    widths = [getattr(pipeline, name).config.projection_dim for name in names]
+    return pooled.split(widths, -1)[names.index(site.component)]
 
 
 def _labelled(

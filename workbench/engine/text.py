@@ -6,19 +6,16 @@ import torch
 
 from workbench.engine.nn import save
 from workbench.engine.trace import untouched, wrapped
-from workbench.families import Site
+from workbench.families import Site, family_of
 from workbench.families.attention import explicit_attention
 from workbench.locks import lock_of
 
 
 def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prompts as the denoiser is given them: states (prompt, token, channel) and, in SDXL, pooled vectors (prompt, channel)."""
+    """Prompts as the denoiser is given them: states (prompt, token, channel) and pooled vectors (prompt, channel), if it is given any."""
     prompts = prompts if isinstance(prompts, str) else list(prompts)
     with torch.no_grad():
-        encoded = pipeline.encode_prompt(
-            prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    return encoded[0], encoded[2] if len(encoded) > 2 else None
+        return family_of(pipeline).encode(pipeline, prompts)
 
 
 def text_values(
@@ -29,16 +26,19 @@ def text_values(
     with lock_of(pipeline), untouched(pipeline), explicit_attention(pipeline, sites), torch.no_grad():
         nn = wrapped(pipeline)
         with nn.trace() as tracer:
-            with tracer.invoke(list(prompts), num_inference_steps=1, guidance_scale=1.0):
+            keywords = model.family.keywords(pipeline)
+            with tracer.invoke(list(prompts), num_inference_steps=1, guidance_scale=1.0, **keywords):
                 pass
             with tracer.invoke():
                 for site in [site for site in model.sites if site in sites]:  # in execution order
                     module = nn.get(site.module)
-                    values[site] = save(module.input if inputs or site.port == "input" else first(module.output))
+                    values[site] = save(
+                        module.input if inputs or site.port == "input" else first(module.output, site.item)
+                    )
                 tracer.stop()
     return {site: value.detach().cpu() for site, value in values.items()}
 
 
-def first(output):
-    """The value proper of a module that gives more."""
-    return output[0] if isinstance(output, tuple) else output
+def first(output, item: int = 0):
+    """The value proper of a module that gives more, or another of its values."""
+    return output[item] if isinstance(output, tuple) else output

@@ -24,7 +24,7 @@ class PipelineRoot(torch.nn.Module):
         object.__setattr__(self, "held", weakref.ref(pipeline))  # a pipeline that nobody else holds is freed
         family = family_of(pipeline)
         give_probs(family.model(pipeline))
-        for encoder in family.encoders:
+        for encoder in family.present(pipeline):
             give_text_probs(getattr(pipeline, encoder.component))
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
@@ -43,7 +43,7 @@ class Wrapped:
     def __init__(self, pipeline):
         self.nn = NNsight(PipelineRoot(pipeline))
         self.modules = list(modules_of(pipeline))
-        self.sites: dict[tuple[int, int], Sites] = {}
+        self.sites: dict[tuple[int, int, int | None], Sites] = {}
 
     def current(self, pipeline) -> bool:
         """Whether the pipeline still has just these modules: adapters, fused layers and swapped components change them."""
@@ -68,11 +68,13 @@ def wrapped(pipeline) -> NNsight:
 
 def sites_of(pipeline, height: int | None = None, width: int | None = None) -> Sites:
     """All sites of a pipeline at a resolution, found once, and anew when its modules changed."""
-    own, held = family_of(pipeline).size(pipeline), _held(pipeline)
+    family, held = family_of(pipeline), _held(pipeline)
+    own = family.size(pipeline)
     size = (height or own[0], width or own[1])
-    if size not in held.sites:
-        held.sites[size] = find_sites(pipeline, *size)
-    return held.sites[size]
+    key = (*size, family.length_of(pipeline))
+    if key not in held.sites:
+        held.sites[key] = find_sites(pipeline, *size)
+    return held.sites[key]
 
 
 def _held(pipeline) -> Wrapped:

@@ -138,14 +138,17 @@ class Experiment(ABC):
             progress=False,
         )
 
-    def score(self, p: int, worlds: Sequence[World], places: Sequence[Row], bar: Bar) -> list[Row]:
+    def score(
+        self, p: int, worlds: Sequence[World], places: Sequence[Row], bar: Bar, *, read: Sequence[World] = ()
+    ) -> list[Row]:
         """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value.
 
-        The first world is the reference of the distances, and may be read by the others.
+        The first world is the reference of the distances, and may be read by the others. read: further worlds for them to read, which
+        are not scored.
         """
-        rows, reference, per = [], None, max(1, self.batch_size - 1)
+        rows, reference, per = [], None, max(1, self.batch_size - 1 - len(read))
         for at in range(1, len(worlds), per):  # no more images in memory than these
-            run = self.run([worlds[0], *worlds[at : at + per]])
+            run = self.run([worlds[0], *read, *worlds[at : at + per]])
             reference = run.images.sel(world=worlds[0].name) if reference is None else reference
             new = list(zip(worlds[at : at + per], places[at : at + per]))
             scored = [(worlds[0], places[0]), *new] if at == 1 else new

@@ -6,13 +6,25 @@ A new family is a file like `sd.py` and a line in FAMILIES: nothing else of the 
 import torch
 from diffusers import DiffusionPipeline
 
-from workbench.families.base import Encoder, Family, Site
+from workbench.families.base import Encoder, Family, Reading, Site, set_length
 from workbench.families.sd import SD
+from workbench.families.sd3 import SD3
 from workbench.families.sdxl import SDXL
 
-FAMILIES = (SD, SDXL)
+FAMILIES = (SD, SDXL, SD3)
 
-__all__ = ["FAMILIES", "Encoder", "Family", "Site", "check_class", "check_pipeline", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Encoder",
+    "Family",
+    "Reading",
+    "Site",
+    "check_class",
+    "check_pipeline",
+    "family_of",
+    "length_read",
+    "set_length",
+]
 
 
 def check_class(name: str) -> Family:
@@ -22,7 +34,7 @@ def check_class(name: str) -> Family:
             return family
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(
-        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x and XL, text to image). "
+        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, text to image). "
         "Load the checkpoint into one of these, if it is of such an architecture"
     )
 
@@ -32,12 +44,21 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     return check_class(type(pipeline).__name__)
 
 
+def length_read(pipeline: DiffusionPipeline, tokenizer: str) -> int | None:
+    """How many tokens of a prompt the encoder of a tokenizer is given, where the pipeline's call says it; None where the tokenizer does."""
+    family = next((each for each in FAMILIES if type(pipeline).__name__ in each.pipelines), None)
+    if family is None or family.length is None:
+        return None
+    return next((each.length for each in family.read(family, pipeline) if tokenizer in each.tokenizers), None)
+
+
 def check_pipeline(pipeline: DiffusionPipeline) -> Family:
     """The family of a live pipeline; ValueError for one that no family handles, saying what about it is not known."""
     family = family_of(pipeline)
     missing = [
         name
         for encoder in family.encoders
+        if not (encoder.optional and getattr(pipeline, encoder.component, None) is None)
         for name in (encoder.component, encoder.tokenizer)
         if getattr(pipeline, name, None) is None
     ]

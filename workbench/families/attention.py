@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
     AttnProcessor2_0,
+    JointAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
@@ -18,11 +19,8 @@ from einops import rearrange
 
 from workbench.families.base import Site
 from workbench.families.clip import explicit_text_attention
+from workbench.families.joint import ExplicitJointAttention, give_joint_probs, is_joint
 
-# those whose arithmetic the explicit path repeats; any other (sliced, IP-Adapter, PAG, a user's own) is refused at probabilities
-PLAIN = (AttnProcessor, AttnProcessor2_0)
-# those that call each projection once, as a module; others may fuse them, or call them for something else too
-APART = (*PLAIN, SlicedAttnProcessor, XFormersAttnProcessor)
 # what an attention may have besides projections, which the explicit path does not repeat
 EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
 
@@ -41,11 +39,25 @@ class ExplicitAttention:
         return attn.to_out[1](attn.to_out[0](rearrange(probs @ value, "row head i c -> row i (head c)")))
 
 
+# by the path that the pipeline takes, the explicit one that repeats its arithmetic; any other (sliced, IP-Adapter, PAG, a user's own)
+# is refused at probabilities
+EXPLICIT = {
+    AttnProcessor: ExplicitAttention,
+    AttnProcessor2_0: ExplicitAttention,
+    JointAttnProcessor2_0: ExplicitJointAttention,
+}
+PLAIN = tuple(EXPLICIT)
+# those that call each projection once, as a module; others may fuse them, or call them for something else too
+APART = (*PLAIN, SlicedAttnProcessor, XFormersAttnProcessor)
+
+
 def give_probs(module: torch.nn.Module):
     """Give every attention of a denoiser a child through which probabilities pass while they are in use."""
     for part in module.modules():
         if isinstance(part, Attention) and "probs" not in part._modules:
             part.probs = torch.nn.Identity()
+        if isinstance(part, Attention) and is_joint(part):
+            give_joint_probs(part)
 
 
 def attention_of(pipeline, site: Site) -> Attention | None:
@@ -67,7 +79,7 @@ def check_attention(pipeline, site: Site):
     attention = attention_of(pipeline, site) if site.per_head and site.part == "denoiser" else None
     if attention is None:
         return
-    processor, back = type(attention.processor), "pipeline.unet.set_default_attn_processor()"
+    processor, back = type(attention.processor), _plain_again(pipeline, site)
     if "Fused" in processor.__name__:
         raise ValueError(
             "the projections are fused (fuse_qkv_projections), so that q, k and v have no module of their own; call "
@@ -84,6 +96,8 @@ def check_attention(pipeline, site: Site):
         raise ValueError(
             f"the layer computes attention by {processor.__name__}, which never has its probabilities whole; call {back}"
         )
+    if EXPLICIT.get(processor, ExplicitAttention) is not ExplicitAttention:
+        return
     extras = [name for name in EXTRAS if getattr(attention, name, None) is not None]
     extras += ["residual_connection"] if attention.residual_connection else []
     extras += ["rescale_output_factor"] if attention.rescale_output_factor != 1 else []
@@ -94,6 +108,13 @@ def check_attention(pipeline, site: Site):
         )
 
 
+def _plain_again(pipeline, site: Site) -> str:
+    """How to bring a denoiser's own attention back, as an error says it."""
+    if hasattr(getattr(pipeline, site.component), "set_default_attn_processor"):
+        return f"pipeline.{site.component}.set_default_attn_processor()"
+    return f"pipeline.{site.component}.set_attn_processor({JointAttnProcessor2_0.__name__}())"
+
+
 @contextmanager
 def explicit_attention(pipeline, sites: Sequence[Site]):
     """Give the attentions of these probabilities an explicit softmax, for as long as the block lasts."""
@@ -101,7 +122,7 @@ def explicit_attention(pipeline, sites: Sequence[Site]):
     before = [(attention, attention.processor) for attention in dict.fromkeys(found) if attention is not None]
     try:
         for attention, _ in before:
-            attention.processor = ExplicitAttention()
+            attention.processor = EXPLICIT.get(type(attention.processor), ExplicitAttention)()
         with explicit_text_attention(pipeline, sites):
             yield
     finally:

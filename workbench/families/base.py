@@ -1,8 +1,11 @@
 """The words in which families are written: a site, a text encoder, a family."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 IMAGE = ("row", "channel", "y", "x")
 PIXELS = ("row", "pixel", "channel")
@@ -25,7 +28,9 @@ class Site:
     tokenizer: of the pipeline, whose positions its tokens are. grid: rows and columns that its pixels make. paper: the number
     of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it. depth: of
     its layer in a text encoder, from 0 for the first to 1 for the last. block: of an attention's site, the part of the
-    denoiser that it shares with its neighbours, "unet.up.1".
+    denoiser that it shares with its neighbours, "unet.up.1". item: which of the values that its module gives, where it gives
+    several. from_text: whether the text alone decides it, so that it can be had for another prompt. together: of attention
+    probabilities, the kinds of the same place with which a query's sum to one, where these are several (joint attention).
     """
 
     name: str
@@ -46,6 +51,9 @@ class Site:
     block: str | None = None
     per_head: bool = False
     stream: bool = False
+    item: int = 0
+    from_text: bool = False
+    together: tuple[str, ...] = ()
 
     @property
     def looped(self) -> bool:
@@ -64,13 +72,51 @@ class Encoder:
     """A text encoder of a family.
 
     component, tokenizer: names in the pipeline. skipped: so many of its last layers the denoiser does not read as states. pooled:
-    whether its projected end state reaches the denoiser (so that its last layers act through that alone).
+    whether its projected end state reaches the denoiser (so that its last layers act through that alone). optional: whether a
+    pipeline may come without it.
     """
 
     component: str
     tokenizer: str
     skipped: int = 0
     pooled: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A stretch of the text that the denoiser is given: so many tokens, which these tokenizers find in one prompt; none: zeros."""
+
+    tokenizers: tuple[str, ...]
+    length: int
+
+
+def encode_alone(pipeline, prompts: str | list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a Stable Diffusion's denoiser is given for prompts: states and, in SDXL, pooled vectors."""
+    encoded = pipeline.encode_prompt(
+        prompts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return encoded[0], encoded[2] if len(encoded) > 2 else None
+
+
+def read_together(family: "Family", pipeline) -> tuple[Reading, ...]:
+    """One stretch: all encoders are given the same positions, and their states are joined on channels."""
+    first, *_ = encoders = family.present(pipeline)
+    length = getattr(pipeline, first.component).config.max_position_embeddings
+    return (Reading(tuple(dict.fromkeys(encoder.tokenizer for encoder in encoders)), length),)
+
+
+def no_keywords(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
+    """Timesteps follow from their number alone."""
+    return {}
+
+
+_LENGTHS: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+
+
+def set_length(pipeline, length: int):
+    """Have the workbench call a pipeline with another `max_sequence_length` than its own default."""
+    _LENGTHS[pipeline] = length
 
 
 @dataclass(frozen=True)
@@ -79,7 +125,12 @@ class Family:
 
     sites: (pipeline, height, width in pixels) -> all sites in execution order. size: (pipeline) -> height and width in pixels when not
     told. latents: (pipeline, height, width) -> (channel, y, x). check: raises ValueError for a pipeline of the right class that is put
-    together as this family's are not. guidance: default of `guidance_scale`; steps: of `num_inference_steps`.
+    together as this family's are not. guidance: default of `guidance_scale`; steps: of `num_inference_steps`; length: of
+    `max_sequence_length`, None where the pipeline has no such argument. flow: whether its schedulers are of flow matching. encode:
+    (pipeline, prompts) -> states (prompt, token, channel) and pooled vectors (prompt, channel) or None, as the denoiser is given them.
+    read: (family, pipeline) -> stretches of the denoiser's text. layers: glob of the attention that text enters. keys, values: kinds
+    of its sites that hold the text's. edited: glob of the linear layers that are given the text's states and nothing else. schedule:
+    (pipeline, steps, height, width) -> keywords with which the pipeline sets its scheduler's timesteps.
     """
 
     name: str
@@ -92,6 +143,20 @@ class Family:
     check: Callable
     steps: int
     guidance: float
+    length: int | None = None
+    flow: bool = False
+    encode: Callable = encode_alone
+    read: Callable = read_together
+    schedule: Callable = no_keywords
+    layers: str = "unet.*.cross"
+    keys: str = "cross.k"
+    values: str = "cross.v"
+    edited: str = "unet.*.cross.{k,v}"
+
+    @property
+    def joint(self) -> bool:
+        """Whether text and picture attend to both, so that the text's states change from layer to layer."""
+        return self.keys != "cross.k"
 
     def model(self, pipeline):
         """The denoiser of a pipeline of this family."""
@@ -104,3 +169,16 @@ class Family:
 
     def encoder(self, component: str) -> Encoder:
         return next(encoder for encoder in self.encoders if encoder.component == component)
+
+    def present(self, pipeline) -> tuple[Encoder, ...]:
+        """The encoders that a pipeline has: some may be left out."""
+        return tuple(each for each in self.encoders if getattr(pipeline, each.component, None) is not None)
+
+    def length_of(self, pipeline) -> int | None:
+        """The `max_sequence_length` that a pipeline is called with; None where it has no such argument."""
+        return self.length if self.length is None else _LENGTHS.get(pipeline, self.length)
+
+    def keywords(self, pipeline) -> dict[str, Any]:
+        """What the pipeline's call is given besides what every pipeline takes."""
+        length = self.length_of(pipeline)
+        return {} if length is None else {"max_sequence_length": length}

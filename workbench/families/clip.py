@@ -57,12 +57,12 @@ def clip_sites(pipeline, encoder: Encoder) -> Iterator[Site]:
     if projected:
         size = (module.text_projection.out_features,)
         path = f"{name}.text_projection"
-        yield site(name, "pooled", path, axes=POOLED, sizes=size, tokenizer=None, read=encoder.pooled)
+        yield site(name, "pooled", path, axes=POOLED, sizes=size, tokenizer=None, read=encoder.pooled, from_text=True)
 
 
 def give_text_probs(encoder: torch.nn.Module):
     """Give every attention of a text encoder a child through which probabilities pass while they are in use."""
-    for layer in inner(encoder)[0].encoder.layers:
+    for layer in getattr(getattr(inner(encoder)[0], "encoder", None), "layers", ()):  # T5 has blocks, and no such child
         if "probs" not in layer.self_attn._modules:
             layer.self_attn.probs = torch.nn.Identity()
 

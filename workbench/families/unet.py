@@ -6,23 +6,14 @@ from dataclasses import replace
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from workbench.families.base import IMAGE, LATENTS, PIXELS, TEXT, Family, Site
+from workbench.families.base import IMAGE, PIXELS, TEXT, Family, Site
 from workbench.families.clip import clip_sites
-
-
-def latent_grid(pipeline, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the latents of a picture; ValueError for a size that the pipeline does not draw."""
-    factor = pipeline.vae_scale_factor
-    if wrong := [name for name, side in (("height", height), ("width", width)) if side < 8 or side % max(8, factor)]:
-        raise ValueError(
-            f"height={height}, width={width}: {' and '.join(wrong)} must be a multiple of {max(8, factor)} pixels"
-        )
-    return height // factor, width // factor
+from workbench.families.picture import end_sites, grid_of
 
 
 def latent_shape(pipeline, height: int, width: int) -> tuple[int, int, int]:
     """Channels, rows and columns of the latents of a picture."""
-    return pipeline.unet.config.in_channels, *latent_grid(pipeline, height, width)
+    return pipeline.unet.config.in_channels, *grid_of(height, width, pipeline.vae_scale_factor)
 
 
 def default_size(pipeline) -> tuple[int, int]:
@@ -37,19 +28,9 @@ def pipeline_sites(family: Family, pipeline, height: int, width: int) -> list[Si
     sites = [site for encoder in family.encoders for site in clip_sites(pipeline, encoder)]
     first = family.encoders[0]
     tokens = getattr(pipeline, first.component).config.max_position_embeddings
-    grid = latent_grid(pipeline, height, width)
-    sites += unet_sites(pipeline.unet, tokens, grid, first.tokenizer)
-    sizes = (pipeline.unet.config.in_channels, *grid)
-    sites.append(Site(LATENTS, "latents", "", LATENTS, LATENTS, "", "step", IMAGE, sizes, grid=grid, stream=True))
-    # a VAE without that layer gives the latents to its decoder as they are
-    module = (
-        "vae.post_quant_conv" if getattr(pipeline.vae, "post_quant_conv", None) is not None else "vae.decoder.conv_in"
-    )
-    decoded = Site(
-        "vae.latents", "decoder", "vae", "vae", "latents", module, "input", IMAGE, sizes, grid=grid, stream=True
-    )
-    sites.append(decoded)
-    return sites
+    channels, *grid = latent_shape(pipeline, height, width)
+    sites += unet_sites(pipeline.unet, tokens, (grid[0], grid[1]), first.tokenizer)
+    return [*sites, *end_sites(pipeline, channels, (grid[0], grid[1]))]
 
 
 def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokenizer: str) -> list[Site]:
@@ -130,10 +111,12 @@ def _transformer_sites(
             return replace(site, name=f"{place}.{kind}", kind=kind, **facts)
 
         if text:
-            yield named(from_text, "cross.context", port="context", sizes=(tokens, attention.to_k.in_features))
+            sizes = (tokens, attention.to_k.in_features)
+            yield named(from_text, "cross.context", port="context", sizes=sizes, from_text=True)
         yield named(own, f"{kind}.q", module=f"{module}.to_q", sizes=(pixels, inner), per_head=True)
-        yield named(from_text, f"{kind}.k", module=f"{module}.to_k", sizes=(keys, inner), per_head=True)
-        yield named(from_text, f"{kind}.v", module=f"{module}.to_v", sizes=(keys, inner), per_head=True)
+        read = dict(sizes=(keys, inner), per_head=True, from_text=text)
+        yield named(from_text, f"{kind}.k", module=f"{module}.to_k", **read)
+        yield named(from_text, f"{kind}.v", module=f"{module}.to_v", **read)
         yield named(
             own,
             f"{kind}.probs",

@@ -181,9 +181,11 @@ class ReplacePrompt(Rule):
         return self.prompt
 
     def check(self, site, pipeline):
-        cross = site.part == "denoiser" and site.kind in ("cross.context", "cross.k", "cross.v")
-        if not cross and site.kind != "pooled":
-            raise ValueError("replace_prompt works at cross-attention's context, k and v sites, and at a pooled vector")
+        if not site.from_text:
+            raise ValueError(
+                "replace_prompt works at cross-attention's context, k and v sites, at a transformer's context and at a pooled "
+                "vector, which the text alone decides"
+            )
 
     def apply(self, value, context):
         return context.other.expand_as(value)

@@ -320,4 +320,6 @@ def locogen_images(
     experiment.check(0)
     pooled = ["pooled vector"] if experiment.pooled else []
     names = ["unaltered", "all layers", *pooled, *(experiment.label(patch) for patch in experiment.patches())]
-    return experiment.run(experiment.worlds(0)).images.assign_coords(world=names)
+    worlds = experiment.worlds(0)
+    images = experiment.run([*experiment.read(0), *worlds]).images
+    return images.sel(world=[world.name for world in worlds]).assign_coords(world=names)

@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
-from workbench.interventions import Intervention, World, replace_prompt
+from workbench.interventions import Intervention, World, replace_prompt, restore
 from workbench.localize.specs import PORTS, LocoGenSpec
 from workbench.metrics import Measures
 from workbench.models import Model
@@ -16,6 +16,7 @@ from workbench.sites import Sites
 from workbench.steps import Window, unless_whole
 
 ALL = "all"
+TARGET = "the target's own run"  # a world's name
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Patch:
 
 
 def cross_layers(model: Model) -> Sites:
-    """The cross-attention layers, in execution order."""
-    return model.sites("unet.*.cross")
+    """The attention layers that text enters, in execution order."""
+    return model.sites(model.family.layers)
 
 
 def blocks(model: Model) -> tuple[tuple[int, int], ...]:
@@ -49,7 +50,7 @@ class Generating(Experiment):
     def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, measures: Measures | None, batch_size: int):
         super().__init__(model, spec, prompts=prompts, measures=measures, batch_size=batch_size)
         self.layers = [site.name for site in cross_layers(model)]
-        # SDXL's other way in for the text, which no layer's keys and values hold
+        # the text's other way in (SDXL, transformers), which no layer's keys and values hold
         self.pooled = [site.name for site in model.sites if site.kind == "pooled" and site.read]
         count = len(self.layers)
         wanted = spec.windows or [(start, width) for width in spec.widths for start in range(max(1, count - width + 1))]
@@ -102,6 +103,10 @@ class Generating(Experiment):
             worlds.append(World(f"patched {i}", prompt.prompt, [given]))
         return worlds
 
+    def read(self, p: int) -> list[World]:
+        """What windows of joint attention read: the target's own run, whose text's states change from layer to layer."""
+        return [World(TARGET, self.prompts[p].target)] if self.model.family.joint else []
+
     def patch(
         self,
         prompt: Prompt,
@@ -111,13 +116,22 @@ class Generating(Experiment):
         steps: Window | None = None,
         heads: Sequence[int] | None = None,
     ) -> Intervention:
-        """The target prompt at some layers. Heads are apart behind the projections only."""
+        """The target prompt at some layers. Heads are apart behind the projections only.
+
+        In joint attention, the keys and values that the text has there in the target's own run.
+        """
+        if (family := self.model.family).joint:
+            kinds = [{"k": family.keys, "v": family.values}[each] for each in inputs]
+            own = [self.model.sites.beside(self.model.sites[layer], kind).name for layer in layers for kind in kinds]
+            return restore(own, TARGET, steps=steps, heads=heads)
         ports = ("k", "v") if inputs == "kv" and heads is not None else PORTS[inputs]
         sites = [f"{layer}.{port}" for layer in layers for port in ports]
         return replace_prompt(sites, prompt.target, steps=steps, heads=heads)
 
     def check(self, p: int) -> int:
-        return self.plan(self.worlds(p))
+        worlds = self.worlds(p)
+        self.plan([*worlds, *self.read(p)])
+        return len(worlds) * len(self.spec.seeds)
 
     def measure(self, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, site, width, inputs, heads, steps, value)."""
@@ -135,7 +149,7 @@ class Generating(Experiment):
                     steps=str(patch.steps),
                 )
             )
-        return self.score(p, self.worlds(p), places, bar)
+        return self.score(p, self.worlds(p), places, bar, read=self.read(p))
 
 
 def window_numbers(start: int, width: int) -> str:

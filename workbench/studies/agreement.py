@@ -8,7 +8,8 @@ the same command. `--redraw` draws from the tables in `--out`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from workbench import plot
 from workbench.drawing import WIDTH, bar, house, save
 from workbench.experiments.results import from_table, strongest, with_interval
 from workbench.localize.compare import Comparison, compare_localizers
-from workbench.localize.localizers import FOUR, Localizer, localizers
+from workbench.localize.localizers import FOUR, Abstains, Localizer, localizers
 from workbench.localize.locogen import LocoGen, locogen, locogen_images, locogen_search
 from workbench.localize.patching import window_numbers
 from workbench.localize.specs import LocoGenSpec, TraceSpec
@@ -65,31 +66,12 @@ def measure(options: AgreementOptions):
     found: dict[str, LocoGen] = {}
     searches = []
     for attribute in options.attributes:
-        trace = TraceSpec(
-            sites=("unet.*.cross",),
-            noise_multiple=options.noise_multiple,
-            draws=1,
-            seeds=tuple(range(options.seeds)),
-            num_inference_steps=options.num_inference_steps,
-        )
-        prompts = prompt_set(attribute)[: options.prompts]
-        spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps)
-        common = dict(scorer=scorer, batch_size=options.batch_size)
-        found[attribute] = locogen(
-            model,
-            prompts,
-            replace(spec, widths=options.widths),
-            folder=options.runs / attribute / "locogen",
-            **common,
-        )
-        known = localizers(folder=options.runs / attribute, **common)
-        four = {name: known[name] for name in FOUR} | {"LocoGen": single_layers(found[attribute])}
-        compared[attribute] = compare_localizers(model, prompts, trace, localizers=four)
+        found[attribute], compared[attribute] = compared_on(model, scorer, attribute, options)
         direction = DIRECTION.get(attribute, "min")
         search = locogen_search(
             model,
-            prompts,
-            spec,
+            prompt_set(attribute)[: options.prompts],
+            LocoGenSpec(seeds=tuple(range(options.seeds)), num_inference_steps=options.num_inference_steps),
             width=WINDOW,
             direction=direction,
             scorer=scorer,
@@ -124,6 +106,36 @@ def measure(options: AgreementOptions):
     best = pd.DataFrame([verdict(name, each) for name, each in found.items()])
     best.to_csv(options.out / "locogen_best.csv", index=False)
     print(best.to_string(index=False))
+
+
+def compared_on(model: Model, scorer: Scorer, attribute: str, options: AgreementOptions) -> tuple[LocoGen, Comparison]:
+    """LocoGen's windows of an attribute, and of four localizers those that speak of the layers where text enters."""
+    trace = TraceSpec(
+        sites=(model.family.layers,),
+        noise_multiple=options.noise_multiple,
+        draws=1,
+        seeds=tuple(range(options.seeds)),
+        num_inference_steps=options.num_inference_steps,
+    )
+    prompts = prompt_set(attribute)[: options.prompts]
+    spec = LocoGenSpec(seeds=trace.seeds, num_inference_steps=trace.num_inference_steps, widths=options.widths)
+    common = dict(scorer=scorer, batch_size=options.batch_size)
+    found = locogen(model, prompts, spec, folder=options.runs / attribute / "locogen", **common)
+    known = localizers(folder=options.runs / attribute, **common)
+    four = {name: known[name] for name in FOUR} | {"LocoGen": single_layers(found)}
+    spoken = {}
+    for name, localizer in four.items():
+        try:
+            scores = localizer(model, prompts, trace)
+        except Abstains:  # of joint attention
+            continue
+        spoken[name] = partial(as_measured, scores)
+    return found, compare_localizers(model, prompts, trace, localizers=spoken)
+
+
+def as_measured(scores: xr.DataArray, model: Model, prompts: PromptSet, spec: TraceSpec) -> xr.DataArray:
+    """A localizer that says what was measured."""
+    return scores
 
 
 def single_layers(found: LocoGen) -> Localizer:

@@ -20,7 +20,7 @@ from workbench.drawing import TEXT, WIDTH, bar, house, save
 from workbench.experiments.results import effects, from_table, strongest, with_interval
 from workbench.localize.causal_trace import causal_trace
 from workbench.localize.specs import TraceSpec
-from workbench.models import load
+from workbench.models import Model, load
 from workbench.prompts import prompt_set
 from workbench.scorer import Scorer
 
@@ -54,26 +54,11 @@ def main(options: SurveyOptions):
 
 def measure(options: SurveyOptions):
     model, scorer = load(device=options.device), Scorer(device=options.device)
-    found: dict[tuple[str, str], xr.Dataset] = {}
-    for part, sites in SITES.items():
-        for attribute in options.attributes:
-            spec = TraceSpec(
-                sites=sites,
-                noise_multiple=options.noise_multiple,
-                draws=options.draws,
-                seeds=tuple(range(options.seeds)),
-                num_inference_steps=options.num_inference_steps,
-            )
-            prompts = prompt_set(attribute)[: options.prompts]
-            trace = causal_trace(
-                model,
-                prompts,
-                spec,
-                scorer=scorer,
-                folder=options.runs / f"{attribute}-{part}",
-                batch_size=options.batch_size,
-            )
-            found[part, attribute] = effects(trace, "probability")
+    found = {
+        (part, attribute): traced(model, scorer, attribute, sites, options, options.runs / f"{attribute}-{part}")
+        for part, sites in SITES.items()
+        for attribute in options.attributes
+    }
     tables = [
         strongest(effect).assign(attribute=attribute, **{name: float(effect[name]) for name in TOTAL})
         for (_, attribute), effect in found.items()
@@ -87,6 +72,30 @@ def measure(options: SurveyOptions):
             f"{attribute:9s}{part:5s}total effect {with_interval(effect, 'total_effect')}; strongest {best.site}: "
             f"{with_interval(best, 'indirect_effect')}; {count}"
         )
+
+
+def traced(
+    model: Model,
+    scorer: Scorer,
+    attribute: str,
+    sites: tuple[str, ...],
+    options: SurveyOptions,
+    folder: Path,
+    *,
+    tokens: tuple[str, ...] = TraceSpec.tokens,
+) -> xr.Dataset:
+    """Effects of restoring these sites, at these tokens where they have any, on an attribute's probability."""
+    spec = TraceSpec(
+        sites=sites,
+        tokens=tokens,
+        noise_multiple=options.noise_multiple,
+        draws=options.draws,
+        seeds=tuple(range(options.seeds)),
+        num_inference_steps=options.num_inference_steps,
+    )
+    prompts = prompt_set(attribute)[: options.prompts]
+    trace = causal_trace(model, prompts, spec, scorer=scorer, folder=folder, batch_size=options.batch_size)
+    return effects(trace, "probability")
 
 
 def draw(options: SurveyOptions):

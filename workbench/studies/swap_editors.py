@@ -16,7 +16,7 @@ ALL = "unet.*.cross"
 WINDOW = ("unet.up.2.0.cross", "unet.up.2.1.cross")
 SIX = ("unet.down.1.0.cross", "unet.down.1.1.cross", "unet.up.2.0.cross", "unet.up.3.*.cross")
 OVERSHOOT = 1.2  # a ridge shrinks what it asks for
-BEST = dict(sites=ALL, tokens="all", lam=10.0, preserve_tokens="all")
+BEST = dict(sites=None, tokens="all", lam=10.0, preserve_tokens="all")
 TEXT_ENCODER = ("diff_quickfix", "embedding_swap", "textual_inversion")  # outside the rules: not UNet or VAE
 
 Maker = Callable[[Model, Fit], Edit]
@@ -34,7 +34,7 @@ def from_a_fifth(model: Model, fit: Fit) -> Edit:
 
 
 def locoedit(model: Model, fit: Fit, *, sites: Any) -> Edit:
-    return edits.locoedit(model, PAIRS, sites=sites)
+    return edits.locoedit(model, PAIRS, sites=sites or model.family.edited)
 
 
 def time(model: Model, fit: Fit) -> Edit:
@@ -46,7 +46,7 @@ def uce(model: Model, fit: Fit) -> Edit:
 
 
 def rome(model: Model, fit: Fit) -> Edit:
-    return edits.rome(model, PAIRS, sites=ALL, corpus=fit.corpus)
+    return edits.rome(model, PAIRS, sites=model.family.edited, corpus=fit.corpus)
 
 
 def neuron_swap(model: Model, fit: Fit, *, count: int = 30) -> Edit:
@@ -83,7 +83,7 @@ EDITORS: dict[str, Maker] = {
     "swap, two layers": partial(solved, editor="swap", sites=WINDOW),
     "swap, last subject token": partial(solved, editor="swap", tokens="subject_last"),
     "locoedit, two layers": partial(locoedit, sites=WINDOW),
-    "locoedit, all layers": partial(locoedit, sites=ALL),
+    "locoedit, all layers": partial(locoedit, sites=None),
     "time": time,
     "uce": uce,
     "rome": rome,

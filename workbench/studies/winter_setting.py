@@ -14,7 +14,7 @@ from workbench.experiments.store import Folder
 from workbench.interventions import replace_prompt
 from workbench.menagerie.captions import HELD_OUT_SEASON, SEASON
 from workbench.menagerie.world import SUBJECTS
-from workbench.models import load
+from workbench.models import Model, load
 from workbench.prompts import FOLDER, Prompt, PromptSet, labels_of, prompt_pairs, prompt_set
 from workbench.scorer import Scorer
 from workbench.steering.direction import Direction, direction
@@ -23,6 +23,7 @@ from workbench.steering.sweep import SweepSpec
 
 TEXT, UNET = "text encoder", "UNet"
 SITES = {TEXT: "text_encoder.*.mlp", UNET: "unet.*.cross"}
+ENTRANCES = ("unet.*.cross.context",)  # by which the text reaches the denoiser
 SAID = {"winter": "{} in winter", "night": "{} at night", "watercolor": "a watercolor of {}"}
 OPPOSITE = {"winter": "summer", "night": "summer", "watercolor": "photo"}
 HOT = re.compile(r"\b(summer|sunny|hot|sun)\b")
@@ -51,8 +52,17 @@ class WinterOptions:
 class WinterSetting:
     """What all parts of the benchmark share."""
 
-    def __init__(self, options: WinterOptions):
-        self.options, self.model, self.scorer = options, load(), Scorer()
+    def __init__(
+        self,
+        options: WinterOptions,
+        model: Model | None = None,
+        scorer: Scorer | None = None,
+        *,
+        sites: Mapping[str, str] = SITES,
+        entrances: Sequence[str] = ENTRANCES,
+    ):
+        self.options, self.model, self.scorer = options, model or load(), scorer or Scorer()
+        self.sites, self.entrances = sites, tuple(entrances)
         labels = prompt_set("object").labels
         held = pd.read_csv(FOLDER / "winter.csv")[: options.prompts]
         subjects = [next(subject for subject in SUBJECTS if re.search(rf"\b{subject}\b", text)) for text in held.prompt]
@@ -79,7 +89,7 @@ class WinterSetting:
         positive, negative = (side[:: 1 if where == TEXT else 4] for side in prompt_pairs(name))
         settings = dict(pool="positions") if where == TEXT else self.run
         batch_size = self.options.batch_size
-        return direction(self.model, positive, negative, SITES[where], batch_size=batch_size, **settings)
+        return direction(self.model, positive, negative, self.sites[where], batch_size=batch_size, **settings)
 
     def _save(self, made: Direction, path: Path):
         """Keep a direction whole, whatever happens and whoever else does the same."""
@@ -89,7 +99,7 @@ class WinterSetting:
 
     def told(self, names: Sequence[str], prompts: PromptSet) -> list[Interventions]:
         """What the model does when the prompt says it, summer left out: the ceiling, and the measure of what it may cost."""
-        return [(replace_prompt("unet.*.cross.context", _told(names, prompt.prompt)),) for prompt in prompts]
+        return [(replace_prompt(self.entrances, _told(names, prompt.prompt)),) for prompt in prompts]
 
     def measure(
         self, part: str, prompts: PromptSet, concept: Concept, variants: Mapping[str, Variant], spec: SteerSpec
