@@ -14,7 +14,7 @@ from workbench.recovery import learning
 from workbench.recovery.recover import Recovering
 from workbench.recovery.search import simplex
 from workbench.recovery.specs import ATTACKS
-from workbench.recovery.states import Weights, limited
+from workbench.recovery.states import limited, readings
 
 TEXT = "a photo of a zebra"
 PROMPTS = wb.PromptSet.of(TEXT, subject="zebra")
@@ -52,7 +52,7 @@ def hooks(model) -> int:
 
 def test_of_an_edit_that_changes_nothing_the_closed_form_is_the_prompts_own_states(model, scorer):
     asked = recovering(model, erased(model) * 0, scorer)
-    states, weights = asked.case.states([TEXT])[0], Weights(asked.case)
+    states, weights = asked.case.states([TEXT])[0], readings(asked.case)
     scale = states.norm()
     away = [((weights.solved(states, lam) - states).norm() / scale).item() for lam in (1.0, 1e-3, 1e-6, 1e-9)]
     assert away == sorted(away, reverse=True) and away[-1] < 1e-3 < away[0]
@@ -93,7 +93,7 @@ def test_completion_begins_at_the_edited_picture_and_ends_at_the_unedited(model,
 
 def test_distances_are_kept_exactly_and_the_nearest_states_are_the_best_within(model, scorer):
     asked = recovering(model, erased(model), scorer)
-    states, weights = asked.case.states([TEXT])[0], Weights(asked.case)
+    states, weights = asked.case.states([TEXT])[0], readings(asked.case)
     asked_for = states @ (weights.cross - weights.gram).T
     fit = lambda step: (
         (step * (step @ weights.gram - 2 * asked_for)).sum().item()
