@@ -56,7 +56,7 @@ def figure(trace: pd.DataFrame, table: pd.DataFrame) -> Figure:
         own = trace[trace.model == model]
         title = ARCHITECTURES[model].title
         heat(axes[0][column], own[own.place == ENCODER], "layer", limit, f"{title}: text encoder", "layer")
-        heat(axes[1][column], own[own.place == DENOISER], "stage", limit, f"{title}: denoiser", "")
+        heat(axes[1][column], own[own.place == DENOISER], "stage", limit, f"{title}: denoiser", "block")
         for ax in (axes[0][column], axes[1][column]) if column else ():
             ax.set_yticklabels([])
     bar(
@@ -70,7 +70,8 @@ def figure(trace: pd.DataFrame, table: pd.DataFrame) -> Figure:
     lower.legend(handles, labels, loc="outside lower center", ncols=len(models))
     count = int(trace.prompts.max())
     fig.suptitle(
-        f"Three architectures trained on one world; tracing over {count} prompts of each attribute", fontsize=TEXT + 1
+        f"{len(models)} architectures trained on one world; tracing over {count} prompts of each attribute",
+        fontsize=TEXT + 1,
     )
     return fig
 
@@ -86,7 +87,7 @@ def heat(ax: Axes, rows: pd.DataFrame, by: str, limit: float, title: str, label:
         marked.pivot(index="attribute", columns=by, values=value).reindex(index=names, columns=order)
         for value in ("indirect_effect", "dot")
     )
-    cells(grid, ax=ax, limit=limit, notes=dots.fillna(""), title=title)
+    cells(grid, ax=ax, limit=limit, notes=dots.fillna(""), title=title, rotation=0 if by == "layer" else 90)
     ax.set_xlabel(label)
 
 
