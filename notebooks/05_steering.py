@@ -155,9 +155,9 @@ _ = wb.plot.image_grid(
 #
 # | | winter | right subject | similarity to the prompt |
 # |---|---|---|---|
-# | unsteered | 0.00 (0.00 to 0.11) | 0.98 (0.96 to 0.99) | 0.85 (0.81 to 0.88) |
-# | text encoder, layer 0 at 1 | 0.92 (0.80 to 1.00) | 0.94 (0.86 to 0.99) | 0.59 (0.52 to 0.65) |
-# | text encoder, all layers at 0.5 | 0.93 (0.82 to 1.00) | 0.97 (0.92 to 1.00) | 0.59 (0.55 to 0.63) |
-# | UNet, `down.1.1` at 4 | 0.63 (0.47 to 0.80) | 0.98 (0.94 to 1.00) | 0.68 (0.63 to 0.73) |
-# | a strength for each prompt | 0.77 (0.60 to 0.90) | 0.95 (0.88 to 0.99) | 0.64 (0.59 to 0.68) |
-# | told winter | 1.00 (0.89 to 1.00) | 0.97 (0.92 to 0.99) | 0.60 (0.56 to 0.64) |
+# | unsteered | 0.00 (0.00 to 0.08) | 0.98 (0.90 to 0.99) | 0.85 (0.81 to 0.88) |
+# | text encoder, layer 0 at 1 | 0.92 (0.78 to 0.98) | 0.94 (0.83 to 0.98) | 0.59 (0.52 to 0.65) |
+# | text encoder, all layers at 0.5 | 0.93 (0.81 to 0.99) | 0.97 (0.88 to 0.99) | 0.59 (0.55 to 0.63) |
+# | UNet, `down.1.1` at 4 | 0.63 (0.46 to 0.78) | 0.98 (0.90 to 0.99) | 0.68 (0.63 to 0.73) |
+# | a strength for each prompt | 0.77 (0.61 to 0.89) | 0.95 (0.84 to 0.98) | 0.64 (0.59 to 0.68) |
+# | told winter | 1.00 (0.92 to 1.00) | 0.97 (0.89 to 0.99) | 0.60 (0.55 to 0.64) |

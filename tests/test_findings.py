@@ -15,7 +15,6 @@ ROUNDING = 1e-4  # of the tables themselves, which keep four digits
 
 # Printed by the study's command, and in no table.
 PRINTED = {
-    "causal_trace": {"0.81 (0.60 to 0.95)", "0.62 (0.36 to 0.85)", "0.17 (0.04 to 0.32)"},
     "prompt_to_prompt": {"0.05 (0.00 to 0.13)", "0.03 (0.00 to 0.08)"},
     "winter": {"0.83 (0.67 to 0.95)", "0.80 (0.63 to 0.92)"},  # at last what steering one half gave
 }
