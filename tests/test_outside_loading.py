@@ -30,7 +30,6 @@ from workbench.models import MENAGERIE
 
 OTHERS = (
     "FluxPipeline",
-    "StableDiffusion3Pipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "IFPipeline",

@@ -453,3 +453,90 @@ def test_words_are_found_in_every_encoders_part_of_the_text(both):
         assert message in str(raised.value) and not calls
     with pytest.warns(UserWarning, match="the text encoder reads 12"):
         run(model, "a zebra and a giraffe with a hat", num_inference_steps=1)
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_maps_and_contribution_are_those_of_the_pictures_queries_at_the_text(name, both):
+    """Against an independent computation by plain hooks, at one step."""
+    model, plain = both(name)
+    few = dict(num_inference_steps=1, guidance_scale=1.0)
+    prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {})
+    found = wb.attention_contribution(model, prompts, wb.AttentionSpec(seeds=(0,), **few))
+    maps = wb.attention_maps(model, ZEBRA, **few)
+    attention = plain.transformer.transformer_blocks[1].attn
+    parts = [getattr(attention, child) for child in ("to_q", "to_k", "add_k_proj", "add_v_proj")]
+    with ExitStack() as stack:
+        seen = [stack.enter_context(hooked(part)) for part in parts]
+        draw(plain, [ZEBRA], **few)
+    query, key, text_key, text_value = (
+        values[0][0].unflatten(-1, (attention.heads, -1)).transpose(0, 1) for values in seen
+    )
+    if attention.norm_q is not None:
+        query, key, text_key = attention.norm_q(query), attention.norm_k(key), attention.norm_added_k(text_key)
+    keys = torch.cat([text_key, key], 1)  # text first: the order is nothing that a sum over keys knows
+    probs = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(-1)[..., : text_key.shape[1]]
+    own = list(text_of(model.pipeline, ZEBRA).of("zebra"))
+    mixed = (probs[..., own] @ text_value[:, own]).transpose(0, 1).flatten(1) @ attention.to_out[0].weight.T
+    contribution = found.clean.sel(metric="contribution", site="transformer.1.joint").item()
+    assert abs(contribution - mixed.norm(dim=-1).mean().item()) < 1e-5 * contribution
+    drawn = maps.maps["transformer.1.joint"].values[0, 0, 0].reshape(attention.heads, 16, -1)
+    assert apart(drawn, probs.detach()) < 1e-6
+    assert dict(maps.word("zebra").sizes) == {"site": 3, "world": 1, "seed": 1, "steps": 1, "head": 2, "y": 4, "x": 4}
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_prompt_to_prompt_takes_the_sources_attention_at_the_text(name, both):
+    model, plain = both(name)
+    lion = "a lion in the savanna"
+    worlds = wb.prompt_to_prompt(
+        model, ZEBRA, lion, cross_replace_steps=1.0, self_resolution=0.5, self_replace_steps=1.0
+    )
+    found = run(model, *worlds)
+    assert apart(found["source"][0], draw(plain, [ZEBRA])[0]) < TOLERANCE["float32"]
+    assert apart(found["edited"][0], draw(plain, [lion])[0]) > 1e-5
+    own = wb.prompt_to_prompt(model, ZEBRA, ZEBRA, self_resolution=0.5)
+    assert apart(run(model, *own)["edited"][0], found["source"][0]) < TOLERANCE["float32"]
+    with pytest.raises(ValueError, match=r"raise it to at least 0\.5"):
+        wb.prompt_to_prompt(model, ZEBRA, lion)
+
+
+def test_what_a_transformer_cannot_do_is_refused(both, scorer):
+    model, _ = both("sd3")
+    picture = model.generate(ZEBRA, num_inference_steps=1)[0]
+    edit = wb.edit.uce(model, CONCEPT)
+    asked = {
+        "textual_inversion: it trains on the loss of noise": lambda: wb.edit.textual_inversion(
+            model, "zebra", [picture]
+        ),
+        "invert: it runs DDIM's steps backwards": lambda: wb.invert(model, picture, ZEBRA),
+        "recover: its attacks change the states": lambda: wb.recover(
+            model, edit, wb.prompt_set("object")[:1], scorer=scorer
+        ),
+        "head_relevance: it asks what a layer's keys would be": lambda: wb.head_relevance(
+            model, ZEBRA, {"a": ["b"], "c": ["d"]}
+        ),
+        "guidance_rescale=0.5: StableDiffusion3Pipeline has no such argument": lambda: run(
+            model, ZEBRA, guidance_rescale=0.5
+        ),
+    }
+    for message, ask in asked.items():
+        with pytest.raises(ValueError) as raised:
+            ask()
+        assert message in str(raised.value)
+    with pytest.raises(TypeError, match=r"run\(max_sequence_length=...\): it is the model's own"):
+        run(model, ZEBRA, max_sequence_length=5)
+    with pytest.raises(ValueError, match=r"max_sequence_length=4: StableDiffusionPipeline has no such argument"):
+        wb.load(wb.load().pipeline, max_sequence_length=4)
+
+
+def test_the_trained_one_is_loaded_with_its_own_length_of_text():
+    """And all its layers given another prompt's keys and values, with its pooled vector, draw that prompt's picture."""
+    model = wb.load("menagerie-dit")
+    assert (model.max_sequence_length, model.num_inference_steps, model.guidance_scale) == (4, 25, 2.0)
+    zebra, lion, few = "a zebra on the beach", "a lion in the snow", dict(num_inference_steps=3)
+    given = wb.restore(["transformer.*.text.{k,v}", "transformer.pooled"], "lion")
+    found = model.run([wb.World("lion", lion), wb.World("given", zebra, given), zebra], progress=False, **few)
+    assert apart(found["given"], found["lion"]) < 1e-5 < 0.1 < apart(found[zebra], found["lion"])
+    seed = torch.Generator().manual_seed(0)
+    call = dict(max_sequence_length=4, guidance_scale=2.0, output_type="np", generator=seed)
+    assert equal(model.run(zebra, progress=False, **few).images[0, 0], model.pipeline(zebra, **few, **call).images[0])

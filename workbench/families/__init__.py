@@ -21,6 +21,7 @@ __all__ = [
     "Site",
     "check_class",
     "check_pipeline",
+    "check_unet",
     "family_of",
     "length_read",
     "set_length",
@@ -50,6 +51,14 @@ def length_read(pipeline: DiffusionPipeline, tokenizer: str) -> int | None:
     if family is None or family.length is None:
         return None
     return next((each.length for each in family.read(family, pipeline) if tokenizer in each.tokenizers), None)
+
+
+def check_unet(pipeline: DiffusionPipeline, function: str, why: str):
+    """Raise ValueError for a pipeline whose denoiser is no UNet. function: what was asked. why: what it would need, in words."""
+    if (family := family_of(pipeline)).denoiser != "unet":
+        raise ValueError(
+            f"{function}: {why}, which is written for UNets alone; this is a {type(pipeline).__name__} of the family {family.name}"
+        )
 
 
 def check_pipeline(pipeline: DiffusionPipeline) -> Family:

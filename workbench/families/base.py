@@ -129,8 +129,9 @@ class Family:
     `max_sequence_length`, None where the pipeline has no such argument. flow: whether its schedulers are of flow matching. encode:
     (pipeline, prompts) -> states (prompt, token, channel) and pooled vectors (prompt, channel) or None, as the denoiser is given them.
     read: (family, pipeline) -> stretches of the denoiser's text. layers: glob of the attention that text enters. keys, values: kinds
-    of its sites that hold the text's. edited: glob of the linear layers that are given the text's states and nothing else. schedule:
-    (pipeline, steps, height, width) -> keywords with which the pipeline sets its scheduler's timesteps.
+    of its sites that hold the text's. maps: glob of what the picture's queries give the text's keys. edited: of the linear layers that
+    are given the text's states and nothing else. schedule: (pipeline, steps, height, width) -> keywords with which the pipeline sets
+    its scheduler's timesteps.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Family:
     layers: str = "unet.*.cross"
     keys: str = "cross.k"
     values: str = "cross.v"
+    maps: str = "unet.*.cross.probs"
     edited: str = "unet.*.cross.{k,v}"
 
     @property

@@ -2,7 +2,7 @@
 both together. Sites name the streams; in which order a pipeline joins them is known here alone.
 
 Probabilities are four parts, by who looks at what: "self.probs" (pixel, key) and "cross.probs" (pixel, token) of the picture's
-queries, "text.cross.probs" (token, pixel) and "text.self.probs" (token, key) of the text's. The attention as a whole is "joint", by what it
+queries, "text.image.probs" (token, pixel) and "text.text.probs" (token, key) of the text's. The attention as a whole is "joint", by what it
 gives the picture; it equals "image.out".
 """
 
@@ -14,13 +14,13 @@ from einops import rearrange
 
 from workbench.families.base import PIXELS, TEXT, Site
 
-IMAGE_PROBS, TEXT_PROBS = ("self.probs", "cross.probs"), ("text.cross.probs", "text.self.probs")
+IMAGE_PROBS, TEXT_PROBS = ("self.probs", "cross.probs"), ("text.image.probs", "text.text.probs")
 # by a part's kind, the name of the child through which it passes, and its axes
 PARTS = {
     "self.probs": ("image_image", ("row", "head", "pixel", "key")),
     "cross.probs": ("image_text", ("row", "head", "pixel", "token")),
-    "text.cross.probs": ("text_image", ("row", "head", "token", "pixel")),
-    "text.self.probs": ("text_text", ("row", "head", "token", "key")),
+    "text.image.probs": ("text_image", ("row", "head", "token", "pixel")),
+    "text.text.probs": ("text_text", ("row", "head", "token", "key")),
 }
 
 
