@@ -29,7 +29,7 @@ from workbench.interventions import World, replace_prompt, scale
 from workbench.models import MENAGERIE
 
 OTHERS = (
-    "FluxPipeline",
+    "LuminaPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "IFPipeline",

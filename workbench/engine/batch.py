@@ -14,7 +14,7 @@ from workbench.blend import add_maps
 from workbench.engine.call import arguments, refuse_flagged
 from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
-from workbench.engine.text import first
+from workbench.engine.text import part_of, with_part
 from workbench.engine.trace import untouched, wrapped
 from workbench.families.attention import explicit_attention
 from workbench.inputs import text
@@ -128,14 +128,14 @@ class Batch:
         """The same where the model is, in its dtype."""
         pipeline, start = self.model.pipeline, settings.start
         between, final, calls = self.sites[LATENTS], {}, self.plan.calls
+        family = self.model.family
 
         def after_call(pipeline, call, timestep, tensors):
             bar.update()
-            final["latents"] = (
-                self.passed(tensors["latents"], between, call) if calls.ends(call) else tensors["latents"]
-            )
+            latents = family.unpacked(tensors["latents"], between.grid)
+            final["latents"] = self.passed(latents, between, call) if calls.ends(call) else latents
             pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
-            return tensors | final
+            return tensors if final["latents"] is latents else tensors | {"latents": family.packed(final["latents"])}
 
         groups = self.groups()
         probs = [site for group in groups for site in group]
@@ -242,7 +242,7 @@ class Batch:
             value = kwargs["encoder_hidden_states"]
         else:
             whole = module.output if site.port == "output" else module.input
-            value = first(whole, site.item)
+            value = part_of(whole, site)
         rows = self.size * (2 if self.plan.guided and site.part == "denoiser" else 1)
         if tuple(value.shape) != (expected := (rows, *site.sizes)):
             raise RuntimeError(
@@ -256,9 +256,7 @@ class Batch:
             elif site.port == "input":
                 module.input = value
             else:
-                module.output = (
-                    (*whole[: site.item], value, *whole[site.item + 1 :]) if isinstance(whole, tuple) else value
-                )
+                module.output = with_part(whole, site, value)
         return value
 
     def due(self, site: Site, call: int) -> list[Action]:

@@ -7,11 +7,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from workbench.families.base import Encoder, Family, Reading, Site, set_length
+from workbench.families.flux import FLUX
 from workbench.families.sd import SD
 from workbench.families.sd3 import SD3
 from workbench.families.sdxl import SDXL
 
-FAMILIES = (SD, SDXL, SD3)
+FAMILIES = (SD, SDXL, SD3, FLUX)
 
 __all__ = [
     "FAMILIES",
@@ -35,7 +36,8 @@ def check_class(name: str) -> Family:
             return family
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(
-        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, text to image). "
+        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX.1, "
+        "text to image). "
         "Load the checkpoint into one of these, if it is of such an architecture"
     )
 

@@ -301,6 +301,12 @@ class Looking(Experiment):
         return self.model.sites(self.model.family.layers)
 
     def check(self, p: int) -> int:
+        for site in self.sites():
+            if getattr(attention_of(self.model.pipeline, site), "to_out", None) is None:
+                raise ValueError(
+                    f"{site.name}: its output projection is the block's, which mixes it with the feed-forward's (FLUX), so that no "
+                    "contribution of the attention alone is defined; look at its maps (wb.attention_maps) or replace its text (wb.locogen)"
+                )
         text_of(self.model.pipeline, self.prompts[p].prompt).of(self.prompts[p].subject)
         return len(self.spec.seeds)
 

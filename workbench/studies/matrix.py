@@ -38,7 +38,6 @@ OTHER_PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
-    "FluxPipeline",
     "PixArtAlphaPipeline",
     "IFPipeline",
     "KandinskyPipeline",
