@@ -622,3 +622,38 @@ def test_locogen_reaches_blocks_of_one_stream(both):
     assert sorted(maps.maps) == [f"transformer.{i}.joint" for i in range(4)]
     with pytest.raises(ValueError, match=r"transformer\.2\.joint: its output projection is the block's"):
         wb.attention_contribution(model, wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {}))
+
+
+@each_family
+def test_one_call_on_a_given_picture_is_at_the_step_that_was_asked(name, both):
+    """The denoiser sees the picture's latents, mixed with the seed's noise as far as flow matching has it at that step."""
+    model, _ = both(name)
+    (picture,) = model.generate(LION, **GUIDED)
+    calls, seen = model.calls(4), {}
+
+    def look(module, args, kwargs):
+        seen.update(kwargs)
+
+    for step in (0, 1, 3):
+        handle = model.pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            found = model.run_once(
+                {"a": ZEBRA}, {"a": picture}, step=step, num_inference_steps=4, record="transformer.1.text.v"
+            )
+        finally:
+            handle.remove()
+        assert found.values["transformer.1.text.v"].sizes["step"] == 1
+        time = calls.timestep[step]
+        assert abs(seen["timestep"][0].item() * model.family.clock - time) < 1e-3 * time
+        noise, clean = model.latents(0), model.encode([picture])
+        expected = model.family.packed(time / 1000 * noise + (1 - time / 1000) * clean)
+        assert apart(seen["hidden_states"].detach(), expected) < 1e-4
+
+
+def test_a_search_goes_through_blocks_of_one_layer(both):
+    model, _ = both("sd3")
+    prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra", target=LION),), {})
+    found = wb.locogen_search(
+        model, prompts, wb.LocoGenSpec(seeds=(0,), **GUIDED), width=1, metric="brightness", scorer=brightness
+    )
+    assert found.exhaustive == 3 and found.best(1, "brightness")[0].endswith(".joint")

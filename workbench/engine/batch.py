@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from diffusers import AutoPipelineForImage2Image
@@ -132,6 +133,10 @@ class Batch:
 
         def after_call(pipeline, call, timestep, tensors):
             bar.update()
+            if start is not None and abs(float(timestep) - calls.timestep[0]) > 1e-3 * abs(calls.timestep[0]):
+                raise RuntimeError(
+                    f"run_once: the pipeline began at the timestep {float(timestep):g}, step {start.step} is {calls.timestep[0]:g}"
+                )
             latents = family.unpacked(tensors["latents"], between.grid)
             final["latents"] = self.passed(latents, between, call) if calls.ends(call) else latents
             pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
@@ -182,7 +187,8 @@ class Batch:
         )
         if settings.start is not None:
             call |= self.image_to_image(settings.start, settings.num_inference_steps)
-            del call["height"], call["width"]
+            takes = signature(type(call["pipeline"]).__call__).parameters
+            call = {key: value for key, value in call.items() if key not in ("height", "width") or key in takes}
         return call
 
     @property
@@ -194,10 +200,12 @@ class Batch:
     def image_to_image(self, start: Start, steps: int) -> dict:
         """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""
         model = self.model
+        # pipelines round the number of steps that strength makes down, those of flow matching the number of those that it leaves out
+        rounded = -1e-6 if model.family.flow else 1e-6
         clean = model.encode([start.images[world.name] for world in self.worlds])
         return dict(
             pipeline=AutoPipelineForImage2Image.from_pipe(model.pipeline),
-            strength=min(1.0, (steps - start.step) / steps + 1e-6),
+            strength=min(1.0, (steps - start.step) / steps + rounded),
             image=repeat(clean, "world c y x -> (world seed) c y x", seed=len(self.seeds)),
         )
 
