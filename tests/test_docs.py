@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.engine.calls import REFUSED, SCHEDULERS
+from workbench.engine.calls import FLOW_SCHEDULERS, REFUSED, SCHEDULERS
 from workbench.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +41,10 @@ def test_a_message_in_the_page_of_errors_is_one_of_the_code(quoted, messages):
 
 def test_compatibility_names_all_schedulers_and_pipelines():
     table = re.findall(r"^\| `(\w+Scheduler)` \| (.*?) \|", COMPATIBILITY, re.MULTILINE)
-    assert [name for name, _ in table] == list(SCHEDULERS)
+    known = SCHEDULERS | FLOW_SCHEDULERS
+    assert [name for name, _ in table] == list(known)
     for name, calls in table:
-        expected = {"one_call": "1", "two_calls": "2,", "pndm": "with Runge-Kutta"}[SCHEDULERS[name].__name__]
+        expected = {"one_call": "1", "two_calls": "2,", "pndm": "with Runge-Kutta"}[known[name].__name__]
         assert calls.startswith(expected) and (calls == "1") == (expected == "1")
     assert all(f"`{name}`" in COMPATIBILITY for name in (*REFUSED, *(p for f in FAMILIES for p in f.pipelines)))
 

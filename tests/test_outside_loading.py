@@ -29,8 +29,7 @@ from workbench.interventions import World, replace_prompt, scale
 from workbench.models import MENAGERIE
 
 OTHERS = (
-    "FluxPipeline",
-    "StableDiffusion3Pipeline",
+    "LuminaPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "IFPipeline",

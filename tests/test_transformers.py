@@ -18,7 +18,9 @@ from workbench.progress import Bar
 from workbench.studies import tiny_transformers as tiny
 from workbench.text import text_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*max_sequence_length.*:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:negative_prompt= has no effect:UserWarning"
+)  # FLUX takes guidance as input
 
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach at night"
 LENGTH = 12  # of T5's part of the text
@@ -79,7 +81,11 @@ EACH_SETTING = [
     ("heun", "float32", dict(guidance_scale=1.0)),
     ("euler", "bfloat16", dict()),
 ]
-each_setting = pytest.mark.parametrize("scheduler, dtype, more", EACH_SETTING, ids=lambda value: str(value))
+# FLUX gives its scheduler noise levels, which Heun's does not take
+CASES = [(name, *each) for name in tiny.TRANSFORMERS for each in EACH_SETTING if (name, each[0]) != ("flux", "heun")]
+each_case = pytest.mark.parametrize("name, scheduler, dtype, more", CASES, ids=str)
+each_scheduler = pytest.mark.parametrize("name, scheduler", dict.fromkeys(case[:2] for case in CASES), ids=str)
+OTHER = {"sd3": "heun", "sd35": "heun", "flux": "euler dynamic"}  # schedulers
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +98,15 @@ def test_the_laws_know_every_flow_matching_scheduler():
     assert {type(make()).__name__ for make in SCHEDULERS.values()} == set(FLOW_SCHEDULERS)
 
 
-@each_setting
-@each_family
+@each_case
 def test_1_without_interventions_it_is_the_plain_pipeline(name, scheduler, dtype, more):
     model, plain = pair(name, dtype, scheduler)
     found = run(model, ZEBRA, LION, seeds=(0, 5), **more)
     rows = [ZEBRA, ZEBRA, LION, LION]
     assert equal(found.images.values.reshape(4, *found.images.shape[2:]), draw(plain, rows, (0, 5, 0, 5), **more))
     latents = draw(plain, rows, (0, 5, 0, 5), **more | dict(output_type="latent"))
+    if name == "flux":  # packed; diffusers unpacks them itself
+        latents = plain._unpack_latents(torch.tensor(latents), *found.images.shape[2:4], 2).numpy()
     assert equal(found.latents.values.reshape(latents.shape), latents)
     alone = draw(plain, [ZEBRA], [5], **more)[0]
     assert equal(run(model, ZEBRA, seeds=5, **more).images[0, 0], alone)
@@ -154,9 +161,10 @@ def test_3_restoring_or_replacing_everything(name, both):
     assert apart(found["corrupted"][0], clean) > 1e-3
     for key in restored:
         assert apart(found[key][0], clean) < TOLERANCE["float32"], key
+    pooled = "transformer.pooled" if name == "flux" else "text_encoder*.pooled"
     replaced = {
         "context": wb.replace_prompt(["transformer.context", "transformer.pooled"], LION),
-        "embedder": wb.replace_prompt(["transformer.context_embedder", "text_encoder*.pooled"], LION),
+        "embedder": wb.replace_prompt(["transformer.context_embedder", pooled], LION),
         "keys and values": wb.restore(["transformer.*.text.{k,v}", "transformer.pooled"], "lion"),
     }
     found = run(model, wb.World("lion", LION), *(wb.World(key, ZEBRA, each) for key, each in replaced.items()))
@@ -168,8 +176,7 @@ def test_3_restoring_or_replacing_everything(name, both):
     assert apart(run(model, wb.World("lion", LION), wb.World("short", ZEBRA, short))["short"][0], lion) > 1e-4
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@each_family
+@each_scheduler
 def test_4_every_call_belongs_to_a_step(name, scheduler):
     model, plain = pair(name, scheduler=scheduler)
     steps = STEPS[scheduler]
@@ -187,7 +194,7 @@ def test_4_every_call_belongs_to_a_step(name, scheduler):
     assert tuple(recorded.step.values) == steps
     assert np.allclose(recorded.timestep.values, plain.scheduler.timesteps.numpy())
     assert apart(recorded.sel(world="second")[0], torch.stack([call[-1] for call in noises])) < 1e-4
-    assert apart(found.values["transformer.1.text.v"][0, 0], torch.stack([call[2] for call in values])) < 1e-5
+    assert apart(found.values["transformer.1.text.v"][0, 0], torch.stack([call[-2] for call in values])) < 1e-5
 
 
 @each_family
@@ -235,7 +242,7 @@ def test_11_changes_behind_the_models_back_are_followed(name):
     model, plain = pair(name)
     run(model, ZEBRA)
     for pipeline in (model.pipeline, plain):
-        pipeline.scheduler = SCHEDULERS["heun"]()
+        pipeline.scheduler = SCHEDULERS[OTHER[name]]()
         blocks = pipeline.transformer.transformer_blocks
         blocks[0].ff, blocks[1].ff = blocks[1].ff, blocks[0].ff
     assert equal(run(model, ZEBRA).images[0], draw(plain, [ZEBRA]))
@@ -260,7 +267,7 @@ def test_10_what_pictures_depend_on_is_in_the_identity(name):
     before = model.record
     assert before == wb.load(fresh(name), max_sequence_length=LENGTH).record != wb.load(fresh(name)).record
     assert before["max_sequence_length"] == LENGTH == copy.deepcopy(model).max_sequence_length
-    one.scheduler = SCHEDULERS["heun"]()
+    one.scheduler = SCHEDULERS[OTHER[name]]()
     assert identity(one) != before
 
 
@@ -309,9 +316,10 @@ def test_7_preview_is_commit_and_undo_is_exact(name):
     assert state_of(model.pipeline) == before
 
 
-def test_8_an_exported_lora_gives_the_commits_images(tmp_path):
-    model, plain = pair("sd3")
-    edit = edit_of(model, ("transformer.context_embedder", "transformer.1.text.v", "text_encoder*.0.fc2"))
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_8_an_exported_lora_gives_the_commits_images(name, tmp_path):
+    model, plain = pair(name)
+    edit = edit_of(model, ("transformer.context_embedder", "transformer.1.text.v", "text_encoder*.0.fc2"))  # of CLIP
     plain.load_lora_weights(edit.to_lora(tmp_path / "edit.safetensors", layout="peft"))
     with model.applied(edit):
         committed = run(model, ZEBRA)
@@ -327,7 +335,7 @@ def test_8_an_exported_lora_gives_the_commits_images(tmp_path):
         edit_of(model).to_lora(tmp_path / "edit.safetensors", layout="peft")
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd35"])
+@each_family
 def test_closed_form_edits_of_what_is_given_the_text_alone(name, both):
     """The old words' states give the new words' embeddings, so that with the same pooled vector the pictures are the same."""
     model, _ = both(name)
@@ -382,7 +390,7 @@ def brightness(images):
     return images.mean((1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd35"])
+@each_family
 def test_traces_attributions_and_directions(name, both):
     model, _ = both(name)
     prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {})
@@ -392,6 +400,8 @@ def test_traces_attributions_and_directions(name, both):
         model, prompts, wb.TraceSpec(sites=sites, tokens=("subject", "all"), **common), scorer=brightness
     )
     restored, worst = (trace[key].sel(metric="pixel_distance") for key in ("restored", "corrupted"))
+    if name == "flux":  # at two blocks of two streams and two of one
+        assert {"transformer.3.image.out", "transformer.2.text.ff"} <= set(trace.site.values)
     assert restored.sel(site="text_encoders.embedding", token="subject").max() < 1e-6 < 1e-4 < worst.min()
     assert {"transformer.0.text.ff", "transformer.2.image.ff"} <= set(trace.site.values)
     # of a small corruption, what one backward pass says is what restoring does
@@ -453,3 +463,197 @@ def test_words_are_found_in_every_encoders_part_of_the_text(both):
         assert message in str(raised.value) and not calls
     with pytest.warns(UserWarning, match="the text encoder reads 12"):
         run(model, "a zebra and a giraffe with a hat", num_inference_steps=1)
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_maps_and_contribution_are_those_of_the_pictures_queries_at_the_text(name, both):
+    """Against an independent computation by plain hooks, at one step."""
+    model, plain = both(name)
+    few = dict(num_inference_steps=1, guidance_scale=1.0)
+    prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {})
+    found = wb.attention_contribution(model, prompts, wb.AttentionSpec(seeds=(0,), **few))
+    maps = wb.attention_maps(model, ZEBRA, **few)
+    attention = plain.transformer.transformer_blocks[1].attn
+    parts = [getattr(attention, child) for child in ("to_q", "to_k", "add_k_proj", "add_v_proj")]
+    with ExitStack() as stack:
+        seen = [stack.enter_context(hooked(part)) for part in parts]
+        draw(plain, [ZEBRA], **few)
+    query, key, text_key, text_value = (
+        values[0][0].unflatten(-1, (attention.heads, -1)).transpose(0, 1) for values in seen
+    )
+    if attention.norm_q is not None:
+        query, key, text_key = attention.norm_q(query), attention.norm_k(key), attention.norm_added_k(text_key)
+    keys = torch.cat([text_key, key], 1)  # text first: the order is nothing that a sum over keys knows
+    probs = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(-1)[..., : text_key.shape[1]]
+    own = list(text_of(model.pipeline, ZEBRA).of("zebra"))
+    mixed = (probs[..., own] @ text_value[:, own]).transpose(0, 1).flatten(1) @ attention.to_out[0].weight.T
+    contribution = found.clean.sel(metric="contribution", site="transformer.1.joint").item()
+    assert abs(contribution - mixed.norm(dim=-1).mean().item()) < 1e-5 * contribution
+    drawn = maps.maps["transformer.1.joint"].values[0, 0, 0].reshape(attention.heads, 16, -1)
+    assert apart(drawn, probs.detach()) < 1e-6
+    assert dict(maps.word("zebra").sizes) == {"site": 3, "world": 1, "seed": 1, "steps": 1, "head": 2, "y": 4, "x": 4}
+
+
+@each_family
+def test_prompt_to_prompt_takes_the_sources_attention_at_the_text(name, both):
+    model, plain = both(name)
+    lion = "a lion in the savanna"
+    worlds = wb.prompt_to_prompt(
+        model, ZEBRA, lion, cross_replace_steps=1.0, self_resolution=0.5, self_replace_steps=1.0
+    )
+    found = run(model, *worlds)
+    assert apart(found["source"][0], draw(plain, [ZEBRA])[0]) < TOLERANCE["float32"]
+    assert apart(found["edited"][0], draw(plain, [lion])[0]) > 1e-5
+    own = wb.prompt_to_prompt(model, ZEBRA, ZEBRA, self_resolution=0.5)
+    assert apart(run(model, *own)["edited"][0], found["source"][0]) < TOLERANCE["float32"]
+    with pytest.raises(ValueError, match=r"raise it to at least 0\.5"):
+        wb.prompt_to_prompt(model, ZEBRA, lion)
+
+
+def test_what_a_transformer_cannot_do_is_refused(both, scorer):
+    model, _ = both("sd3")
+    picture = model.generate(ZEBRA, num_inference_steps=1)[0]
+    edit = wb.edit.uce(model, CONCEPT)
+    asked = {
+        "textual_inversion: it trains on the loss of noise": lambda: wb.edit.textual_inversion(
+            model, "zebra", [picture]
+        ),
+        "invert: it runs DDIM's steps backwards": lambda: wb.invert(model, picture, ZEBRA),
+        "recover: its attacks change the states": lambda: wb.recover(
+            model, edit, wb.prompt_set("object")[:1], scorer=scorer
+        ),
+        "head_relevance: it asks what a layer's keys would be": lambda: wb.head_relevance(
+            model, ZEBRA, {"a": ["b"], "c": ["d"]}
+        ),
+        "guidance_rescale=0.5: StableDiffusion3Pipeline has no such argument": lambda: run(
+            model, ZEBRA, guidance_rescale=0.5
+        ),
+    }
+    for message, ask in asked.items():
+        with pytest.raises(ValueError) as raised:
+            ask()
+        assert message in str(raised.value)
+    with pytest.raises(TypeError, match=r"run\(max_sequence_length=...\): it is the model's own"):
+        run(model, ZEBRA, max_sequence_length=5)
+    with pytest.raises(ValueError, match=r"max_sequence_length=4: StableDiffusionPipeline has no such argument"):
+        wb.load(wb.load().pipeline, max_sequence_length=4)
+
+
+def test_the_trained_one_is_loaded_with_its_own_length_of_text():
+    """And all its layers given another prompt's keys and values, with its pooled vector, draw that prompt's picture."""
+    model = wb.load("menagerie-dit")
+    assert (model.max_sequence_length, model.num_inference_steps, model.guidance_scale) == (4, 25, 2.0)
+    zebra, lion, few = "a zebra on the beach", "a lion in the snow", dict(num_inference_steps=3)
+    given = wb.restore(["transformer.*.text.{k,v}", "transformer.pooled"], "lion")
+    found = model.run([wb.World("lion", lion), wb.World("given", zebra, given), zebra], progress=False, **few)
+    assert apart(found["given"], found["lion"]) < 1e-5 < 0.1 < apart(found[zebra], found["lion"])
+    seed = torch.Generator().manual_seed(0)
+    call = dict(max_sequence_length=4, guidance_scale=2.0, output_type="np", generator=seed)
+    assert equal(model.run(zebra, progress=False, **few).images[0, 0], model.pipeline(zebra, **few, **call).images[0])
+
+
+@each_family
+def test_streams_are_told_by_name_not_by_position(name, both):
+    """Values of a stream's tokens taken away are the probabilities of looking at them taken away: with picture and text mixed up, or cut
+    at the wrong place, these would be different things. Also told of diffusers' own order, by plain hooks."""
+    model, plain = both(name)
+    at = {"text": ("cross.probs", "text.text.probs"), "image": ("self.probs", "text.image.probs")}
+    for layer in (0, len(model.sites("transformer.*.joint")) - 1):
+        worlds = [wb.World("clean", ZEBRA)]
+        for stream, kinds in at.items():
+            looked = [f"transformer.{layer}.{kind}" for kind in kinds]
+            looked = [each for each in looked if model.sites[each].read]
+            for rows in ("cond",):
+                worlds.append(
+                    wb.World(f"{stream} values", ZEBRA, wb.ablate(f"transformer.{layer}.{stream}.v", rows=rows))
+                )
+                worlds.append(wb.World(f"{stream} probabilities", ZEBRA, wb.scale(looked, 0.0, rows=rows)))
+        found = run(model, *worlds)
+        for stream in at:
+            values, probs = found[f"{stream} values"], found[f"{stream} probabilities"]
+            assert apart(values, probs) < TOLERANCE["float32"] < 1e-4 < apart(values, found["clean"]), (layer, stream)
+        assert apart(found["text values"], found["image values"]) > 1e-4
+    first, kind = (
+        ("transformer.2", "single_transformer_blocks.0.attn.to_k")
+        if name == "flux"
+        else ("transformer.1", "transformer_blocks.1.attn.")
+    )
+    recorded = run(model, ZEBRA, record=f"{first}.{{image,text}}.k").values
+    image, text = (recorded[f"{first}.{stream}.k"].values[0, 0, 0] for stream in ("image", "text"))
+    if name == "flux":  # FLUX: text, then picture
+        with hooked(plain.transformer.get_submodule(kind)) as keys:
+            draw(plain, [ZEBRA])
+        assert apart(keys[0][0, :LENGTH], text) < 1e-5 > apart(keys[0][0, LENGTH:], image)
+    else:
+        with hooked(plain.transformer.get_submodule(f"{kind}to_k")) as of_image:
+            with hooked(plain.transformer.get_submodule(f"{kind}add_k_proj")) as of_text:
+                draw(plain, [ZEBRA])
+        assert apart(of_text[0][1], text) < 1e-5 > apart(of_image[0][1], image)
+
+
+def test_flux_takes_guidance_as_an_input(both):
+    model, plain = both("flux")
+    weak, strong = (run(model, ZEBRA, guidance_scale=scale).images[0] for scale in (1.0, 7.0))
+    assert equal(strong, draw(plain, [ZEBRA], guidance_scale=7.0)) and apart(weak, strong) > 1e-5
+    off = wb.World("off", ZEBRA, wb.ablate("transformer.guidance"))
+    assert apart(run(model, off, guidance_scale=7.0).images[0], run(model, off, guidance_scale=1.0).images[0]) == 0
+    with pytest.raises(ValueError, match="the run has no unconditional half"):
+        run(model, wb.World("a", ZEBRA, wb.scale("transformer.1.text.v", 0.0, rows="uncond")))
+    with pytest.raises(TypeError, match=r"true_cfg_scale=...\): the denoiser would be called twice in turn"):
+        run(model, ZEBRA, true_cfg_scale=2.0)
+    heun = fresh("flux", scheduler="heun")
+    with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler does not take what the pipeline gives it"):
+        run(wb.load(heun), ZEBRA)
+    latents = model.latents((0, 5))
+    given = run(model, ZEBRA, seeds=(0, 5), latents=latents)
+    assert equal(given.images, run(model, ZEBRA, seeds=(0, 5)).images)
+    schnell = tiny.flux(guidance_embeds=False)
+    assert "transformer.guidance" not in wb.load(schnell).sites and wb.load(schnell).num_inference_steps == 4
+
+
+def test_locogen_reaches_blocks_of_one_stream(both):
+    """All layers of FLUX, and the pooled vector, given the target's own text draw the target's picture."""
+    model, plain = both("flux")
+    prompt = wb.Prompt(ZEBRA, "zebra", target=LION)
+    strip = wb.locogen_images(model, prompt, wb.LocoGenSpec(windows=((0, 2), (2, 2)), seeds=(0,), **GUIDED))
+    assert apart(strip.sel(world="all layers")[0], draw(plain, [LION])[0]) < TOLERANCE["float32"]
+    assert len({float(each.mean()) for each in strip}) == len(strip) == 5
+    maps = wb.attention_maps(model, ZEBRA, **GUIDED)
+    assert sorted(maps.maps) == [f"transformer.{i}.joint" for i in range(4)]
+    with pytest.raises(ValueError, match=r"transformer\.2\.joint: its output projection is the block's"):
+        wb.attention_contribution(model, wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {}))
+
+
+@each_family
+def test_one_call_on_a_given_picture_is_at_the_step_that_was_asked(name, both):
+    """The denoiser sees the picture's latents, mixed with the seed's noise as far as flow matching has it at that step."""
+    model, _ = both(name)
+    (picture,) = model.generate(LION, **GUIDED)
+    calls, seen = model.calls(4), {}
+
+    def look(module, args, kwargs):
+        seen.update(kwargs)
+
+    for step in (0, 1, 3):
+        handle = model.pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            found = model.run_once(
+                {"a": ZEBRA}, {"a": picture}, step=step, num_inference_steps=4, record="transformer.1.text.v"
+            )
+        finally:
+            handle.remove()
+        assert found.values["transformer.1.text.v"].sizes["step"] == 1
+        time = calls.timestep[step]
+        assert abs(seen["timestep"][0].item() * model.family.clock - time) < 1e-3 * time
+        noise, clean = model.latents(0), model.encode([picture])
+        expected = model.family.packed(time / 1000 * noise + (1 - time / 1000) * clean)
+        assert apart(seen["hidden_states"].detach(), expected) < 1e-4
+
+
+def test_a_search_goes_through_blocks_of_one_layer(both):
+    model, _ = both("sd3")
+    prompts = wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra", target=LION),), {})
+    found = wb.locogen_search(
+        model, prompts, wb.LocoGenSpec(seeds=(0,), **GUIDED), width=1, metric="brightness", scorer=brightness
+    )
+    assert found.exhaustive == 3 and found.best(1, "brightness")[0].endswith(".joint")

@@ -267,6 +267,8 @@ def defaults_of(pipeline: DiffusionPipeline) -> Defaults:
         and scheduler.config.get("timestep_spacing") == "trailing"
     ):
         return Defaults(1, 0.0)
+    if getattr(family.model(pipeline).config, "guidance_embeds", None) is False:  # FLUX schnell
+        return Defaults(4, 0.0)
     return Defaults(family.steps, family.guidance)
 
 

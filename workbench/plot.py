@@ -43,9 +43,16 @@ NAMES = {
 }
 DOT = f"dot: at least {LEAST:g}, 95 % interval without 0"
 # How texts name parts of the model, kinds of sites, and tokens.
-PARTS = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder", "unet": "UNet"}
+PARTS = {
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "text_encoder_3": "third text encoder",
+    "unet": "UNet",
+    "transformer": "transformer",
+}
 WORDS = {
     "cross": "cross-attention",
+    "joint": "joint attention",
     "self": "self-attention",
     "ff": "feed-forward",
     "hidden": "hidden state",

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from einops import rearrange
 
-from workbench.engine.text import first
+from workbench.engine.text import part_of, with_part
 from workbench.families import Site
 
 SAMPLES = 64  # entries of a value that its digest holds
@@ -56,7 +56,7 @@ class Watch:
         seen = self.sites[site.name]
         seen.shapes.append(tuple(value.shape))
         if site.looped or not seen.digests:  # a text encoder may be called once more, for the negative prompt
-            half = len(value) // self.halves if site.part == "denoiser" else 0
+            half = len(value) - len(value) // self.halves if site.part == "denoiser" else 0
             seen.digests.append(digest(value[half:]))
         if site.axes[1:2] == ("head",):
             total = value.float().sum(-1)
@@ -87,8 +87,12 @@ def module_of(pipeline, site: Site) -> torch.nn.Module:
 
 
 @contextmanager
-def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: int) -> Iterator[Watch]:
+def watched(
+    pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: int, clock: float = 1.0
+) -> Iterator[Watch]:
     """See what passes at sites, for as long as the block lasts; the denoiser's batch is of so many halves.
+
+    clock: the scheduler's time for one of the denoiser's.
 
     Latents between steps have no module: hand them to `Watch.step_end`.
     """
@@ -98,7 +102,7 @@ def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: 
 
     def called(module, args, kwargs):
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        watch.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
+        watch.timesteps.append(clock * float(torch.as_tensor(timestep).flatten()[0]))
         watch.rows.append(len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))))
 
     def hook_at(module: torch.nn.Module, site: Site):
@@ -108,7 +112,7 @@ def watched(pipeline, sites: Sequence[Site], denoiser: torch.nn.Module, halves: 
             watch.pass_by(site, args[0] if site.port == "input" else kwargs["encoder_hidden_states"])
 
         def behind(module, args, output):
-            value = first(output, site.item)
+            value = part_of(output, site)
             watch.pass_by(site, value)
             if site.per_head:
                 latest[site.name] = value
@@ -164,10 +168,8 @@ def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
     They go before others, or those of transformers, which collect a text encoder's states, would see the outputs first.
     """
 
-    def zero(item, module, args, output):
-        if not isinstance(output, tuple):
-            return torch.zeros_like(output)
-        return (*output[:item], torch.zeros_like(output[item]), *output[item + 1 :])
+    def zero(site, module, args, output):
+        return with_part(output, site, torch.zeros_like(part_of(output, site)))
 
     def zero_input(module, args):
         return (torch.zeros_like(args[0]), *args[1:])
@@ -178,7 +180,7 @@ def zeroed(pipeline, sites: Iterable[Site]) -> Iterator[None]:
             hook = (
                 module.register_forward_pre_hook(zero_input, prepend=True)
                 if site.port == "input"
-                else module.register_forward_hook(partial(zero, site.item), prepend=True)
+                else module.register_forward_hook(partial(zero, site), prepend=True)
             )
             stack.callback(hook.remove)
         yield

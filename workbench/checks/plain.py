@@ -32,12 +32,16 @@ def watch(trial: Trial):
     between = next((site for site in trial.sites if site.port == "step"), None)
 
     def at_step_end(pipeline, call, timestep, tensors):
-        return tensors if between is None else trial.watch.step_end(between, tensors)
+        if between is None or between.grid is None:
+            return tensors
+        latents = trial.model.family.unpacked(tensors["latents"], between.grid)
+        trial.watch.step_end(between, {"latents": latents})
+        return tensors
 
     def draw_watched() -> np.ndarray:
         with (
             explicit_attention(trial.pipeline, probs),
-            watched(trial.pipeline, sites, trial.denoiser, halves) as trial.watch,
+            watched(trial.pipeline, sites, trial.denoiser, halves, trial.model.family.clock) as trial.watch,
         ):
             return trial.plain(callback_on_step_end=at_step_end)
 
@@ -83,7 +87,12 @@ def _schedule(trial: Trial):
     if trial.scheduled is not None:
         expected = f"{len(trial.scheduled)} calls at {_numbers(trial.scheduled.timestep)}"
         seen = f"{len(watch.timesteps)} calls at {_numbers(watch.timesteps)}"
-        same = tuple(watch.timesteps) == trial.scheduled.timestep
+        same = len(watch.timesteps) == len(trial.scheduled.timestep) and np.allclose(
+            watch.timesteps,
+            trial.scheduled.timestep,
+            rtol=0 if trial.model.family.clock == 1 else trial.rounding,
+            atol=0,
+        )
         trial.claims.say("", "calls", expected, seen, same)
     rows = sorted(set(watch.rows))
     trial.claims.say("", "halves", str(watch.halves), _numbers(rows), rows == [watch.halves])

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 from workbench.edit.low_rank import Edit
 
-FAMILIES = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "Stable Diffusion XL"}
+FAMILIES = {
+    "sd": "Stable Diffusion 1.x or 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3 or 3.5",
+    "flux": "FLUX.1",
+}
 MOST_PROMPTS = 20  # that a card lists
 SETTINGS = (
     "lam",

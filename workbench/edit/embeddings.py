@@ -15,6 +15,7 @@ from workbench.arguments import checked
 from workbench.edit.editors import as_templates, provenance
 from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.words import warn_of_untrained
+from workbench.families import check_unet
 from workbench.inputs import count, number, text
 from workbench.models import some_pictures
 from workbench.progress import each
@@ -77,6 +78,7 @@ def textual_inversion(
     >>> found.sites, len(found.provenance["loss"])
     (('text_encoder.embedding',), 2)
     """
+    check_unet(model.pipeline, "textual_inversion", "it trains on the loss of noise prediction")
     denoiser, generator = Denoiser(model.pipeline), torch.Generator().manual_seed(seed)
     sites = list(model.sites("text_encoder*.embedding"))
     ids = {site: _ids(model, site, word) for site in sites}

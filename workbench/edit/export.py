@@ -24,7 +24,12 @@ PREFIXES = {
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
 }
 # Which base model a LoRA is for, by family and width of the text states, as programs that sort LoRA files read it.
-LAYOUTS = {"sd": ("kohya", "peft"), "sdxl": ("kohya", "peft"), "sd3": ("peft",)}  # that diffusers loads, by family
+LAYOUTS = {
+    "sd": ("kohya", "peft"),
+    "sdxl": ("kohya", "peft"),
+    "sd3": ("peft",),
+    "flux": ("peft",),
+}  # that diffusers loads, by family
 MODELS = {
     ("sd", 768): {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora"},
     ("sd", 1024): {
@@ -32,6 +37,7 @@ MODELS = {
         "ss_v2": "True",
         "modelspec.architecture": "stable-diffusion-v2/lora",
     },
+    ("flux", None): {"modelspec.architecture": "flux-1-dev/lora"},
     ("sd3", None): {"modelspec.architecture": "stable-diffusion-3/lora"},
     ("sdxl", None): {
         "ss_base_model_version": "sdxl_base_v1-0",

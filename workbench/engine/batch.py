@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from diffusers import AutoPipelineForImage2Image
@@ -14,7 +15,7 @@ from workbench.blend import add_maps
 from workbench.engine.call import arguments, refuse_flagged
 from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
-from workbench.engine.text import first
+from workbench.engine.text import part_of, with_part
 from workbench.engine.trace import untouched, wrapped
 from workbench.families.attention import explicit_attention
 from workbench.inputs import text
@@ -128,14 +129,18 @@ class Batch:
         """The same where the model is, in its dtype."""
         pipeline, start = self.model.pipeline, settings.start
         between, final, calls = self.sites[LATENTS], {}, self.plan.calls
+        family = self.model.family
 
         def after_call(pipeline, call, timestep, tensors):
             bar.update()
-            final["latents"] = (
-                self.passed(tensors["latents"], between, call) if calls.ends(call) else tensors["latents"]
-            )
+            if start is not None and abs(float(timestep) - calls.timestep[0]) > 1e-3 * abs(calls.timestep[0]):
+                raise RuntimeError(
+                    f"run_once: the pipeline began at the timestep {float(timestep):g}, step {start.step} is {calls.timestep[0]:g}"
+                )
+            latents = family.unpacked(tensors["latents"], between.grid)
+            final["latents"] = self.passed(latents, between, call) if calls.ends(call) else latents
             pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
-            return tensors | final
+            return tensors if final["latents"] is latents else tensors | {"latents": family.packed(final["latents"])}
 
         groups = self.groups()
         probs = [site for group in groups for site in group]
@@ -182,7 +187,8 @@ class Batch:
         )
         if settings.start is not None:
             call |= self.image_to_image(settings.start, settings.num_inference_steps)
-            del call["height"], call["width"]
+            takes = signature(type(call["pipeline"]).__call__).parameters
+            call = {key: value for key, value in call.items() if key not in ("height", "width") or key in takes}
         return call
 
     @property
@@ -194,10 +200,12 @@ class Batch:
     def image_to_image(self, start: Start, steps: int) -> dict:
         """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""
         model = self.model
+        # pipelines round the number of steps that strength makes down, those of flow matching the number of those that it leaves out
+        rounded = -1e-6 if model.family.flow else 1e-6
         clean = model.encode([start.images[world.name] for world in self.worlds])
         return dict(
             pipeline=AutoPipelineForImage2Image.from_pipe(model.pipeline),
-            strength=min(1.0, (steps - start.step) / steps + 1e-6),
+            strength=min(1.0, (steps - start.step) / steps + rounded),
             image=repeat(clean, "world c y x -> (world seed) c y x", seed=len(self.seeds)),
         )
 
@@ -242,7 +250,7 @@ class Batch:
             value = kwargs["encoder_hidden_states"]
         else:
             whole = module.output if site.port == "output" else module.input
-            value = first(whole, site.item)
+            value = part_of(whole, site)
         rows = self.size * (2 if self.plan.guided and site.part == "denoiser" else 1)
         if tuple(value.shape) != (expected := (rows, *site.sizes)):
             raise RuntimeError(
@@ -256,9 +264,7 @@ class Batch:
             elif site.port == "input":
                 module.input = value
             else:
-                module.output = (
-                    (*whole[: site.item], value, *whole[site.item + 1 :]) if isinstance(whole, tuple) else value
-                )
+                module.output = with_part(whole, site, value)
         return value
 
     def due(self, site: Site, call: int) -> list[Action]:

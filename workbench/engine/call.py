@@ -13,7 +13,7 @@ def guided(pipeline, guidance_scale: float) -> bool:
     before = getattr(pipeline, "_guidance_scale", None)
     pipeline._guidance_scale = guidance_scale
     try:
-        return bool(pipeline.do_classifier_free_guidance)
+        return bool(getattr(pipeline, "do_classifier_free_guidance", False))  # FLUX has none
     finally:
         pipeline._guidance_scale = before
 
@@ -22,6 +22,8 @@ def guiding(pipeline) -> str:
     """What to do for guidance, as an error says it."""
     if getattr(family_of(pipeline).model(pipeline).config, "time_cond_proj_dim", None) is not None:
         return "this model takes guidance_scale as an input and has no unconditional half (LCM): leave it out"
+    if not hasattr(pipeline, "do_classifier_free_guidance"):
+        return "this model takes guidance_scale as an input and has no unconditional half (FLUX): leave it out"
     return "raise guidance_scale above 1"
 
 
@@ -78,7 +80,7 @@ def arguments(
     if guidance_rescale:
         call["guidance_rescale"] = guidance_rescale
     if latents is not None:
-        call["latents"] = latents.to(pipeline.device, family.model(pipeline).dtype)
+        call["latents"] = family.packed(latents).to(pipeline.device, family.model(pipeline).dtype)
     return call
 
 

@@ -133,6 +133,11 @@ def calls_of(scheduler, steps: int, *, flow: bool = False, keywords: Mapping[str
     own = copy.deepcopy(scheduler)
     try:
         own.set_timesteps(steps, **keywords or {})
+    except TypeError as error:  # it takes no noise levels, or no shift of them
+        raise ValueError(
+            f"the scheduler {name} does not take what the pipeline gives it ({error}); set pipeline.scheduler = "
+            "FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)"
+        ) from None
     except (ValueError, IndexError) as error:
         raise ValueError(
             f"num_inference_steps={steps}: {name} does not take so many ({error}); give another number"

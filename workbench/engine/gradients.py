@@ -60,7 +60,7 @@ class Values(Batch):
             self.steps_ended += 1
         elif self.graph and site.part == "text" and site.kind == "embedding":
             value = value.detach().requires_grad_()  # where gradients end: the only leaves, for weights are frozen
-        elif self.graph and site.port in ("context", "input"):
+        elif self.graph and (site.port in ("context", "input") or site.span is not None):
             value = value.view_as(value)  # others are given the same tensor: this view's gradient is the module's own
         return value
 
@@ -221,9 +221,11 @@ class Attribution:
             return lambda images, batch: given(images)
         ends = [[value.detach() for value in self._predicted(each)] for each in (clean, corrupted)]
         along = [a - b for a, b in zip(*ends)]
-        along = [u / reduce(u**2, "row ... -> row", "sum").clamp_min(1e-30).view(-1, 1, 1, 1) for u in along]
+        along = [
+            u / reduce(u**2, "row ... -> row", "sum").clamp_min(1e-30).view(-1, *[1] * (u.ndim - 1)) for u in along
+        ]
         return lambda images, batch: (
-            sum(reduce(value * u, "row c y x -> row", "sum") for value, u in zip(self._predicted(batch), along))
+            sum(reduce(value * u, "row ... -> row", "sum") for value, u in zip(self._predicted(batch), along))
             / len(along)
         )
 

@@ -54,6 +54,7 @@ REFUSED = {
         "the denoiser would be called a third time in some steps, which no site would show; leave it out",
     ),
     "mu": _SCHEDULE,
+    "true_cfg_scale": "the denoiser would be called twice in turn, which no site would show; guidance_scale is the model's own",
     **dict.fromkeys(
         (
             "original_size",

@@ -33,12 +33,21 @@ def text_values(
                 for site in [site for site in model.sites if site in sites]:  # in execution order
                     module = nn.get(site.module)
                     values[site] = save(
-                        module.input if inputs or site.port == "input" else first(module.output, site.item)
+                        module.input if inputs or site.port == "input" else part_of(module.output, site)
                     )
                 tracer.stop()
     return {site: value.detach().cpu() for site, value in values.items()}
 
 
-def first(output, item: int = 0):
-    """The value proper of a module that gives more, or another of its values."""
-    return output[item] if isinstance(output, tuple) else output
+def part_of(whole, site: Site) -> torch.Tensor:
+    """A site's value, of what its module gives: one of several values, or a stream's places in one."""
+    value = whole[site.item] if isinstance(whole, tuple) else whole
+    return value if site.span is None else value[:, slice(*site.span)]
+
+
+def with_part(whole, site: Site, value: torch.Tensor):
+    """What a module gives, with another value at a site."""
+    if site.span is not None:
+        held = whole[site.item] if isinstance(whole, tuple) else whole
+        value = torch.cat([held[:, : site.span[0]], value, held[:, site.span[1] :]], 1)
+    return (*whole[: site.item], value, *whole[site.item + 1 :]) if isinstance(whole, tuple) else value

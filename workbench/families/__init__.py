@@ -7,11 +7,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from workbench.families.base import Encoder, Family, Reading, Site, set_length
+from workbench.families.flux import FLUX
 from workbench.families.sd import SD
 from workbench.families.sd3 import SD3
 from workbench.families.sdxl import SDXL
 
-FAMILIES = (SD, SDXL, SD3)
+FAMILIES = (SD, SDXL, SD3, FLUX)
 
 __all__ = [
     "FAMILIES",
@@ -21,6 +22,7 @@ __all__ = [
     "Site",
     "check_class",
     "check_pipeline",
+    "check_unet",
     "family_of",
     "length_read",
     "set_length",
@@ -34,7 +36,8 @@ def check_class(name: str) -> Family:
             return family
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(
-        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, text to image). "
+        f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX.1, "
+        "text to image). "
         "Load the checkpoint into one of these, if it is of such an architecture"
     )
 
@@ -50,6 +53,14 @@ def length_read(pipeline: DiffusionPipeline, tokenizer: str) -> int | None:
     if family is None or family.length is None:
         return None
     return next((each.length for each in family.read(family, pipeline) if tokenizer in each.tokenizers), None)
+
+
+def check_unet(pipeline: DiffusionPipeline, function: str, why: str):
+    """Raise ValueError for a pipeline whose denoiser is no UNet. function: what was asked. why: what it would need, in words."""
+    if (family := family_of(pipeline)).denoiser != "unet":
+        raise ValueError(
+            f"{function}: {why}, which is written for UNets alone; this is a {type(pipeline).__name__} of the family {family.name}"
+        )
 
 
 def check_pipeline(pipeline: DiffusionPipeline) -> Family:

@@ -15,11 +15,13 @@ from diffusers.models.attention_processor import (
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from einops import rearrange
 
 from workbench.families.base import Site
 from workbench.families.clip import explicit_text_attention
-from workbench.families.joint import ExplicitJointAttention, give_joint_probs, is_joint
+from workbench.families.joint import ExplicitJointAttention, ExplicitRotaryAttention, give_joint_probs, is_joint
+from workbench.weights import fused
 
 # what an attention may have besides projections, which the explicit path does not repeat
 EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
@@ -45,7 +47,9 @@ EXPLICIT = {
     AttnProcessor: ExplicitAttention,
     AttnProcessor2_0: ExplicitAttention,
     JointAttnProcessor2_0: ExplicitJointAttention,
+    FluxAttnProcessor: ExplicitRotaryAttention,
 }
+ATTENTIONS = (Attention, FluxAttention)
 PLAIN = tuple(EXPLICIT)
 # those that call each projection once, as a module; others may fuse them, or call them for something else too
 APART = (*PLAIN, SlicedAttnProcessor, XFormersAttnProcessor)
@@ -56,17 +60,17 @@ def give_probs(module: torch.nn.Module):
     for part in module.modules():
         if isinstance(part, Attention) and "probs" not in part._modules:
             part.probs = torch.nn.Identity()
-        if isinstance(part, Attention) and is_joint(part):
+        if isinstance(part, FluxAttention) or (isinstance(part, Attention) and is_joint(part)):
             give_joint_probs(part)
 
 
-def attention_of(pipeline, site: Site) -> Attention | None:
+def attention_of(pipeline, site: Site) -> torch.nn.Module | None:
     """The attention module that a site belongs to; None for other sites."""
     path = site.module
     while path:
         component, _, rest = path.partition(".")
         module = getattr(pipeline, component).get_submodule(rest)
-        if isinstance(module, Attention):
+        if isinstance(module, ATTENTIONS):
             return module
         if not rest:
             return None
@@ -80,7 +84,7 @@ def check_attention(pipeline, site: Site):
     if attention is None:
         return
     processor, back = type(attention.processor), _plain_again(pipeline, site)
-    if "Fused" in processor.__name__:
+    if fused(attention):
         raise ValueError(
             "the projections are fused (fuse_qkv_projections), so that q, k and v have no module of their own; call "
             "pipeline.unfuse_qkv_projections()"
@@ -112,17 +116,23 @@ def _plain_again(pipeline, site: Site) -> str:
     """How to bring a denoiser's own attention back, as an error says it."""
     if hasattr(getattr(pipeline, site.component), "set_default_attn_processor"):
         return f"pipeline.{site.component}.set_default_attn_processor()"
-    return f"pipeline.{site.component}.set_attn_processor({JointAttnProcessor2_0.__name__}())"
+    plain = FluxAttnProcessor if isinstance(attention_of(pipeline, site), FluxAttention) else JointAttnProcessor2_0
+    return f"pipeline.{site.component}.set_attn_processor({plain.__name__}())"
 
 
 @contextmanager
 def explicit_attention(pipeline, sites: Sequence[Site]):
     """Give the attentions of these probabilities an explicit softmax, for as long as the block lasts."""
-    found = (attention_of(pipeline, site) for site in sites if "head" in site.axes and site.part == "denoiser")
-    before = [(attention, attention.processor) for attention in dict.fromkeys(found) if attention is not None]
+    found: dict[torch.nn.Module, Site] = {}
+    for site in sites:
+        if "head" in site.axes and site.part == "denoiser" and (attention := attention_of(pipeline, site)) is not None:
+            found[attention] = site
+    before = [(attention, attention.processor) for attention in found]
     try:
-        for attention, _ in before:
-            attention.processor = EXPLICIT.get(type(attention.processor), ExplicitAttention)()
+        for attention, site in found.items():
+            explicit = EXPLICIT.get(type(attention.processor), ExplicitAttention)
+            lengths = {f"{axis}s": site.axis(axis) for axis in ("pixel", "token") if axis in site.axes}
+            attention.processor = explicit(**lengths) if explicit is ExplicitRotaryAttention else explicit()
         with explicit_text_attention(pipeline, sites):
             yield
     finally:

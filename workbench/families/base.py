@@ -29,7 +29,8 @@ class Site:
     of its cross-attention layer, in execution order from 0, as papers count. read: whether the denoiser reads it. depth: of
     its layer in a text encoder, from 0 for the first to 1 for the last. block: of an attention's site, the part of the
     denoiser that it shares with its neighbours, "unet.up.1". item: which of the values that its module gives, where it gives
-    several. from_text: whether the text alone decides it, so that it can be had for another prompt. together: of attention
+    several. span: first and last (exclusive) of a stream's places in a value that holds both streams, one behind the other.
+    from_text: whether the text alone decides it, so that it can be had for another prompt. together: of attention
     probabilities, the kinds of the same place with which a query's sum to one, where these are several (joint attention).
     """
 
@@ -52,6 +53,7 @@ class Site:
     per_head: bool = False
     stream: bool = False
     item: int = 0
+    span: tuple[int, int] | None = None
     from_text: bool = False
     together: tuple[str, ...] = ()
 
@@ -129,8 +131,10 @@ class Family:
     `max_sequence_length`, None where the pipeline has no such argument. flow: whether its schedulers are of flow matching. encode:
     (pipeline, prompts) -> states (prompt, token, channel) and pooled vectors (prompt, channel) or None, as the denoiser is given them.
     read: (family, pipeline) -> stretches of the denoiser's text. layers: glob of the attention that text enters. keys, values: kinds
-    of its sites that hold the text's. edited: glob of the linear layers that are given the text's states and nothing else. schedule:
-    (pipeline, steps, height, width) -> keywords with which the pipeline sets its scheduler's timesteps.
+    of its sites that hold the text's. maps: glob of what the picture's queries give the text's keys. edited: of the linear layers that
+    are given the text's states and nothing else. schedule: (pipeline, steps, height, width) -> keywords with which the pipeline sets
+    its scheduler's timesteps. clock: the scheduler's time for one of the denoiser's. packing: how latents (row, channel, y, x) are packed
+    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are.
     """
 
     name: str
@@ -151,7 +155,10 @@ class Family:
     layers: str = "unet.*.cross"
     keys: str = "cross.k"
     values: str = "cross.v"
+    maps: str = "unet.*.cross.probs"
     edited: str = "unet.*.cross.{k,v}"
+    clock: float = 1.0
+    packing: tuple[Callable, Callable] | None = None
 
     @property
     def joint(self) -> bool:
@@ -177,6 +184,14 @@ class Family:
     def length_of(self, pipeline) -> int | None:
         """The `max_sequence_length` that a pipeline is called with; None where it has no such argument."""
         return self.length if self.length is None else _LENGTHS.get(pipeline, self.length)
+
+    def packed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (row, channel, y, x) as the pipeline keeps them between two steps."""
+        return latents if self.packing is None else self.packing[0](latents)
+
+    def unpacked(self, latents: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """The pipeline's latents as (row, channel, y, x). grid: their rows and columns."""
+        return latents if self.packing is None else self.packing[1](latents, grid)
 
     def keywords(self, pipeline) -> dict[str, Any]:
         """What the pipeline's call is given besides what every pipeline takes."""

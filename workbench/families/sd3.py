@@ -160,5 +160,6 @@ SD3: Family = Family(
     layers="transformer.*.joint",
     keys="text.k",
     values="text.v",
+    maps="transformer.*.cross.probs",
     edited="transformer.context_embedder",
 )

@@ -19,7 +19,7 @@ import xarray as xr
 from einops import rearrange
 from PIL import Image
 
-from workbench.arguments import checked, instance_of, prompt_set
+from workbench.arguments import checked, instance_of, optional, prompt_set
 from workbench.engine import Fold
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
@@ -34,7 +34,7 @@ from workbench.prompts import PromptSet
 from workbench.schema import site_names
 from workbench.sites import Sites
 from workbench.steps import window
-from workbench.text import Tokens, tokens_of
+from workbench.text import Tokens, text_of
 from workbench.weights import acting_weight
 
 PICTURES = instance_of("collections.abc:Mapping", fix="pictures by the worlds' names, as {'a zebra': picture}")
@@ -140,13 +140,13 @@ class AttentionMaps:
         return found
 
 
-@checked(sites=layers_or_glob, bins=count, images=PICTURES, step=partial(count, least=0))
+@checked(sites=optional(layers_or_glob), bins=count, images=PICTURES, step=partial(count, least=0))
 def attention_maps(
     model: Model,
     worlds: Worlds,
     *,
     seeds: int | Iterable[int] = (0,),
-    sites: str | Sequence[str] = "unet.*.cross",
+    sites: str | Sequence[str] | None = None,
     bins: int = 1,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -158,10 +158,10 @@ def attention_maps(
 ) -> AttentionMaps:
     """Cross-attention maps of a run, or of one call of the UNet on given images.
 
-    worlds: a prompt, or worlds with their interventions. bins: equal parts of the denoising, averaged each by itself, over the
-    calls of their steps. height, width: in pixels. images: by the worlds' names, noised to `step` of the run and looked at once
-    (guidance 1). The maps are summed while the steps pass, so that their memory does not grow with the steps; the layers that
-    are read take attention's explicit softmax.
+    worlds: a prompt, or worlds with their interventions. sites: of the attention that text enters; all of it when left out. bins:
+    equal parts of the denoising, averaged each by itself, over the calls of their steps. height, width: in pixels. images: by the
+    worlds' names, noised to `step` of the run and looked at once (guidance 1). The maps are summed while the steps pass, so that their
+    memory does not grow with the steps; the layers that are read take attention's explicit softmax.
 
     Raises, before anything is generated, KeyError for sites that are no cross-attention, ValueError for more bins than steps.
 
@@ -189,18 +189,20 @@ def attention_maps(
     edges = [str(window(i / bins, (i + 1) / bins)) for i in range(bins)]
     grids = {site.name: site.grid for site in model.sites_at(height, width)}
     maps = {fold.name: _on_grid(run.values[fold.name], grids[fold.name]).assign_coords(steps=edges) for fold in folds}
-    return AttentionMaps(maps, run.images, {world.name: tokens_of(model.pipeline, world.prompt) for world in chosen})
+    return AttentionMaps(maps, run.images, {world.name: text_of(model.pipeline, world.prompt) for world in chosen})
 
 
-def map_folds(model: Model, sites: str | Sequence[str], bins: int, step_of: Sequence[int]) -> list[Fold]:
-    """Running means of the attention probabilities of these layers: (steps, head, pixel, token).
+def map_folds(model: Model, sites: str | Sequence[str] | None, bins: int, step_of: Sequence[int]) -> list[Fold]:
+    """Running means of the attention probabilities of these layers, or of all: (steps, head, pixel, token).
+
+    Of joint attention, those of the picture's queries at the text's keys: the rest of each pixel's attention is at the picture.
 
     step_of: the step of each call of the denoiser; a bin's mean is over the calls of its steps.
     """
-    layers = model.sites(*site_names(sites))
-    if other := [site.name for site in layers if site.kind != "cross"]:
+    layers = model.sites(*site_names(model.family.layers if sites is None else sites))
+    if other := [site.name for site in layers if site.kind not in ("cross", "joint")]:
         raise KeyError(
-            f"sites={shown(sites)} matches {', '.join(other[:5])}: not cross-attention layers; they are unet.*.cross"
+            f"sites={shown(sites)} matches {', '.join(other[:5])}: not cross-attention layers; they are {model.family.layers}"
         )
     bin_of = [step * bins // (step_of[-1] + 1) for step in step_of]
 
@@ -210,7 +212,10 @@ def map_folds(model: Model, sites: str | Sequence[str], bins: int, step_of: Sequ
         total[:, bin_of[call]].add_(probs, alpha=1 / bin_of.count(bin_of[call]))
         return total
 
-    return [Fold(site.name, (f"{site.name}.probs",), ("steps", "head", "pixel", "token"), update) for site in layers]
+    return [
+        Fold(site.name, (model.sites.beside(site, "cross.probs").name,), ("steps", "head", "pixel", "token"), update)
+        for site in layers
+    ]
 
 
 def _on_grid(values: xr.DataArray, grid: tuple[int, int]) -> xr.DataArray:
@@ -293,18 +298,24 @@ class Looking(Experiment):
     name = "attention"
 
     def sites(self) -> Sites:
-        return self.model.sites("unet.*.cross")
+        return self.model.sites(self.model.family.layers)
 
     def check(self, p: int) -> int:
-        tokens_of(self.model.pipeline, self.prompts[p].prompt).of(self.prompts[p].subject)
+        for site in self.sites():
+            if getattr(attention_of(self.model.pipeline, site), "to_out", None) is None:
+                raise ValueError(
+                    f"{site.name}: its output projection is the block's, which mixes it with the feed-forward's (FLUX), so that no "
+                    "contribution of the attention alone is defined; look at its maps (wb.attention_maps) or replace its text (wb.locogen)"
+                )
+        text_of(self.model.pipeline, self.prompts[p].prompt).of(self.prompts[p].subject)
         return len(self.spec.seeds)
 
     def measure(self, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, site, value)."""
         prompt = self.prompts[p]
-        tokens = tokens_of(self.model.pipeline, prompt.prompt)
+        tokens = text_of(self.model.pipeline, prompt.prompt)
         step_of = self.model.calls(self.steps).step
-        maps = map_folds(self.model, "unet.*.cross", 1, step_of)
+        maps = map_folds(self.model, None, 1, step_of)
         parts = [_contribution(self.model, fold.name, tokens.of(prompt.subject), len(step_of)) for fold in maps]
         run = self.run([World("clean", prompt.prompt)], record=[*maps, *parts])
         grids = {site.name: site.grid for site in self.sites()}
@@ -343,4 +354,5 @@ def _contribution(model: Model, layer: str, positions: tuple[int, ...], calls: i
         norms = torch.stack([part.float().norm(dim=-1).mean(-1) for part in parts], -1) / calls
         return norms if total is None else total + norms
 
-    return Fold(f"{layer} contribution", (f"{layer}.v", f"{layer}.probs"), ("part",), update)
+    read = tuple(model.sites.beside(site, kind).name for kind in (model.family.values, "cross.probs"))
+    return Fold(f"{layer} contribution", read, ("part",), update)

@@ -144,7 +144,7 @@ def compare_localizers(
     >>> dict(found.scores.sizes), found.best("depth")
     ({'localizer': 2, 'prompt': 1, 'seed': 1, 'layer': 16}, ('unet.up.3.1.cross', 'unet.up.3.2.cross'))
     """
-    spec = spec or TraceSpec(sites=("unet.*.cross",))
+    spec = spec or TraceSpec(sites=(model.family.layers,))
     settings = dict(metric=metric, scorer=scorer, folder=folder, batch_size=batch_size)
     if localizers is None:
         known = table_of_localizers(**settings)

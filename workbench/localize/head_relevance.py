@@ -66,6 +66,11 @@ def head_relevance(
     >>> dict(found.sizes), bool((found.sum("concept") == 1).all())
     ({'concept': 2, 'prompt': 1, 'seed': 1, 'site': 16, 'head': 4}, True)
     """
+    if model.family.joint:
+        raise ValueError(
+            "head_relevance: it asks what a layer's keys would be for single words, which in joint attention do not follow from the text "
+            f"alone; this is a {type(model.pipeline).__name__}"
+        )
     if len(concepts) < 2:
         raise ValueError(f"concepts={shown(dict(concepts))}: heads choose among concepts; give at least two")
     layers = model.sites(*site_names(sites))

@@ -101,7 +101,7 @@ def by_locogen(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str
         raise Abstains(f"LocoGen needs a target, which {lacking[:3]} lack; give Prompt(..., target=...)")
     measures = Measures.of(scorer, model)
     measures.require(metric, prompts, "metric")
-    numbers = [model.sites("unet.*.cross").index(site) for site in layers]
+    numbers = [model.sites(model.family.layers).index(site) for site in layers]
     asked = LocoGenSpec(windows=tuple((number, 1) for number in numbers), **_common(spec))
     found = locogen(model, prompts, asked, scorer=measures, folder=_inside(folder, "locogen"), batch_size=batch_size)
     return _scores(found.direct(metric, width=1))
@@ -172,6 +172,10 @@ def by_head_relevance(
     picture, among the attributes that the workbench knows.
     """
     layers = _cross_layers(model, spec, "head relevance")
+    if model.family.joint:
+        raise Abstains(
+            "head relevance asks for keys of single words, which in joint attention do not follow from the text alone"
+        )
     _single_layers(spec, "head relevance")
     if any(not prompt.subject for prompt in prompts):
         raise Abstains(
@@ -229,9 +233,9 @@ def _single_layers(spec: TraceSpec, name: str):
 def _cross_layers(model: Model, spec: TraceSpec, name: str) -> Sites:
     """The layers asked, for what speaks of cross-attention alone."""
     chosen = model.sites(*spec.sites)
-    if other := [site.name for site in chosen if site.kind != "cross"]:
+    if other := [site.name for site in chosen if site not in model.sites(model.family.layers)]:
         raise Abstains(
-            f"{name} speaks of cross-attention layers alone, not of {', '.join(other[:3])}; ask for unet.*.cross"
+            f"{name} speaks of cross-attention layers alone, not of {', '.join(other[:3])}; ask for {model.family.layers}"
         )
     return chosen
 

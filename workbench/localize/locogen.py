@@ -289,7 +289,8 @@ def locogen_search(
     coarse = locogen(
         model, prompts, replace(spec, windows=groups), scorer=scorer, folder=coarse_folder, batch_size=batch_size
     )
-    found = coarse.effects(metric, direction).direct_effect.max(["width", "inputs", "heads", "steps"])
+    found = coarse.effects(metric, direction).direct_effect
+    found = found.max([axis for axis in found.dims if axis != "site"])
     order = sorted(groups, key=lambda group: -float(found.sel(site=coarse.layers[group[0]])))[:keep]
     touching = [
         start

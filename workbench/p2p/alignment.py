@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.arguments import checked, instance_of, one_of
 from workbench.inputs import text
-from workbench.text import Tokens, tokenize
+from workbench.text import Joined, Tokens, tokenize
 
 JOINTS = "'\\-\u2019\u2010\u2011"  # apostrophes and hyphens, which hold a word together between letters
 WORD = re.compile(rf"\w+(?:[{JOINTS}]\w+)*|[^\w\s]+")  # a word, or a run of punctuation
@@ -210,6 +210,21 @@ def align_tokens(source: Tokens, target: Tokens, kind: str = "replace") -> Align
     said += [(j, ("", word)) for j, (word, _) in enumerate(after) if j not in targets]
     said += [(len(after), (word, "")) for i, (word, _) in enumerate(before) if i not in sources]
     return Alignment(source, target, tuple(pair for _, pair in sorted(said, key=lambda each: each[0])), matrix, new)
+
+
+def align_texts(source: Tokens, target: Tokens, kind: str = "replace") -> Alignment:
+    """Align two prompts as a denoiser is given them: each encoder's tokens among themselves, where several encoders' follow each other."""
+    if not (isinstance(source, Joined) and isinstance(target, Joined)):
+        return align_tokens(source, target, kind)
+    matrix, new, pairs = np.eye(len(source.ids)), [], ()
+    for (start, _), old, after in zip(source.split(()), source.stretches, target.stretches):
+        if old.ids:  # zeros that stand for no text stay themselves
+            found = align_tokens(old, after, kind)
+            own = slice(start, start + len(old.ids))
+            matrix[own, own] = found.matrix
+            new += [start + j for j in found.new]
+            pairs = pairs or found.pairs
+    return Alignment(source, target, pairs, matrix, tuple(new))
 
 
 def _check_counts(source: Tokens, target: Tokens, before: Sequence, after: Sequence):

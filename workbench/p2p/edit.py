@@ -13,11 +13,11 @@ from workbench.arguments import checked, fit, instance_of, mapping_of, one_of
 from workbench.inputs import number, shown, strings, text
 from workbench.interventions import Intervention, World, blend_latents, mix_attention, scale
 from workbench.models import Model
-from workbench.p2p.alignment import Alignment, align_tokens
+from workbench.p2p.alignment import Alignment, align_texts
 from workbench.schema import words
 from workbench.sites import LATENTS, Site
 from workbench.steps import Window, as_steps
-from workbench.text import places_of, tokens_of
+from workbench.text import places_of, text_of
 
 KINDS = ("replace", "refine", "reweight")
 SOURCE, DEFAULT = "source", "default_"
@@ -126,7 +126,8 @@ def prompt_to_prompt(
 
     kind: "replace" words one for one, "refine" by words that are added or taken away, "reweight" the source's own. All of them
     change cross-attention's probabilities, of the conditional rows only: A = A_source M, columns of new words their own
-    (Hertz et al. 2022, section 3.2).
+    (Hertz et al. 2022, section 3.2). In joint attention (Stable Diffusion 3) these are what the picture's queries give the text's keys;
+    what they give the picture stays, so that a query's probabilities sum to one only where both are the source's.
     cross_replace_steps: the share f of the steps that take the source's cross-attention, the first ones; `wb.window(a, b)`; or by target
     word, {"default_": 0.8, "giraffe": wb.window(0.0, 0.4)}. self_replace_steps: the same for self-attention, of layers whose side is
     at most `self_resolution` of the latents' (the paper's 16 of 64). reweight: by target word, what its column is multiplied by, in
@@ -150,9 +151,9 @@ def prompt_to_prompt(
         target = source
     if target is None:
         raise ValueError(f"kind={kind!r} needs a target; give the prompt to draw")
-    targets, before = _named(target), tokens_of(model.pipeline, source)
+    targets, before = _named(target), text_of(model.pipeline, source)
     alignments = {
-        name: align_tokens(before, tokens_of(model.pipeline, prompt), "refine" if kind == "refine" else "replace")
+        name: align_texts(before, text_of(model.pipeline, prompt), "refine" if kind == "refine" else "replace")
         for name, prompt in targets.items()
     }
     given = cross_replace_steps if isinstance(cross_replace_steps, Mapping) else {DEFAULT: cross_replace_steps}
@@ -168,7 +169,7 @@ def prompt_to_prompt(
     selves = up_to(model, "self", self_resolution, "self_resolution") if window else []
     worlds = [World(SOURCE, source)]
     for name, found in alignments.items():
-        made = [*_cross(found, schedule, reweight or {})]
+        made = [*_cross(model.family.maps, found, schedule, reweight or {})]
         if selves:
             made.append(mix_attention(selves, SOURCE, steps=window, rows="cond"))
         if blend is not None:
@@ -186,7 +187,7 @@ def _named(target: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _cross(found: Alignment, schedule: Mapping[str, Window | None], reweight: Mapping[str, float]):
+def _cross(probs: str, found: Alignment, schedule: Mapping[str, Window | None], reweight: Mapping[str, float]):
     """Interventions on cross-attention: one mix for all tokens of the same steps, and the factors behind it."""
     length = len(found.target.ids)
     of = {
@@ -206,12 +207,12 @@ def _cross(found: Alignment, schedule: Mapping[str, Window | None], reweight: Ma
         tokens = tuple(j for j in taken if windows[j] == window)
         if window:
             where = dict(steps=window, rows="cond") | ({} if len(tokens) == length else {"tokens": tokens})
-            yield mix_attention("unet.*.cross.probs", SOURCE, mapper=found.matrix, **where)
+            yield mix_attention(probs, SOURCE, mapper=found.matrix, **where)
     for word, factor in reweight.items():
         if word in of:
             if not (window := windows[of[word][0]]):
                 raise ValueError(f"reweight: {word!r} has no steps; raise cross_replace_steps, its share of them")
-            yield scale("unet.*.cross.probs", factor, tokens=of[word], steps=window, rows="cond")
+            yield scale(probs, factor, tokens=of[word], steps=window, rows="cond")
 
 
 def _blend(model: Model, found: Alignment, blend: LocalBlend, prompts: Sequence[str]) -> Intervention:

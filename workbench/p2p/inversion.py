@@ -16,6 +16,7 @@ from PIL import Image
 from workbench.arguments import checked
 from workbench.engine import Fold, Run
 from workbench.engine.trace import untouched
+from workbench.families import check_unet
 from workbench.inputs import count, strings
 from workbench.interventions import Intervention, World, set_to, window
 from workbench.models import Model, Worlds, as_record, as_worlds, some_pictures
@@ -163,6 +164,7 @@ def invert(
 
 
 def _check(model: Model, images: Sequence[Image.Image], prompts: Sequence[str]):
+    check_unet(model.pipeline, "invert", "it runs DDIM's steps backwards")
     if len(images) != len(prompts):
         raise ValueError(f"invert: {len(images)} images and {len(prompts)} prompts; give each image its prompt")
     if not isinstance(model.pipeline.scheduler, DDIMScheduler):

@@ -13,6 +13,7 @@ from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment, Kept, Part
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
+from workbench.families import check_unet
 from workbench.interventions import World
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
@@ -92,6 +93,7 @@ class Recovering(Experiment):
     def __init__(
         self, model: Model, edit: Edit, spec: RecoverySpec, prompts: PromptSet, measures: Measures, batch_size: int
     ):
+        check_unet(model.pipeline, "recover", "its attacks change the states that cross-attention reads")
         if measures.scorer is None:
             raise ValueError(
                 "scorer= holds metrics alone; name a wb.Scorer too, which tells whether a picture shows the concept"

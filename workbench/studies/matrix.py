@@ -38,8 +38,6 @@ OTHER_PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusion3Pipeline",
-    "FluxPipeline",
     "PixArtAlphaPipeline",
     "IFPipeline",
     "KandinskyPipeline",

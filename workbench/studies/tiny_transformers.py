@@ -6,7 +6,14 @@ pipeline = TRANSFORMERS["sd35"]()
 import string
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
 
 from workbench.studies.tiny import text_encoder, tokenizer
@@ -102,7 +109,36 @@ def sd35() -> StableDiffusion3Pipeline:
     return stable_diffusion_3(with_t5=True, qk_norm="rms_norm", dual_attention_layers=(0, 1))
 
 
-TRANSFORMERS = {make.__name__: make for make in (sd3, sd35)}
+def flux(**transformer) -> FluxPipeline:
+    """As FLUX.1 dev: guidance is an input, blocks of two streams and of one."""
+    first, second = tokenizer(), t5_tokenizer()
+    pipeline = FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            **dict(
+                in_channels=16,
+                num_layers=2,
+                num_single_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                pooled_projection_dim=16,
+                axes_dims_rope=(2, 2, 4),
+                guidance_embeds=True,
+            )
+            | transformer
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(),
+        text_encoder=text_encoder(first, 16),
+        tokenizer=first,
+        text_encoder_2=t5(second, 48),
+        tokenizer_2=second,
+    )
+    pipeline.default_sample_size = 8  # diffusers has it fixed, at 128
+    return pipeline
+
+
+TRANSFORMERS = {make.__name__: make for make in (sd3, sd35, flux)}
 
 
 @torch.no_grad()
