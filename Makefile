@@ -49,6 +49,8 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.swap --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_rank --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.erase --out figures/erase
+	$(BIN)/python -m workbench.studies.compose --out figures/compose
+	$(BIN)/python -m workbench.studies.timed --out figures/timed
 	$(BIN)/python -m workbench.studies.windows --localizers figures/localizers/localizers.csv --out figures/windows
 	$(BIN)/python -m workbench.studies.edit_tasks --out figures/edit_tasks
 	$(BIN)/python -m workbench.studies.edit_speed --out figures/edit_speed/edit_speed.csv

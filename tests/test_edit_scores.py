@@ -6,7 +6,7 @@ import pytest
 
 import workbench as wb
 from workbench.edit import cases as scored
-from workbench.studies import compose
+from workbench.studies import compose, timed
 
 CASE = wb.edit.EditCase("a car", "a red car", {"a car at night": "a red car at night"}, {"a house": "a red house"})
 
@@ -135,3 +135,14 @@ def test_the_composed_table_counts_both_and_what_others_show():
 def test_shares_of_cases_need_cases():
     with pytest.raises(ValueError, match="found no values"):
         wb.edit.case_table(pd.DataFrame(dict(case=[], measure=[], unedited=[], edited=[])))
+
+
+def test_the_study_scores_every_editor_on_a_file(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text(
+        "old,new,positive1,gt1,negative1,gn1\na cow,a lion,a cow at night,a lion at night,a car,a red car\n"
+    )
+    timed.main(timed.TimedOptions(path, seeds=1, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path))
+    table = pd.read_csv(tmp_path / "timed.csv")
+    assert list(table.editor.unique()) == list(timed.EDITORS) and len(table) == 3 * 3
+    assert (table.unedited_low <= table.unedited).all() and (table.edited <= table.edited_high).all()
