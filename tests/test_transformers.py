@@ -75,14 +75,18 @@ def apart(a, b) -> float:
 
 
 each_family = pytest.mark.parametrize("name", tiny.TRANSFORMERS)
-EACH_SETTING = [
-    ("euler", "float32", dict()),
-    ("euler dynamic", "float32", dict(height=24, width=32)),
-    ("heun", "float32", dict(guidance_scale=1.0)),
-    ("euler", "bfloat16", dict()),
+# Each family with some schedulers, sizes, dtypes; FLUX gives its scheduler noise levels, which Heun's does not take.
+CASES = [
+    ("sd3", "euler", "float32", dict()),
+    ("sd3", "heun", "float32", dict(guidance_scale=1.0)),
+    ("sd35", "euler", "bfloat16", dict()),
+    ("sd35", "euler dynamic", "float32", dict(height=24, width=32)),
+    ("flux", "euler", "bfloat16", dict()),
+    ("flux", "euler dynamic", "float32", dict(height=24, width=32)),
 ]
-# FLUX gives its scheduler noise levels, which Heun's does not take
-CASES = [(name, *each) for name in tiny.TRANSFORMERS for each in EACH_SETTING if (name, each[0]) != ("flux", "heun")]
+two_families = pytest.mark.parametrize(
+    "name", ["sd35", "flux"]
+)  # where sd3 differs from sd35 by nothing that a law could see
 each_case = pytest.mark.parametrize("name, scheduler, dtype, more", CASES, ids=str)
 each_scheduler = pytest.mark.parametrize("name, scheduler", dict.fromkeys(case[:2] for case in CASES), ids=str)
 OTHER = {"sd3": "heun", "sd35": "heun", "flux": "euler dynamic"}  # schedulers
@@ -197,7 +201,7 @@ def test_4_every_call_belongs_to_a_step(name, scheduler):
     assert apart(found.values["transformer.1.text.v"][0, 0], torch.stack([call[-2] for call in values])) < 1e-5
 
 
-@each_family
+@two_families
 def test_5_an_exception_leaves_the_model_as_it_was(name):
     model, plain = pair(name)
     assert equal(run(model, ZEBRA).images[0], draw(plain, [ZEBRA]))
@@ -215,7 +219,7 @@ def test_5_an_exception_leaves_the_model_as_it_was(name):
     assert equal(run(model, ZEBRA).images[0], draw(plain, [ZEBRA]))
 
 
-@each_family
+@two_families
 def test_6_a_row_is_its_own(name, both):
     model, _ = both(name)
     strong = [
@@ -236,7 +240,7 @@ def test_6_a_row_is_its_own(name, both):
     assert apart(found["hit"], without["hit"]) > 1e-3
 
 
-@each_family
+@two_families
 def test_11_changes_behind_the_models_back_are_followed(name):
     """Another scheduler, swapped layers, fused projections."""
     model, plain = pair(name)
@@ -260,7 +264,7 @@ def test_11_changes_behind_the_models_back_are_followed(name):
         run(model, ZEBRA)
 
 
-@each_family
+@two_families
 def test_10_what_pictures_depend_on_is_in_the_identity(name):
     one = fresh(name)
     model = wb.load(one, max_sequence_length=LENGTH)
@@ -295,7 +299,7 @@ def edit_of(
     return wb.Edit(updates)
 
 
-@each_family
+@two_families
 def test_7_preview_is_commit_and_undo_is_exact(name):
     model, plain = pair(name)
     run(model, ZEBRA)
@@ -309,7 +313,7 @@ def test_7_preview_is_commit_and_undo_is_exact(name):
     changed = draw(plain, [ZEBRA])[0]
     assert apart(committed, changed) < 1e-4 > apart(preview["edited"][0], changed)
     assert apart(changed, preview["clean"][0]) > 1e-3
-    for i in range(50):
+    for i in range(50 if name == "flux" else 5):
         model.commit(0.98**i * edit, base=False)
     while model.edits:
         model.undo()
