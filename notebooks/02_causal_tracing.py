@@ -61,8 +61,8 @@ _ = wb.plot.image_grid(model.run(worlds, seeds=range(4), num_inference_steps=STE
 
 # %% [markdown]
 # ## Text encoder: layer and component
-# At the last token of the subject; the interval is over prompts, seeds and draws of the noise. A dot: it leaves out
-# zero.
+# At the last token of the subject; intervals are over prompts. A dot would mark an effect of at least 0.05 whose interval,
+# over six prompts or more, leaves out zero: three prompts are too few for any, and their `p` cannot be below 0.25.
 
 # %%
 spec = wb.TraceSpec(noise_multiple=6.0, draws=1, seeds=SEEDS, num_inference_steps=STEPS)
@@ -70,14 +70,13 @@ text = wb.effects(wb.causal_trace(model, prompts, spec, scorer=grader), "probabi
 _ = wb.plot.heatmap(text, "kind", "layer", title="last subject token")
 
 # %%
-shown = ["site", "indirect_effect", "indirect_effect_low", "indirect_effect_high", "recovery"]
+shown = ["site", "indirect_effect", "indirect_effect_low", "indirect_effect_high", "p", "recovery"]
 wb.strongest(text).head(6)[shown].round(2)
 
 # %% [markdown]
 # A token's hidden state brings the concept back whatever the layer: it holds all that was written to that token before.
 # What is telling is which *component* suffices alone, and that is layer 0: its attention or its mlp. From layer 1 on
-# neither does. Mind the size before the dots: those in the attention of later layers mark effects below 0.01, of one
-# sign in each prompt and seed, and of no use.
+# neither does.
 #
 # ## Text encoder: layer and token
 # For one prompt, every position. Before the subject nothing was corrupted, for the encoder is causal: exactly zero, a
