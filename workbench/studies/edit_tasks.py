@@ -18,7 +18,7 @@ from workbench.models import Model, load
 from workbench.prompts import prompt_set
 from workbench.scorer import Scorer
 from workbench.studies.edits import EditCells, Editor, Fit, thinned
-from workbench.studies.swap_editors import ALL, BEST
+from workbench.studies.swap_editors import ALL, BEST, OVERSHOOT
 
 TASKS = {
     "erase": None,
@@ -50,6 +50,8 @@ def editors(model: Model, fit: Fit) -> dict[str, Editor]:
     chosen = partial(edits.from_concepts, model, fit.train, preserve=fit.kept, **BEST)
     return {
         "chosen": Editor(chosen),
+        "chosen x 1.2": Editor(lambda: chosen() * OVERSHOOT),
+        "chosen x 1.2, rank 1": Editor(lambda: chosen(rank=1) * OVERSHOOT),
         "locoedit, all layers": Editor(partial(edits.locoedit, model, fit.train, sites=ALL)),
     }
 
