@@ -35,7 +35,7 @@ docs: .venv/installed
 dist: .venv/installed
 	$(BIN)/python -m hatchling build --target wheel
 
-# Every committed figure and table, anew: a day of one core, and every study goes on where it was stopped.
+# Every committed figure and table, anew: two days of one core, and every study goes on where it was stopped.
 figures: .venv/installed
 	$(BIN)/python -m workbench.studies.demo --out figures/demo/zebra_trace.png
 	$(BIN)/python -m workbench.studies.survey --out figures/causal_trace
@@ -53,6 +53,7 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.timed --out figures/timed
 	$(BIN)/python -m workbench.studies.windows --localizers figures/localizers/localizers.csv --out figures/windows
 	$(BIN)/python -m workbench.studies.edit_tasks --out figures/edit_tasks
+	$(BIN)/python -m workbench.studies.architectures --out figures/architectures
 	$(BIN)/python -m workbench.studies.edit_speed --out figures/edit_speed/edit_speed.csv
 	$(BIN)/python -m workbench.studies.prompt_to_prompt --out figures/prompt_to_prompt
 	$(BIN)/python -m workbench.studies.speed --studies "plain diffusers" "text-encoder trace" --out figures/speed/speed.csv
@@ -74,6 +75,7 @@ redraw: .venv/installed
 	$(BIN)/python -m workbench.studies.swap --redraw --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_rank --redraw --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.windows --redraw --out figures/windows
+	$(BIN)/python -m workbench.studies.architectures --redraw --out figures/architectures
 	$(BIN)/python -m workbench.studies.prompt_to_prompt --redraw --out figures/prompt_to_prompt
 	$(BIN)/python -m workbench.studies.matrix --redraw --out figures/matrix
 

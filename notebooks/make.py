@@ -63,11 +63,13 @@ def take_outputs(notebook: NotebookNode, kept: NotebookNode) -> bool:
 
 
 def executed(notebook: NotebookNode) -> NotebookNode:
-    """A notebook with its outputs, run in an empty folder, with pictures inline and without bars."""
+    """A notebook with its outputs, run in an empty folder beside the committed figures, with pictures inline and without bars."""
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | quiet
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
+        (Path(folder) / "figures").symlink_to(HERE.parent / "figures")
+        (own := Path(folder) / "notebooks").mkdir()
+        client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(own)}})
         return client.execute(env=environment)
 
 

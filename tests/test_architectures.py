@@ -8,7 +8,7 @@ import pytest
 from workbench.models import load
 from workbench.studies.architectures import ArchitecturesOptions, Item, items, kept
 from workbench.studies.architectures_findings import chosen, findings, of_trace, summaries
-from workbench.studies.architectures_parts import ARCHITECTURES, DENOISER, ENCODER, FIRST, PARTS, stage
+from workbench.studies.architectures_parts import ARCHITECTURES, DENOISER, ENCODER, FIRST, PARTS, placed, stage
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -20,6 +20,9 @@ def test_what_an_architecture_names_is_there(name):
     assert all(model.sites(each) for each in (about.entrances, about.pooled) if each)
     assert bool(about.pooled) == any(site.kind == "pooled" and site.read for site in model.sites)
     assert 5 < len({stage(site) for site in denoiser}) < 11
+    layers = model.sites(model.family.layers)
+    windows = placed({"windows": pd.DataFrame(dict(site=[site.name for site in layers]))}, model)["windows"]
+    assert windows.order.is_monotonic_increasing and set(windows.stage) <= {stage(site) for site in denoiser}
 
 
 def test_items_are_picked_by_model_part_and_name():

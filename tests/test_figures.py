@@ -17,6 +17,7 @@ from workbench.prompts import prompt_set
 from workbench.steering.direction import Component, Direction
 from workbench.studies import (
     agreement,
+    architectures_figure,
     attribution,
     coverage,
     demo,
@@ -126,6 +127,9 @@ DRAWN = {
     "menagerie": lambda: evaluate.contact_figure([LONG] * 24, [np.zeros((64, 128, 3))] * 24),
     "menagerie, VAE": lambda: evaluate.vae_figure(*[torch.zeros(24, 3, 8, 8)] * 2),
     "menagerie, guidance": lambda: evaluate.guidance_figure([1.0, 3.0], *[np.ones(2)] * 3, 3.0, 48),
+    "architectures": lambda: architectures_figure.figure(
+        *(tables("architectures")[f"architectures{each}"] for each in ("_trace", "_windows", "_locogen", ""))
+    ),
     "matrix": lambda: matrix.figure(tables("matrix")["matrix"]),
 }
 

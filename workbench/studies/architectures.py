@@ -20,7 +20,7 @@ import tyro
 from workbench.drawing import save
 from workbench.files import write_bytes
 from workbench.progress import Bar
-from workbench.studies.architectures_figure import drawable, figure
+from workbench.studies.architectures_figure import figure
 from workbench.studies.architectures_findings import FINDINGS, findings, summaries
 from workbench.studies.architectures_parts import ARCHITECTURES, PARTS, Measured, Sizes
 
@@ -74,9 +74,9 @@ def main(options: ArchitecturesOptions):
             index=["finding", "of"], columns="model", values="said", aggfunc="first", sort=False
         ).to_string()
     )
-    trace = options.out / f"{FINDINGS}_trace.csv"
-    if trace.exists() and drawable(traced := pd.read_csv(trace)):
-        save(figure(traced, table), options.out / f"{FINDINGS}.png")
+    drawn = [options.out / f"{FINDINGS}_{name}.csv" for name in ("trace", "windows", "locogen")]
+    if all(path.exists() for path in drawn):
+        save(figure(*map(pd.read_csv, drawn), table), options.out / f"{FINDINGS}.png")
 
 
 def items(options: ArchitecturesOptions) -> list[Item]:

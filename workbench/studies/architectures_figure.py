@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.drawing import COLOURS, TEXT, WIDTH, bar, cells, house, intervals
-from workbench.studies.architectures_parts import ARCHITECTURES, ATTRIBUTES, DENOISER, ENCODER
+from workbench.studies.agreement import WINDOW
+from workbench.studies.architectures_parts import ARCHITECTURES, ATTRIBUTES, ENCODER
 
 LEAST = 0.05  # of an effect with a dot
 DOT = "\u2022"
@@ -39,29 +40,35 @@ PANELS = (
 )
 
 
-def drawable(trace: pd.DataFrame) -> bool:
-    """Whether encoders and denoiser were traced of every model that was."""
-    return bool((trace.groupby("model").place.nunique() == 2).all())
-
-
 @house
-def figure(trace: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Where each attribute sits in the text encoders and in the denoiser, one architecture a column; below, edits and steering."""
+def figure(trace: pd.DataFrame, windows: pd.DataFrame, best: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Where an attribute sits in the text encoders and is decided in the denoiser, an architecture a column; below, edits and steering."""
     models = [name for name in ARCHITECTURES if name in set(trace.model)]
     fig = plt.figure(figsize=(WIDTH, 9.6), layout="constrained")
     upper, lower = fig.subfigures(2, 1, height_ratios=(1.25, 1))
     axes = upper.subplots(2, len(models), squeeze=False)
-    limit = float(trace.indirect_effect.abs().max())
+    encoders = trace[trace.place == ENCODER]
+    sure = best.set_index(["model", "attribute", "site"]).chance.rename("p")  # of each attribute's best window alone
+    pairs = windows[windows.width == WINDOW].drop(columns="p").join(sure, on=sure.index.names)
+    limit = float(max(encoders.indirect_effect.abs().max(), pairs.direct_effect.abs().max()))
     for column, model in enumerate(models):
-        own = trace[trace.model == model]
         title = ARCHITECTURES[model].title
-        heat(axes[0][column], own[own.place == ENCODER], "layer", limit, f"{title}: text encoder", "layer")
-        heat(axes[1][column], own[own.place == DENOISER], "stage", limit, f"{title}: denoiser", "block")
+        traced, replaced = (rows[rows.model == model] for rows in (encoders, pairs))
+        heat(axes[0][column], traced, "indirect_effect", "layer", limit, f"{title}: text encoders traced", "layer")
+        heat(
+            axes[1][column],
+            replaced,
+            "direct_effect",
+            "stage",
+            limit,
+            f"{title}: LocoGen",
+            "block of the window's first layer",
+        )
         for ax in (axes[0][column], axes[1][column]) if column else ():
             ax.set_yticklabels([])
     bar(
         axes.flat,
-        f"indirect effect on the grader's probability\n{DOT}: at least {LEAST:g}, p at most 0.05 of all sites",
+        f"effect on the grader's probability\n{DOT}: at least {LEAST:g}, p at most 0.05 against shuffled sites, or of the best window",
     )
     below = lower.subplots(1, len(PANELS))
     for ax, (title, rows) in zip(below, PANELS):
@@ -70,22 +77,22 @@ def figure(trace: pd.DataFrame, table: pd.DataFrame) -> Figure:
     lower.legend(handles, labels, loc="outside lower center", ncols=len(models))
     count = int(trace.prompts.max())
     fig.suptitle(
-        f"{len(models)} architectures trained on one world; tracing over {count} prompts of each attribute",
+        f"{len(models)} architectures trained on one world; above, {count} prompts of each attribute",
         fontsize=TEXT + 1,
     )
     return fig
 
 
-def heat(ax: Axes, rows: pd.DataFrame, by: str, limit: float, title: str, label: str):
-    """Attributes by layers or stages, of each the strongest site."""
-    kept = rows.loc[rows.groupby(["attribute", by], sort=False).indirect_effect.idxmax()]
+def heat(ax: Axes, rows: pd.DataFrame, effect: str, by: str, limit: float, title: str, label: str):
+    """Attributes by layers or stages, of each the strongest site or window."""
+    kept = rows.loc[rows.groupby(["attribute", by], sort=False)[effect].idxmax()]
     names = [name for name in ATTRIBUTES if name in set(kept.attribute)]
     order = list(dict.fromkeys(rows.sort_values("order")[by]))
     order = sorted(order) if by == "layer" else order
-    marked = kept.assign(dot=np.where((kept.indirect_effect >= LEAST) & (kept.p <= 0.05), DOT, ""))
+    marked = kept.assign(dot=np.where((kept[effect] >= LEAST) & (kept.p <= 0.05), DOT, ""))
     grid, dots = (
         marked.pivot(index="attribute", columns=by, values=value).reindex(index=names, columns=order)
-        for value in ("indirect_effect", "dot")
+        for value in (effect, "dot")
     )
     cells(grid, ax=ax, limit=limit, notes=dots.fillna(""), title=title, rotation=0 if by == "layer" else 90)
     ax.set_xlabel(label)

@@ -216,7 +216,15 @@ def locogen(measured: Measured, attribute: str) -> Tables:
         runs=measured.runs / "locogen",
     )
     found, compared = compared_on(measured.model, measured.scorer, attribute, options)
-    return locogen_tables(attribute, found, compared)
+    return placed(locogen_tables(attribute, found, compared), measured.model)
+
+
+def placed(tables: Tables, model: wb.Model) -> Tables:
+    """LocoGen's tables with the part of the denoiser in which each window begins, and its first layer's number from input to output."""
+    windows = tables["windows"]
+    order = windows.site.map({site.name: number for number, site in enumerate(model.sites)})
+    stages = [stage(model.sites[name]) for name in windows.site]
+    return {**tables, "windows": windows.assign(stage=stages, order=order)}
 
 
 def locogen_tables(attribute: str, found: LocoGen, compared: Comparison) -> Tables:
