@@ -29,6 +29,7 @@ QUICK = {
     "08": {"PROMPTS": 4, "STEPS": 2, "PAIRS": 2},
     "09": {"EVERY": 20, "IMAGES": 2, "STEPS": 1, "BEGINS": ("a photo of a",)},
     "10": {"PROMPTS": 1, "STEPS": 1},
+    "11": {"PROMPTS": 1, "STEPS": 2, "REDRAWS": 1, "DISTANCES": (0.2,)},
     "12": {"PROMPTS": 1, "STEPS": 1, "TABLES": str(Path(__file__).parents[1] / "figures" / "architectures")},
 }
 

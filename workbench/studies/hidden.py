@@ -71,6 +71,8 @@ class HiddenOptions:
     """Gradient steps of an inversion."""
     redraws: int = 8
     num_inference_steps: int = 8
+    attacks: tuple[str, ...] = ()
+    """Which of those on states and learned ones; all that fit an editor when left out."""
     editors: tuple[str, ...] = ()
     """Which of them; all when left out."""
     only: tuple[str, ...] = ()
@@ -219,7 +221,8 @@ class Worker:
         yield from (about | row | beside for row in table.to_dict("records"))
 
     def fitting(self, edit: Edit, attacks: tuple[str, ...]) -> tuple[str, ...]:
-        """Those that can be made on the edit: some need to know what cross-attention's own weights were."""
+        """Those asked for that can be made on the edit: some need to know what cross-attention's own weights were."""
+        attacks = tuple(name for name in attacks if not self.options.attacks or name in self.options.attacks)
         if all(self.model.sites[name].part == "denoiser" for name in edit.sites):
             return attacks
         return tuple(name for name in attacks if name not in ("closed_form", "nearest_states"))

@@ -10,15 +10,17 @@ from workbench.drawing import COLOURS, GREY, SMALL, WIDTH, cells, house, interva
 from workbench.recovery.results import ANY
 
 COLUMNS = {  # of the overview: an attack's settings
+    ("closed_form", "lam 0.001, distance 0.2"): "way\nto 0.2",
     ("nearest_states", "distance 0.1"): "states\nto 0.1",
     ("nearest_states", "distance 0.2"): "states\nto 0.2",
     ("nearest_states", "distance 0.4"): "states\nto 0.4",
-    ("closed_form", ANY): "closed\nform, any",
+    ("closed_form", ANY): "closed\nform",
     ("concept_vector", ANY): "vector,\nany",
     ("token_search", None): "token\nsearch",
-    ("inversion", None): "inversion",
-    ("completion", "share 0.2"): "completed\nfrom 0.2",
-    ("relearning", "updates 20"): "relearned,\n20 steps",
+    ("inversion", None): "inver-\nsion",
+    ("completion", "share 0.2"): "0.2 of\nsteps",
+    ("completion", "share 0.5"): "0.5 of\nsteps",
+    ("relearning", "updates 50"): "relearn\n50",
 }
 FAMILIES = {
     "floor": "oblique to orthogonal, by floor",
@@ -30,6 +32,9 @@ BROUGHT = {
     ("nearest_states", "distance 0.2"): "attacked within 0.2",
     ("closed_form", ANY): "attacked without a bound",
 }
+
+NEAR = 0.05  # as shares of pictures: names of points that are no farther apart stand in one list
+LISTED, LINE = (0.5, 0.84), 0.046  # where the first list begins, and a line's height
 
 
 def of_setting(table: pd.DataFrame, attack: str, setting: str | None) -> pd.DataFrame:
@@ -43,7 +48,7 @@ def of_setting(table: pd.DataFrame, attack: str, setting: str | None) -> pd.Data
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each editor: what it leaves and changes, and what each attack brings back."""
     found = table.drop_duplicates("editor").set_index("editor")[["before", "redrawn", "collateral"]]
-    found = found.rename(columns={"before": "before\nattacks", "redrawn": "other\nseeds, any"})
+    found = found.rename(columns={"before": "before", "redrawn": "other\nseeds", "collateral": "collat-\neral"})
     for place, name in COLUMNS.items():
         found[name] = of_setting(table, *place).after.reindex(found.index)
     return found
@@ -66,7 +71,7 @@ def overview(table: pd.DataFrame) -> Figure:
     of = int(table.n.max())
     ax.set_title(
         f"The erased zebra, shown again: {of} pictures a cell; the unedited model shows it in {table.unedited.mean():.2f}\n"
-        "(before: no attack; other seeds, any: in any of the redraws; collateral: control pictures changed)",
+        "(before: no attack; other seeds: in any of the redraws; collateral: control pictures changed)",
         loc="left",
     )
     return figure
@@ -80,15 +85,13 @@ def frontier(table: pd.DataFrame) -> Figure:
     for ax, (place, title) in zip(np.atleast_1d(axes), BROUGHT.items()):
         rows = of_setting(table, *place)
         rows = rows.reindex([name for name in names if name in rows.index])
-        singles = rows[~rows.family.isin(FAMILIES)]
-        points(ax, singles, COLOURS[0], "other editors", "o")
-        for number, (family, label) in enumerate(FAMILIES.items(), 1):
-            if len(own := rows[rows.family == family]):
-                points(ax, own, COLOURS[number], label, "o-" if family != "text" else "o")
-        for name, row in rows.iterrows():
-            ax.annotate(
-                str(name), (row.collateral, row.after), xytext=(4, 3), textcoords="offset points", fontsize=SMALL
-            )
+        joined = [family for family in FAMILIES if (rows.family == family).sum() > 1]
+        points(ax, rows[~rows.family.isin(joined)], COLOURS[0], "other editors", "o")
+        for number, family in enumerate(FAMILIES, 1):
+            if family in joined:
+                mark = "o-" if family != "text" else "o"
+                points(ax, rows[rows.family == family], COLOURS[number], FAMILIES[family], mark)
+        named(ax, rows)
         ax.axhline(table.unedited.mean(), color=GREY, ls="--", lw=1, zorder=0)
         ax.set(xlabel="collateral: share of control pictures changed", ylim=(-0.03, 1.03))
         ax.set_title(title, loc="left")
@@ -99,6 +102,27 @@ def frontier(table: pd.DataFrame) -> Figure:
         "What an attack on the text states brings back, against what the edit breaks (95 % intervals; dashed: unedited)"
     )
     return figure
+
+
+def named(ax: Axes, rows: pd.DataFrame):
+    """Names beside points; of points that lie together in a list where there is room, with a line to them."""
+    rows, groups = rows.sort_values("collateral"), []
+    for name, row in rows.iterrows():
+        last = rows.loc[groups[-1][-1]] if groups else None
+        if last is not None and row.collateral - last.collateral < NEAR and abs(row.after - last.after) < 2 * NEAR:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    top = LISTED[1]
+    for group in groups:
+        at = tuple(rows.loc[group, ["collateral", "after"]].mean())
+        if len(group) == 1:
+            ax.annotate(group[0], at, xytext=(-5, -11), textcoords="offset points", ha="right", fontsize=SMALL)
+        else:
+            line = dict(arrowstyle="-", color=GREY, lw=0.7)
+            place = dict(xytext=(LISTED[0], top), va="top", arrowprops=line, bbox=dict(fc="white", ec="none", pad=1))
+            ax.annotate("\n".join(group), at, fontsize=SMALL, **place)
+            top -= LINE * (len(group) + 0.7)
 
 
 def points(ax: Axes, rows: pd.DataFrame, colour, label: str, mark: str):
