@@ -642,7 +642,7 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         "attention_maps",
         wb.attention_maps,
         dict(model=kit.model, worlds="a zebra", num_inference_steps=1, sites="unet.mid.cross"),
-        RUN | dict(model=NOTHING, worlds=TEXTS, sites=NOTHING, bins=COUNT, images=NONE, step=NONE),
+        RUN | dict(model=NOTHING, worlds=TEXTS, sites=NONE, bins=COUNT, images=NONE, step=NONE),
         {"sites": "site"},
     )
     yield Group(
@@ -718,7 +718,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         rank=NONE | COUNT,
         editor=TEXT,
     )
-    kinds = dict(model=NOTHING, concepts=NOTHING, sites=NOTHING, lam=NOT_NEGATIVE)
+    kinds = dict(model=NOTHING, concepts=NOTHING, sites=NONE, lam=NOT_NEGATIVE)
     named = {"sites": "site"}
     yield Group("edit.from_concepts", wb.edit.from_concepts, concepts | dict(lam=1.0), kinds | solver, named)
     for name in ("locoedit", "diff_quickfix", "time_edit", "uce"):
@@ -734,11 +734,11 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         "edit.swap",
         wb.edit.swap,
         dict(model=model, first="a zebra", second="a lion", sites=sites),
-        dict(model=NOTHING, first=WORD, second=WORD, sites=NOTHING, lam=NOT_NEGATIVE),
+        dict(model=NOTHING, first=WORD, second=WORD, sites=NONE, lam=NOT_NEGATIVE),
         named,
     )
     projected = dict(
-        sites=NOTHING,
+        sites=NONE,
         rank=NONE | COUNT,
         templates=NONE,
         tokens=POSITIONS - NONE,
@@ -765,7 +765,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             model=NOTHING,
             concept=WORD,
             guide=WORD | kind("['qux']"),
-            sites=NOTHING,
+            sites=NONE,
             rank=COUNT,
             resist=NOT_NEGATIVE | kind("inf"),
             keep=NAMES | kind("[]"),
@@ -784,7 +784,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         dict(old="a car", new="a red car", positives=pairs, negatives=pairs),
         dict(old=WORD, new=WORD, positives=NOTHING, negatives=NOTHING),
     )
-    yield Group("edit.read_cases", wb.edit.read_cases, {}, dict(path=NONE | kind("folder")))
+    yield Group("edit.read_cases", wb.edit.read_cases, {}, dict(path=NONE | kind("'qux'", "folder")))
     yield Group(
         "edit.score_cases",
         wb.edit.score_cases,

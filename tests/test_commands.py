@@ -123,10 +123,10 @@ def test_the_study_of_ranks_measures_every_editor_and_goes_on_where_it_was(tmp_p
 
 def test_the_study_of_erasing_measures_what_is_left_and_what_else_changes(tmp_path):
     options = erase.EraseOptions(
-        subjects=("zebra",), images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path
+        subjects=("zebra",), guide="kind", images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path
     )
     erase.main(options)
-    table = pd.read_csv(tmp_path / "erase.csv")
+    table = pd.read_csv(tmp_path / "erase_kind.csv")
     assert set(table.subject) == {"all subjects", "zebra"} and set(table.editor) == {
         "unedited",
         "erase, rank 1",
@@ -215,7 +215,7 @@ def test_erasing_style_and_fact_are_measured(tmp_path):
         edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path)
     )
     table = pd.read_csv(tmp_path / "edit_tasks.csv")
-    assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 4
+    assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 6
 
 
 def test_the_edit_is_timed(tmp_path):

@@ -453,9 +453,9 @@ def test_lora_files_say_what_they_are(saved, tmp_path, menagerie):
             lambda e, m: (e + wb.edit.embedding_swap(m, "zebra", "lion")).to_lora("x.safetensors"),
         ),
         (
-            "the edit was made for flux; LoRA files are written for one of sd, sdxl",
+            "the edit was made for pixart; LoRA files are written for one of sd, sdxl, sd3, flux",
             lambda e, m: wb.Edit(
-                [wb.edit.Update("s", "unet.s", torch.ones(2, 1), torch.ones(1, 2), "0" * 64, "float32", "flux")]
+                [wb.edit.Update("s", "unet.s", torch.ones(2, 1), torch.ones(1, 2), "0" * 64, "float32", "pixart")]
             ).to_lora("x.safetensors"),
         ),
     ],

@@ -202,7 +202,7 @@ def test_directions_and_metrics_have_their_names(menagerie, scorer):
 def test_the_command_line_locates(tmp_path, monkeypatch, capsys):
     from workbench import cli
 
-    arguments = "workbench locate --prompts season --first 2 --seeds 0 --num-inference-steps 2 --batch-size 32"
+    arguments = "workbench locate --prompts season --first 2 --seeds 0 --num-inference-steps 1 --batch-size 64"
     monkeypatch.setattr("sys.argv", [*arguments.split(), "--widths", "1", "2", "--out", str(tmp_path / "locate")])
     cli.main()
     said = capsys.readouterr().out

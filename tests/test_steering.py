@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 
 import workbench as wb
 from workbench import World, ablate, remove, steer
@@ -472,7 +473,9 @@ def test_shares_of_nothing_have_an_interval():
     (row,) = method_table(xr.Dataset(dict(steered=scores, unsteered=scores.isel(variant=0, drop=True))), ["concept"])[
         1:
     ].to_dict("records")
-    assert row["value"] == row["low"] == 0 and row["high"] == pytest.approx(0.4899)  # Wilson's of none of 4 prompts
+    assert row["value"] == row["low"] == 0 and row["high"] == pytest.approx(
+        stats.beta.ppf(0.975, 0.5, 4), abs=0.04
+    )  # none of 4 prompts
 
 
 def test_the_benchmark_prompts():

@@ -54,7 +54,7 @@ def editor_of_cases(value: Any, argument: str) -> "Editor":
     """A function of model, old and new."""
     try:
         signature(function(value, argument)).bind("model", "old", "new")
-    except TypeError:
+    except (TypeError, ValueError):
         raise ValueError(
             f"{argument}={shown(value)} cannot be called with model, old and new; give a function of these three, such as "
             "lambda model, old, new: wb.edit.uce(model, {old: new})"
@@ -83,7 +83,11 @@ class EditCase:
         fit(self, old=text, new=text, positives=pairs_of_texts, negatives=pairs_of_texts)
 
     def prompts(self) -> list[tuple[str, str, str]]:
-        """Measure, prompt and its counterpart, of each picture that the case asks for."""
+        """Measure, prompt and its counterpart, of each picture that the case asks for.
+
+        >>> wb.edit.read_cases()[0].prompts()[0]
+        ('efficacy', 'a car', 'a red car')
+        """
         return [
             (EFFICACY, self.old, self.new),
             *((GENERALITY, *pair) for pair in self.positives),
@@ -253,7 +257,8 @@ def case_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     Intervals are over cases, whose pictures are no news of each other: `unedited`, `edited`, each with `_low` and `_high`.
 
-    >>> rows = wb.edit.score_cases(model, lambda model, old, new: wb.edit.uce(model, {old: new}), seeds=0, num_inference_steps=2)
+    >>> case = wb.edit.read_cases()[0]
+    >>> rows = wb.edit.score_cases(model, lambda model, old, new: wb.edit.uce(model, {old: new}), case, seeds=0, num_inference_steps=2)
     >>> wb.edit.case_table(rows).measure.tolist()
     ['efficacy', 'generality', 'specificity']
     """
