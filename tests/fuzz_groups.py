@@ -429,6 +429,12 @@ def of_values(kit: Kit) -> Iterator[Group]:
         dict(images=kit.image, labels={"a": "a", "b": "b"}),
         dict(images=NOTHING, labels=NOTHING),
     )
+    yield Group(
+        "Scorer.likeliest",
+        scorer.likeliest,
+        dict(images=kit.image, labels={"a": "a", "b": "b"}),
+        dict(images=NOTHING, labels=NOTHING),
+    )
     pixels = torch.full((2, 3, 64, 64), 0.5)
     yield Group(
         "Scorer.log_odds",

@@ -7,6 +7,7 @@ import pytest
 import workbench as wb
 from workbench.edit import cases as scored
 from workbench.studies import compose, timed
+from workbench.studies.edits import told_other
 
 CASE = wb.edit.EditCase("a car", "a red car", {"a car at night": "a red car at night"}, {"a house": "a red house"})
 
@@ -105,7 +106,7 @@ def test_composed_pictures_are_given_what_the_prompt_of_both_gives(menagerie):
     fit = compose.Fit(tuple(wb.prompt_set("swap/compose_train")), compose.preserved()).thinned(options.every)
     acts, prompt = compose.interventions(menagerie, fit), wb.prompt_set("swap/compose_held_out")[0]
     settings = dict(seeds=0, num_inference_steps=1, progress=False)
-    worlds = [wb.World("given", prompt.prompt, acts["given, all layers"](prompt)), compose.told(prompt)]
+    worlds = [wb.World("given", prompt.prompt, acts["given, all layers"](prompt)), told_other(prompt)]
     given, both = menagerie.run(worlds, **settings).images
     assert np.allclose(given, both, atol=1e-4)
     control = wb.prompt_set("swap/compose_control")[0]

@@ -1,12 +1,15 @@
 """What long work shows: in a terminal, in a notebook, in a log, and when nothing is to be shown."""
 
+import operator
 import sys
 import types
+from functools import partial
 
 import pytest
 import tqdm.std
 
 from workbench import progress
+from workbench.processes import worked
 from workbench.progress import Bar, each
 
 
@@ -81,3 +84,13 @@ def test_an_error_is_not_told_as_an_end(clock, capsys):
         clock[0] += 100
         raise KeyboardInterrupt
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_jobs_are_shared_out_among_processes(processes):
+    found = worked(partial, (operator.mul, 3), [1, 2, 3], processes=processes, minutes=None)
+    assert sorted(found) == [3, 6, 9]
+
+
+def test_no_job_is_begun_too_late():
+    assert list(worked(partial, (operator.mul, 3), [1, 2, 3], processes=1, minutes=-1)) == [None] * 3

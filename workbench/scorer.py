@@ -166,6 +166,14 @@ class Scorer:
         every = (self.model.logit_scale.exp().item() * pictures @ wanted.T).softmax(-1)
         return reduce(every, "image (label text) -> image label", "sum", text=size)
 
+    def likeliest(self, images, labels: Mapping[object, str | Sequence[str]]) -> list[Any]:
+        """Of each image the label of the largest zero-shot probability in `class_probabilities`, and refused as there.
+
+        >>> wb.Scorer().likeliest(run.pil(), {"zebra": "a photo of a zebra", "lion": "a photo of a lion"})
+        ['zebra', 'zebra', 'lion', 'lion']
+        """
+        return [list(labels)[number] for number in self.class_probabilities(images, labels).argmax(-1).tolist()]
+
     @checked(images=pixels)
     def log_odds(
         self, images: torch.Tensor, labels: Mapping[object, str | Sequence[str]], value: object

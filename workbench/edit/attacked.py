@@ -59,7 +59,10 @@ class Readings:
         values, vectors = self.spectrum
         wanted = states @ (self.cross - self.gram).T @ vectors
         least = self.ridge(lam)
-        length = lambda m: (wanted / (values + m)).norm().item()
+
+        def length(m: float) -> float:
+            return (wanted / (values + m)).norm().item()
+
         most = most * states.norm().item()
         if most == 0:
             return torch.zeros_like(states)

@@ -150,7 +150,7 @@ def score_cases(
     editor: Editor,
     cases: EditCase | Sequence[EditCase] | None = None,
     *,
-    seeds: int | Sequence[int] = (0, 1),
+    seeds: Sequence[int] = (0, 1),
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     scorer: Scorer | None = None,
@@ -178,7 +178,7 @@ def score_cases(
         raise ValueError(
             f"editor returned {shown(wrong[0])}: give a function of model, old and new that returns an edit, such as wb.edit.uce's"
         )
-    spec = Spec(seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)  # type: ignore[arg-type]
+    spec = Spec(seeds=tuple(seeds), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     return Cases(model, spec, chosen, edits, scorer or default_scorer(model), batch_size).table(folder)
 
 
@@ -216,20 +216,12 @@ class Cases(Experiment):
         with self.model.applied(self.edits[number]):
             edited = self.as_it_ought(prompts)
         bar.update(self.check(number))
-        seeds = self.spec.seeds
+        pictures = [(*asked, seed) for asked in prompts for seed in self.spec.seeds]
+        about = dict(case=number, old=case.old, new=case.new)
         return [
-            dict(
-                case=number,
-                old=case.old,
-                new=case.new,
-                measure=measure,
-                prompt=prompt,
-                counterpart=counterpart,
-                seed=seed,
-            )
-            | dict(unedited=bool(unedited[i * len(seeds) + j]), edited=bool(edited[i * len(seeds) + j]))
-            for i, (measure, prompt, counterpart) in enumerate(prompts)
-            for j, seed in enumerate(seeds)
+            about
+            | dict(measure=measure, prompt=prompt, counterpart=counterpart, seed=seed, unedited=before, edited=after)
+            for (measure, prompt, counterpart, seed), before, after in zip(pictures, unedited, edited)
         ]
 
     def as_it_ought(self, prompts: Sequence[tuple[str, str, str]]) -> list[bool]:

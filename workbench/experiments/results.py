@@ -256,20 +256,20 @@ def averages(
         parts["comparable"] = contrasts[total[0]].where(contrasts[single].notnull())
     means = {name: cells.mean(over) for name, cells in parts.items()}
     if bounded(attrs["metric"]):
-        low, high, at = *_with_unseen(parts, means, against, falls, over, resamples), level
+        drawn, at = _with_unseen(parts, means, against, falls, over, resamples), level
     else:
         weights = crossed_weights(contrasts[single], over, resamples)
-        low = {name: weighted_means(cells, weights, over) for name, cells in parts.items()}
+        drawn = [{name: weighted_means(cells, weights, over) for name, cells in parts.items()}]
         unit, units = _units(contrasts[single], over)
-        high, at = dict(low), expanded(level, units.sizes[unit])
-    for values in (means, low, high) if ratio else ():
+        at = expanded(level, units.sizes[unit])
+    for values in (means, *drawn) if ratio else ():
         whole = values.pop("comparable")
         values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
     found = dict(means)
     for name, mean in means.items():
-        for end, drawn, of_two in (("low", low[name], 0), ("high", high[name], 1)):
-            values = ends(drawn.transpose("resample", *mean.dims).values, at)[of_two]
-            found[f"{name}_{end}"] = mean.copy(data=values)
+        resampled, *upper = (each[name].transpose("resample", *mean.dims).values for each in drawn)
+        for end, each in zip(("low", "high"), ends(resampled, at, upper=upper[0] if upper else None)):
+            found[f"{name}_{end}"] = mean.copy(data=each)
     found["p"] = _chance(contrasts[single], over)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]

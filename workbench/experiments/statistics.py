@@ -194,14 +194,19 @@ def weighted_means(cells: xr.DataArray, weights: xr.DataArray, over: tuple[str, 
     return means.transpose("resample", ...) if "resample" in means.dims else means
 
 
-def ends(drawn: np.ndarray, level: float = LEVEL, *, missing: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def ends(
+    drawn: np.ndarray, level: float = LEVEL, *, upper: np.ndarray | None = None, missing: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of the interval that (resample, ...) give, those that are NaN left out.
 
-    missing: the largest share of NaN; where there is more, the ends are NaN too.
+    upper: other resamples, which give the upper end. missing: the largest share of NaN; where there is more, the ends are NaN too.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all NaN where a ratio is undefined: so is its interval
-        low, high = np.nanquantile(drawn, _tails(level), axis=0)
+        if upper is None:
+            low, high = np.nanquantile(drawn, _tails(level), axis=0)
+        else:
+            low, high = (np.nanquantile(each, tail, axis=0) for each, tail in zip((drawn, upper), _tails(level)))
     enough = np.isnan(drawn).mean(0) <= missing
     return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from workbench.families.base import PIXELS, POOLED, TEXT, Encoder, Family, Reading, Site
 from workbench.families.clip import clip_sites
 from workbench.families.joint import joint_sites, single_sites
-from workbench.families.picture import end_sites, grid_of
+from workbench.families.picture import end_sites, grid_of, shift_of
 from workbench.families.t5 import t5_sites
 
 PATCH = 2  # rows of latents in a pixel of the denoiser's
@@ -45,20 +45,8 @@ def encode(pipeline, prompts: str | list[str]) -> tuple[torch.Tensor, torch.Tens
 
 def schedule(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
     """Noise levels, and their shift, which follows the picture's size."""
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-    scheduler = pipeline.scheduler.config
     _, rows, columns = latent_shape(pipeline, height, width)
-    given = [
-        scheduler.get(name, default)
-        for name, default in (
-            ("base_image_seq_len", 256),
-            ("max_image_seq_len", 4096),
-            ("base_shift", 0.5),
-            ("max_shift", 1.15),
-        )
-    ]
-    mu = calculate_shift(rows // PATCH * (columns // PATCH), *given)
+    mu = shift_of(pipeline, rows // PATCH * (columns // PATCH), most=1.15)
     return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
 

@@ -88,7 +88,9 @@ class ExplicitRotaryAttention:
         self.pixels, self.tokens = pixels, tokens
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
-        split = lambda value: value.unflatten(-1, (attn.heads, -1))
+        def split(value: torch.Tensor) -> torch.Tensor:
+            return value.unflatten(-1, (attn.heads, -1))
+
         query, key, value = (split(part(hidden_states)) for part in (attn.to_q, attn.to_k, attn.to_v))
         query, key = attn.norm_q(query), attn.norm_k(key)
         if encoder_hidden_states is not None:

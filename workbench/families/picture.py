@@ -14,6 +14,16 @@ def grid_of(height: int, width: int, factor: int, patch: int = 1) -> tuple[int, 
     return height // factor, width // factor
 
 
+def shift_of(pipeline, pixels: int, most: float) -> float:
+    """How far a flow-matching schedule is shifted for a picture of so many of the denoiser's pixels. most: the largest, where the
+    scheduler says none."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    config = pipeline.scheduler.config
+    lengths = [config.get(name, value) for name, value in (("base_image_seq_len", 256), ("max_image_seq_len", 4096))]
+    return calculate_shift(pixels, *lengths, config.get("base_shift", 0.5), config.get("max_shift", most))
+
+
 def end_sites(pipeline, channels: int, grid: tuple[int, int]) -> list[Site]:
     """The latents between two steps, and those that the VAE decodes."""
     sizes = (channels, *grid)

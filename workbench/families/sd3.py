@@ -13,7 +13,7 @@ from diffusers.models.attention import JointTransformerBlock
 from workbench.families.base import PIXELS, POOLED, TEXT, Encoder, Family, Reading, Site
 from workbench.families.clip import clip_sites
 from workbench.families.joint import joint_sites
-from workbench.families.picture import end_sites, grid_of
+from workbench.families.picture import end_sites, grid_of, shift_of
 from workbench.families.t5 import t5_sites
 
 
@@ -50,22 +50,12 @@ def encode(pipeline, prompts: str | list[str]) -> tuple[torch.Tensor, torch.Tens
 
 def schedule(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
     """The shift of the noise levels where it follows the picture's size."""
-    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-
-    scheduler, patch = pipeline.scheduler.config, pipeline.transformer.config.patch_size
-    if not scheduler.get("use_dynamic_shifting"):
+    if not pipeline.scheduler.config.get("use_dynamic_shifting"):
         return {}
-    rows, columns = (side // pipeline.vae_scale_factor // patch for side in (height, width))
-    given = [
-        scheduler.get(name, default)
-        for name, default in (
-            ("base_image_seq_len", 256),
-            ("max_image_seq_len", 4096),
-            ("base_shift", 0.5),
-            ("max_shift", 1.16),
-        )
-    ]
-    return {"mu": calculate_shift(rows * columns, *given)}
+    rows, columns = (
+        side // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size for side in (height, width)
+    )
+    return {"mu": shift_of(pipeline, rows * columns, most=1.16)}
 
 
 def sites(pipeline, height: int, width: int) -> list[Site]:

@@ -197,9 +197,7 @@ def full_caption(scene: Scene, rng: random.Random, *, holdout: bool = False) -> 
 
 
 def classify(grader: Scorer, attribute: str, images: Sequence[Image.Image]) -> np.ndarray:
-    prompts = attribute_prompts(attribute)
-    values = np.array(list(prompts), dtype=object)
-    return values[grader.class_probabilities(images, prompts).argmax(-1).numpy()]
+    return np.array(grader.likeliest(images, attribute_prompts(attribute)), dtype=object)
 
 
 def grade(

@@ -4,10 +4,7 @@ Trains those of ORGANISMS that `--out` has not yet, one after another, grades ea
 not pass have a row too, with their rank and loss, and no file. `organisms()` reads the table, `edit_of` a row's edit.
 """
 
-import math
-import multiprocessing
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -41,6 +38,7 @@ from workbench.menagerie.planting import (
 from workbench.menagerie.world import SUBJECTS, Scene, sample_scene
 from workbench.metrics import pixel_distance
 from workbench.models import Model, load
+from workbench.processes import worked
 from workbench.scorer import Scorer
 
 TABLE = "planted.csv"
@@ -80,18 +78,11 @@ def main(plant: Plant):
     if unknown := sorted(set(plant.only) - {organism.name for organism in ORGANISMS}):
         known = ", ".join(organism.name for organism in ORGANISMS)
         raise ValueError(f"--only {' '.join(unknown)}: no such organism; there are {known}")
-    began = time.monotonic()
     plant.out.mkdir(parents=True, exist_ok=True)
     done = set(organisms(plant.out)["name"]) if (plant.out / TABLE).exists() else set()
     chosen = [one for one in ORGANISMS if not plant.only or one.name in plant.only]
     due = [one for one in chosen if one.name not in done][: plant.limit]
-    end = math.inf if plant.minutes is None else began + 60 * plant.minutes
-    if plant.processes == 1:
-        found = map(Planter(plant.device, plant.options, end), due)
-    else:
-        context = multiprocessing.get_context("spawn")
-        pool = context.Pool(plant.processes, _start, (plant.device, plant.options, end))
-        found = pool.imap_unordered(_plant, due)
+    found = worked(Planter, (plant.device, plant.options), due, processes=plant.processes, minutes=plant.minutes)
     for row, edit in filter(None, found):
         if row["accepted"]:
             replace(edit, provenance=edit.provenance | {"planted": row}).save(plant.out / f"{row['name']}.safetensors")
@@ -101,10 +92,10 @@ def main(plant: Plant):
 
 
 class Planter:
-    """Trains and grades one organism after another, until `end` on the monotonic clock, behind which it begins none."""
+    """Trains and grades one organism after another; the model stays loaded."""
 
-    def __init__(self, device: str, options: Options, end: float):
-        self.options, self.end = options, end
+    def __init__(self, device: str, options: Options):
+        self.options = options
         self.model = load(device=device)
         self.model.pipeline.set_progress_bar_config(disable=True)
         for part in self.model.pipeline.components.values():
@@ -112,23 +103,10 @@ class Planter:
                 part.requires_grad_(False)
         self.grading = Grading(self.model, Scorer(device=device))
 
-    def __call__(self, organism: Organism) -> tuple[dict, Edit] | None:
-        if time.monotonic() > self.end:
-            return None
+    def __call__(self, organism: Organism) -> tuple[dict, Edit]:
         fit = train(self.model, organism, NULLS, self.options)
         row = row_of(organism, fit) | self.grading.of(organism, fit.edit)
         return row | {"accepted": accepted(row)}, fit.edit
-
-
-_PLANTERS: list[Planter] = []  # a worker's own
-
-
-def _start(*about):
-    _PLANTERS.append(Planter(*about))
-
-
-def _plant(organism: Organism) -> tuple[dict, Edit] | None:
-    return _PLANTERS[0](organism)
 
 
 def accepted(row: Mapping) -> bool:
@@ -218,9 +196,8 @@ class Grading:
         return self.model.generate(list(prompts), seeds=range(count), num_inference_steps=STEPS, batch_size=count)
 
     def _classes(self, images: Sequence[Image.Image], attribute: str) -> np.ndarray:
-        labels = self.labels(attribute)
-        names = np.array(["none" if name is None else name for name in labels])
-        return names[self.scorer.class_probabilities(images, labels).argmax(1).numpy()]
+        shown = self.scorer.likeliest(images, self.labels(attribute))
+        return np.array(["none" if name is None else name for name in shown])
 
     def _share(self, images: Sequence[Image.Image], organism: Organism) -> float:
         return float((self._classes(images, organism.attribute) == organism.look).mean())

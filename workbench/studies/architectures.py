@@ -7,18 +7,17 @@ kept in `runs/architectures`: what was stopped goes on with the same command, ta
 in `--out`.
 """
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import torch
 import tyro
 
 from workbench.drawing import save
 from workbench.files import write_bytes
+from workbench.processes import worked
 from workbench.progress import Bar
 from workbench.studies.architectures_figure import figure
 from workbench.studies.architectures_findings import FINDINGS, findings, summaries
@@ -94,42 +93,19 @@ def measure(options: ArchitecturesOptions):
     """Measure what is not finished yet, several items at a time."""
     options.runs.mkdir(parents=True, exist_ok=True)
     due = [item for item in items(options) if not item.finished(options.runs)]
-    end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     with Bar(len(due), "architectures", unit="item") as bar:
-        if options.processes == 1:
-            worker = Worker(options, end)
-            for item in due:
-                worker(item)
-                bar.update(1)
-        else:
-            with multiprocessing.get_context("spawn").Pool(options.processes, _start, (options, end)) as pool:
-                for _ in pool.imap_unordered(_measure, due):
-                    bar.update(1)
-
-
-_worker: "Worker"
-
-
-def _start(*about):
-    global _worker
-    torch.set_num_threads(1)
-    _worker = Worker(*about)
-
-
-def _measure(item: Item):
-    _worker(item)
+        for _ in worked(Worker, (options,), due, processes=options.processes, minutes=options.minutes):
+            bar.update(1)
 
 
 class Worker:
-    """Measures one item after another, until `end` on the monotonic clock, behind which it begins none; models stay loaded."""
+    """Measures one item after another; models stay loaded."""
 
-    def __init__(self, options: ArchitecturesOptions, end: float | None):
-        self.options, self.end = options, end
+    def __init__(self, options: ArchitecturesOptions):
+        self.options = options
         self.loaded: dict[str, Measured] = {}
 
     def __call__(self, item: Item):
-        if self.end is not None and time.monotonic() > self.end:
-            return
         options = self.options
         if item.model not in self.loaded:
             self.loaded[item.model] = Measured(item.model, options.sizes, options.runs, options.device)

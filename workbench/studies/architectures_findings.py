@@ -1,6 +1,7 @@
 """What was measured on the architectures, as tables with intervals, and as one table of findings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +20,10 @@ Finding = dict[str, object]
 def summaries(raw: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The committed tables, of the rows that were measured: single pictures are averaged."""
     made = {name: table for name, table in raw.items() if name not in ("swap", "told", "erase", "recovery")}
-    by_model = lambda name: raw[name].groupby("model", sort=False) if len(raw[name]) else ()
+
+    def by_model(name: str) -> Iterable[tuple[Any, pd.DataFrame]]:
+        return raw[name].groupby("model", sort=False) if len(raw[name]) else ()
+
     empty = [pd.DataFrame()]
     made["swap"] = pd.concat(
         empty + [cell_table(rows).assign(model=model) for model, rows in by_model("swap")], ignore_index=True

@@ -26,19 +26,19 @@ from workbench.prompts import Prompt, PromptSet, prompt_set, with_article
 from workbench.sites import Site
 from workbench.steering.experiment import Variant
 from workbench.studies.agreement import (
+    WINDOW,
     AgreementOptions,
     attribute_effects,
     compared_on,
     verdict,
 )
-from workbench.studies.edits import EditCells, Editor, Fit, thinned
+from workbench.studies.edits import EditCells, Editor, Fit, thinned, told_other
 from workbench.studies.erase import sets_of
 from workbench.studies.survey import SurveyOptions, traced
 from workbench.studies.swap import SETS
 from workbench.studies.swap_editors import BEST, EDITORS, OTHER, OVERSHOOT
 from workbench.studies.winter import method_table
 from workbench.studies.winter_setting import TEXT, UNET, WinterOptions, WinterSetting
-from workbench.text import replace_words
 
 ATTRIBUTES = ("object", "style", "colour", "season", "action", "fact")
 ENCODER, DENOISER = "text encoder", "denoiser"
@@ -58,6 +58,7 @@ IN_WEIGHTS = (
     "rome",
 )
 IN_ENCODERS = ("diff_quickfix", "embedding_swap")
+TRACED = {f"{name}-{place}": (name, place) for place in (ENCODER, DENOISER) for name in ATTRIBUTES}
 FIRST = "first text layer"
 STRENGTHS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 METRICS = ("concept", "concept_similarity", "similarity", "probability")
@@ -168,7 +169,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 def trace(measured: Measured, item: str) -> Tables:
     """Effects of every component of the text encoders, or of every layer of the denoiser, on an attribute."""
-    attribute, place = item.split("-")
+    attribute, place = TRACED[item]
     sizes, globs = measured.sizes, measured.architecture
     options = SurveyOptions(
         prompts=sizes.prompts,
@@ -233,8 +234,8 @@ def locogen_tables(attribute: str, found: LocoGen, compared: Comparison) -> Tabl
     wholes = {f"{name}{end}": float(effect[f"{name}{end}"]) for name in names for end in ("", "_low", "_high")}
     windows = strongest(effect).drop(columns=["inputs", "heads", "steps"], errors="ignore")
     best = verdict(attribute, found)
-    width = len(best["layers"].split(" + "))
-    row = windows[(windows.width == width) & (windows.site == best["layers"].split(" + ")[0])]
+    first, *_ = found.best(WINDOW, direction=best["direction"])
+    row = windows[(windows.width == WINDOW) & (windows.site == first)]
     row = row.assign(layers=best["layers"], chance=best["p against shuffled windows"], **wholes)
     tables = {"locogen": row, "windows": windows, "agreement": compared.agreement()}
     return {name: table.assign(attribute=attribute) for name, table in tables.items()}
@@ -303,8 +304,7 @@ class Told(Experiment):
 
     def given(self, prompt: Prompt, name: str) -> list[Intervention]:
         sites, _ = self.ways[name]
-        told = replace_words(prompt.prompt, prompt.subject, prompt.replacement).text
-        return [replace_prompt(list(sites), told)] if sites else []
+        return [replace_prompt(list(sites), told_other(prompt))] if sites else []
 
     def check(self, name: str) -> int:
         return self.plan(self.worlds(name))
@@ -317,11 +317,11 @@ class Told(Experiment):
         else:
             with self.model.applied(edit):
                 images = self.run(self.worlds(name)).images
-        labels, rows = list(self.prompts.labels), []
+        rows = []
         for p, prompt in enumerate(self.prompts):
-            found = self.scorer.class_probabilities(images.sel(world=str(p)).values, self.prompts.labels).argmax(1)
-            for seed, number in zip(self.spec.seeds, found.tolist()):
-                rows.append(dict(way=name, prompt=p, seed=seed, value=float(labels[number] == OTHER[prompt.value])))
+            shown = self.scorer.likeliest(images.sel(world=str(p)).values, self.prompts.labels)
+            for seed, label in zip(self.spec.seeds, shown):
+                rows.append(dict(way=name, prompt=p, seed=seed, value=float(label == OTHER[prompt.value])))
         bar.update(len(rows))
         return rows
 
@@ -446,6 +446,6 @@ PARTS = {  # those of few items first: they take the longest
     "winter": Part(winter, ("winter",)),
     "erase": Part(erase, ("erase", "recovery"), tuple(GUIDES)),
     "locogen": Part(locogen, ("locogen", "windows", "agreement"), ATTRIBUTES),
-    "trace": Part(trace, ("trace",), tuple(f"{name}-{place}" for place in (ENCODER, DENOISER) for name in ATTRIBUTES)),
+    "trace": Part(trace, ("trace",), tuple(TRACED)),
     "told": Part(told, ("told",)),
 }

@@ -14,12 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
+import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench import edit as edits
+from workbench import plot
 from workbench.drawing import WIDTH, house, save
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
@@ -32,9 +35,8 @@ from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.scorer import Scorer
 from workbench.steering.direction import Direction, direction
-from workbench.studies.edits import CEILING, UNEDITED, EditCells, Editor, Fit, thinned
+from workbench.studies.edits import CEILING, UNEDITED, EditCells, Editor, Fit, thinned, told_other
 from workbench.studies.swap_editors import ALL, BEST, OVERSHOOT, SIX, WINDOW
-from workbench.text import replace_words
 
 BOTH, SECOND = "cow and hydrant", "hydrant"
 GIVEN = {"given, all layers": (ALL,), "given, six layers": SIX, "given, two layers": WINDOW}
@@ -88,23 +90,18 @@ def editors(model: Model, fit: Fit) -> dict[str, Editor]:
     }
 
 
-def told(prompt: Prompt) -> str:
-    """The prompt that says both."""
-    return replace_words(prompt.prompt, prompt.subject, prompt.replacement).text
-
-
 def interventions(model: Model, fit: Fit) -> dict[str, Callable[[Prompt], list[Intervention]]]:
     """By name, what is done in the run of a prompt: keys and values are given where it has a replacement, a direction is added in any."""
 
     def given(layers: tuple[str, ...], prompt: Prompt) -> list[Intervention]:
         sites = tuple(f"{layer}.{part}" for layer in layers for part in "kv")
-        return [replace_prompt(sites, told(prompt))] if prompt.replacement else []
+        return [replace_prompt(sites, told_other(prompt))] if prompt.replacement else []
 
     def steered(toward: Direction, strength: float, prompt: Prompt) -> list[Intervention]:
         return toward.steer(strength)
 
     def toward(sites: str) -> Direction:
-        return direction(model, [told(each) for each in fit.train], [each.prompt for each in fit.train], sites)
+        return direction(model, [told_other(each) for each in fit.train], [each.prompt for each in fit.train], sites)
 
     made: dict[str, Callable[[Prompt], list[Intervention]]] = {
         name: partial(given, layers) for name, layers in GIVEN.items()
@@ -181,10 +178,8 @@ class Intervened(Experiment):
                 batch_size=self.batch_size,
                 progress=False,
             ).images.isel(seed=0)
-            shown = self.scorer.class_probabilities(images, prompts.labels).argmax(-1)
-            labels = [list(prompts.labels)[each] for each in shown.tolist()]
-            about = dict(set=name, prompt=i, value=prompt.value)
-            rows += [dict(method=method, **about, edited=label) for method, label in zip(self.methods, labels)]
+            shown, about = self.scorer.likeliest(images, prompts.labels), dict(set=name, prompt=i, value=prompt.value)
+            rows += [dict(method=method, **about, edited=label) for method, label in zip(self.methods, shown)]
             bar.update(len(self.methods))
         return rows
 
@@ -209,13 +204,13 @@ def compose_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table).round(4)
 
 
-def pictures(model: Model, fit: Fit, options: ComposeOptions) -> dict[str, list[np.ndarray]]:
-    """Of some methods, pictures of three held-out and two control prompts."""
+def pictures(model: Model, fit: Fit, options: ComposeOptions) -> xr.DataArray:
+    """Of some methods, pictures of three held-out and two control prompts: (method, prompt, y, x, colour)."""
     chosen = [*sets(options)["held_out"][:3], *sets(options)["control"][:60:30]]
     texts, seeds = [prompt.prompt for prompt in chosen], range(len(chosen))
     settings = dict(seeds=seeds, num_inference_steps=options.num_inference_steps)
     known, acts = editors(model, fit), interventions(model, fit)
-    shown: dict[str, list[np.ndarray]] = {}
+    shown = []
     for name in SHOWN:
         if name in known:
             with model.applied(known[name].make()):
@@ -231,26 +226,21 @@ def pictures(model: Model, fit: Fit, options: ComposeOptions) -> dict[str, list[
                 for seed, prompt in zip(seeds, chosen)
             ]
         else:
-            said = [told(prompt) if name == CEILING and prompt.replacement else prompt.prompt for prompt in chosen]
+            said = [
+                told_other(prompt) if name == CEILING and prompt.replacement else prompt.prompt for prompt in chosen
+            ]
             images = model.generate(said, **settings)
-        shown[name] = [np.asarray(image) for image in images]
-    return shown
+        shown.append([np.asarray(image) / 255 for image in images])
+    coords = {"method": list(SHOWN), "prompt": texts}
+    return xr.DataArray(np.stack(shown), coords, ("method", "prompt", "y", "x", "colour"))
 
 
 @house
-def figure(shown: Mapping[str, list[np.ndarray]]) -> Figure:
+def figure(shown: xr.DataArray) -> Figure:
     """A row of pictures for each method."""
-    from matplotlib import pyplot as plt
-
-    count = len(next(iter(shown.values())))
-    sheet, axes = plt.subplots(len(shown), count, figsize=(WIDTH, 1.35 * len(shown)), layout="constrained")
-    for row, (name, images) in zip(axes, shown.items()):
-        for ax, image in zip(row, images):
-            ax.imshow(image)
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    sheet.suptitle('"a cow" shall show a cow and a hydrant (three prompts), all others none (two)')
-    return sheet
+    title = '"a cow" shall show a cow and a hydrant (three prompts), all others none (two)'
+    ax = plt.subplots(figsize=(WIDTH, 10), layout="constrained")[1]
+    return plot.image_grid(shown, ax=ax, title=title).figure
 
 
 if __name__ == "__main__":

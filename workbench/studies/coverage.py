@@ -4,9 +4,9 @@ A causal trace of 200 prompts and 4 seeds stands for the population: small studi
 counted how often the 95 % interval of `workbench.effects` holds the population's effect. Then the same for p-values: the signs of whole
 prompts' effects are exchanged at random, so that no site has an effect, and it is counted how often one is found.
 
-Bootstraps stand beside it. Writes `coverage.csv` (a row for each size of study, metric and sort of interval),
-`coverage_sites.csv` (for each site too),
-`false_alarms.csv` and `coverage.png`. Finished prompts are kept in `runs/coverage`, which several processes may fill together.
+Bootstraps stand beside it. Writes `coverage.csv` (a row for each size of study, metric and sort of interval), `coverage_sites.csv` (for
+each site too), `false_alarms.csv` and `coverage.png`. Finished prompts are kept in `runs/coverage`, which several processes may fill
+together.
 `--redraw` draws from the tables in `--out`.
 """
 

@@ -24,9 +24,8 @@ from workbench.text import replace_words
 UNEDITED = "unedited"
 CEILING = "told the other"  # the unedited model, given the prompt with the other words
 
-Measure = Callable[
-    [str, pd.DataFrame], pd.Series | None
-]  # of a set's name and an editor's rows on it: a value an image
+# of a set's name and an editor's rows on it: a value an image
+Measure = Callable[[str, pd.DataFrame], pd.Series | None]
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,7 @@ class EditCells(Experiment):
     def pictures(self, name: str, told: bool = False) -> Pictures:
         """A set as the model now is. told: with the replacement in the prompt."""
         prompts = self.sets[name]
-        texts = [
-            replace_words(prompt.prompt, prompt.subject, prompt.replacement).text if told else prompt.prompt
-            for prompt in prompts
-        ]
+        texts = [told_other(prompt) if told else prompt.prompt for prompt in prompts]
         images = self.model.generate(
             texts, seeds=self.spec.seeds[: len(texts)], batch_size=self.batch_size, num_inference_steps=self.steps
         )
@@ -169,6 +165,11 @@ class EditCells(Experiment):
                 }
             )
         return rows
+
+
+def told_other(prompt: Prompt) -> str:
+    """The prompt with its replacement in the subject's place."""
+    return replace_words(prompt.prompt, prompt.subject, prompt.replacement).text
 
 
 def edit_digest(edit: Edit) -> str:

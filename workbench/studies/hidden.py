@@ -9,15 +9,13 @@ Writes `hidden.csv`, `hidden_grid.csv`, `hidden.png` (attacks), `hidden_frontier
 begun the finished parts, are kept in `--runs`: what was stopped goes on with the same command. `--redraw` draws from the tables in `--out`.
 """
 
-import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
-import torch
 import tyro
 
 import workbench as wb
@@ -25,6 +23,7 @@ from workbench.drawing import save
 from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import share
 from workbench.files import write_bytes
+from workbench.processes import worked
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.recovery.specs import RecoverySpec
@@ -128,7 +127,10 @@ def jobs(options: HiddenOptions) -> list[Job]:
     every = _known(options.every)
     if unknown := set(options.editors) - set(every) - set(GRID_EDITORS):
         raise ValueError(f"editors={sorted(unknown)}: unknown; there are {', '.join(every)}")
-    named = lambda names: [name for name in names if not options.editors or name in options.editors]
+
+    def named(names: Iterable[str]) -> list[str]:
+        return [name for name in names if not options.editors or name in options.editors]
+
     targets = [each for each in (*GUIDES, *STYLES) if not options.targets or each in options.targets]
     found = [Job("learned", name) for name in named(every) if every[name].learned]
     found += [Job("states", name) for name in named(every)]
@@ -146,30 +148,9 @@ def measure(options: HiddenOptions):
     """Do what has not been done yet, several jobs at a time."""
     options.runs.mkdir(parents=True, exist_ok=True)
     due = [job for job in jobs(options) if not (options.runs / f"{job.name}.csv").exists()]
-    end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     with Bar(len(due), "hidden", unit="job") as bar:
-        if options.processes == 1:
-            worker = Worker(options, end)
-            for job in due:
-                worker(job)
-                bar.update(1)
-        else:
-            with multiprocessing.get_context("spawn").Pool(options.processes, _start, (options, end)) as pool:
-                for _ in pool.imap_unordered(_do, due):
-                    bar.update(1)
-
-
-_worker: "Worker"
-
-
-def _start(*about):
-    global _worker
-    torch.set_num_threads(1)
-    _worker = Worker(*about)
-
-
-def _do(job: Job):
-    _worker(job)
+        for _ in worked(Worker, (options,), due, processes=options.processes, minutes=options.minutes):
+            bar.update(1)
 
 
 def rows_of(options: HiddenOptions, *kinds: str) -> list[dict]:
@@ -184,16 +165,14 @@ def rows_of(options: HiddenOptions, *kinds: str) -> list[dict]:
 
 
 class Worker:
-    """Does one job after another, until `end` on the monotonic clock, behind which it begins none."""
+    """Does one job after another; the model stays loaded."""
 
-    def __init__(self, options: HiddenOptions, end: float | None = None):
-        self.options, self.end = options, end
+    def __init__(self, options: HiddenOptions):
+        self.options = options
         self.model, self.scorer = wb.load(device=options.device), wb.Scorer(device=options.device)
         self.erasers = erasers(self.model, options.every)
 
     def __call__(self, job: Job):
-        if self.end is not None and time.monotonic() > self.end:
-            return
         began = time.monotonic()
         rows = list(self.in_grid(job) if job.kind == "grid" else self.attacked(job))
         table = pd.DataFrame(rows).assign(seconds=round(time.monotonic() - began, 1))
@@ -263,9 +242,7 @@ class Worker:
         )
         table = pd.DataFrame(scenes, columns=["prompt", "subject", "style"])
         for column, labels in (("shown", "object"), ("looks", "style")):
-            own = prompt_set(labels).labels
-            best = self.scorer.class_probabilities(images, own).argmax(1).tolist()
-            table[column] = [list(own)[number] for number in best]
+            table[column] = self.scorer.likeliest(images, prompt_set(labels).labels)
         return table
 
     def in_grid(self, job: Job) -> Iterator[dict]:

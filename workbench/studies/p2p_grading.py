@@ -118,11 +118,11 @@ def against_truth(
     if len(worlds) == 1:
         return [dict(arm=SOURCE, distance=float(pixel_distance(drawn[0], truth)))]
     labels, region = attribute_prompts("subject", samples=60), binary_dilation(masks[0] | masks[1], iterations=2)
-    top = scorer.class_probabilities(as_pil(drawn), labels).numpy().argmax(1)
+    shown = scorer.likeliest(as_pil(drawn), labels)
     return [
         dict(
             arm=world.name,
-            target=list(labels)[top[w]] == pair.words[1],
+            target=shown[w] == pair.words[1],
             background=outside(drawn[w], truth, region),
             distance=float(pixel_distance(drawn[w], truth)),
         )

@@ -10,7 +10,6 @@ are kept in `runs/planted`: what was stopped goes on with the same command, and 
 yet are asked alone. `--redraw` draws from the tables in `--out`.
 """
 
-import multiprocessing
 import random
 import time
 import warnings
@@ -23,7 +22,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
@@ -39,6 +37,7 @@ from workbench.localize.localizers import Localizer
 from workbench.menagerie.captions import caption
 from workbench.menagerie.plant import NULL, edit_of, organisms, plain_scenes
 from workbench.menagerie.planting import CROSS, Organism, captions_of
+from workbench.processes import worked
 from workbench.progress import Bar
 
 SETS = {"subject": "object", "style": "style", "season": "season"}  # whose labels know an attribute's values
@@ -132,17 +131,9 @@ def measure(options: PlantedOptions):
     """Ask what has not been asked yet, several at a time."""
     options.runs.mkdir(parents=True, exist_ok=True)
     due = [each for each in questions(options) if unasked(options, each)]
-    end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     with Bar(len(due), "planted", unit="organism") as bar:
-        if options.processes == 1:
-            asker = Asker(options, end)
-            for each in due:
-                asker(each)
-                bar.update(1)
-        else:
-            with multiprocessing.get_context("spawn").Pool(options.processes, _start, (options, end)) as pool:
-                for _ in pool.imap_unordered(_ask, due):
-                    bar.update(1)
+        for _ in worked(Asker, (options,), due, processes=options.processes, minutes=options.minutes):
+            bar.update(1)
 
 
 def unasked(options: PlantedOptions, question: Question) -> list[str]:
@@ -163,24 +154,11 @@ def part_file(options: PlantedOptions, question: Question, kind: str) -> Path | 
     return path if path.exists() and path.stat().st_size > 1 else None
 
 
-_asker: "Asker"
-
-
-def _start(*about):
-    global _asker
-    torch.set_num_threads(1)
-    _asker = Asker(*about)
-
-
-def _ask(question: Question):
-    _asker(question)
-
-
 class Asker:
-    """Asks every localizer about one organism after another, until `end` on the monotonic clock, behind which it begins none."""
+    """Asks every localizer about one organism after another; the model stays loaded."""
 
-    def __init__(self, options: PlantedOptions, end: float | None = None):
-        self.options, self.end = options, end
+    def __init__(self, options: PlantedOptions):
+        self.options = options
         self.model, self.scorer = wb.load(device=options.device), wb.Scorer(device=options.device)
         self.images = 0
         self.unedited: tuple[str, float, np.ndarray] = "", 0.0, np.empty(0)  # of the organism that is being edited
@@ -193,8 +171,6 @@ class Asker:
         self.images += len(pictures)
 
     def __call__(self, question: Question):
-        if self.end is not None and time.monotonic() > self.end:
-            return
         due, edits = unasked(self.options, question), pd.DataFrame()
         edit = edit_of(question.name, self.model, self.options.organisms) if question.layers else None
         if edit is None:
@@ -301,7 +277,7 @@ class Asker:
         labels = wb.prompt_set(SETS[attribute]).labels
         steps = self.options.num_inference_steps
         images = self.model.generate(list(prompts), seeds=range(len(prompts)), num_inference_steps=steps)
-        return np.array(list(labels))[self.scorer.class_probabilities(images, labels).argmax(1).numpy()]
+        return np.array(self.scorer.likeliest(images, labels))
 
 
 def prompts_of(question: Question, count: int, *, draw: str = DRAW, holdout: bool = True) -> wb.PromptSet:
