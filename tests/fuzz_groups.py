@@ -743,6 +743,15 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         dict(model=NOTHING, first=WORD, second=WORD, sites=NONE, lam=NOT_NEGATIVE),
         named,
     )
+    yield Group(
+        "edit.speed",
+        wb.edit.speed,
+        concepts | dict(preserve=["a car", "a cow"]),
+        kinds
+        | {name: solver[name] for name in ("templates", "tokens", "retain", "preserve_tokens")}
+        | dict(preserve=NAMES, rank=NONE | COUNT, augment=COUNT | kind("0"), seed=COUNT | kind("0")),
+        named,
+    )
     projected = dict(
         sites=NONE,
         rank=NONE | COUNT,
@@ -856,6 +865,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             preservation=NOTHING,
             moments=NONE,
             retain=NOT_NEGATIVE,
+            fixed=NONE,
         ),
     )
     yield Group(

@@ -9,6 +9,7 @@ from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.edit.moments import Moments
 from workbench.edit.neurons import neurons
 from workbench.edit.projections import oblique, reflect
+from workbench.edit.speed import speed
 
 __all__ = [
     "Edit",
@@ -30,6 +31,7 @@ __all__ = [
     "rome",
     "score_cases",
     "solve",
+    "speed",
     "swap",
     "textual_inversion",
     "time_edit",
