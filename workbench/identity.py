@@ -125,7 +125,7 @@ def _switches(pipeline, denoiser: torch.nn.Module) -> dict:
     }
     switches = {
         "freeu": freeu,
-        "tiled": getattr(pipeline.vae, "use_tiling", False),
+        "tiled": getattr(getattr(pipeline, "vae", None), "use_tiling", False),
         "zeros": pipeline.config.get("force_zeros_for_empty_prompt", False),
     }
     return {name: value for name, value in switches.items() if value}

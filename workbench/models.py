@@ -11,6 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -19,7 +20,7 @@ from workbench.arguments import checked, instance_of, warn
 from workbench.commits import Commit, commits_of
 from workbench.elsewhere import named_elsewhere
 from workbench.engine import Calls, Fold, Run, Settings, Start, calls_in, run, wrapped
-from workbench.engine.call import arguments, guided, guiding, refuse_flagged
+from workbench.engine.call import arguments, guided, guiding, pictures_of
 from workbench.engine.nn import NNsight
 from workbench.engine.options import named_options
 from workbench.engine.switches import check_switches
@@ -35,6 +36,7 @@ from workbench.pictures import as_pil, as_rgb
 from workbench.progress import Bar
 from workbench.schema import site_name
 from workbench.sites import Site, Sites, weight_of
+from workbench.text import caption
 from workbench.weights import check_savable, weight_hash
 
 if TYPE_CHECKING:
@@ -223,6 +225,10 @@ class Model:
         """
         settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
         chosen, numbers = as_worlds(worlds), as_seeds(seeds)
+        if latents is not None and "latents" not in signature(type(self.pipeline).__call__).parameters:
+            raise ValueError(
+                f"latents=: {type(self.pipeline).__name__} has no such argument, its noise is that of seeds=; leave latents out"
+            )
         if latents is not None:
             shape = self._latent_shape(len(numbers), height, width)
             if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
@@ -310,20 +316,25 @@ class Model:
     @checked(images=lambda images, argument: some_pictures(images))
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Images of the model's own size as latents, the mean of the VAE's posterior: (image, channel, y, x).
+        """Images of the model's own size as latents, the mean of the VAE's posterior (where there is no VAE, their pixels from -1 to 1):
+        (image, channel, y, x).
 
         >>> model.encode(run.pil("zebra")).shape
         torch.Size([2, 4, 16, 16])
         """
         self._check_sizes(images)
-        vae, pipeline = self.pipeline.vae, self.pipeline
+        pipeline, denoiser = self.pipeline, self.family.model(self.pipeline)
+        if self.family.decoder is None:
+            pixels = torch.stack([torch.from_numpy(np.asarray(as_rgb(image, "images"), "f4")) for image in images])
+            return (pixels.permute(0, 3, 1, 2) / 127.5 - 1).to(denoiser.device, denoiser.dtype)
+        vae = pipeline.vae
         with self.lock, untouched(pipeline):
             if vae.dtype == torch.float16 and vae.config.force_upcast:
                 vae.to(dtype=torch.float32)
             pixels = pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
             latents = torch.cat([vae.encode(some).latent_dist.mode() for some in pixels.split(16)])
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return (latents.to(self.family.model(pipeline).dtype) - shift) * vae.config.scaling_factor
+        return (latents.to(denoiser.dtype) - shift) * vae.config.scaling_factor
 
     def _check_sizes(self, images: Iterable[Image.Image]):
         height, width = self.family.size(self.pipeline)
@@ -408,13 +419,12 @@ class Model:
                     width=width,
                 )
                 output = self.pipeline(**call, output_type="pt")
-                refuse_flagged(output, some[0])
-                if not torch.isfinite(output.images).all():
+                drawn = pictures_of(self.pipeline, output, some[0])
+                if not torch.isfinite(drawn).all():
                     raise FloatingPointError(
                         f"pictures of {some[0][:3]} are not finite: the weights hold NaN, or float16 overflows; load the model in float32"
                     )
-                pixels = output.images.float().cpu().permute(0, 2, 3, 1).numpy()
-                images += self.pipeline.image_processor.numpy_to_pil(pixels)
+                images += self.pipeline.numpy_to_pil(drawn.float().cpu().permute(0, 2, 3, 1).numpy())
                 bar.update(len(some[0]))
         return images
 
@@ -525,7 +535,7 @@ class Model:
         for prompt in dict.fromkeys(prompts):
             for name in dict.fromkeys(encoder.tokenizer for encoder in self.family.present(self.pipeline)):
                 tokenizer = getattr(self.pipeline, name)
-                ids = tokenizer(prompt, verbose=False)["input_ids"]
+                ids = tokenizer(caption(self.pipeline, prompt), verbose=False)["input_ids"]
                 most = length_read(self.pipeline, name) or tokenizer.model_max_length
                 if len(ids) > most:
                     lost = tokenizer.decode(ids[most - 1 : -1])

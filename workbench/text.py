@@ -257,7 +257,16 @@ def tokens_of(
         raise ValueError(f"tokenizer={tokenizer!r}: the pipeline has no such tokenizer; it has {names}")
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     converted = convert(prompt, found) if convert else prompt
-    return _tokens(found, prompt, converted, _origins(found, prompt, converted), length)
+    origins = _origins(found, prompt, converted)
+    if (read := caption(pipeline, prompt)) != prompt:
+        converted, origins = read, _caption_origins(pipeline, prompt, read)
+    return _tokens(found, prompt, converted, origins, length)
+
+
+def caption(pipeline: DiffusionPipeline, prompt: str) -> str:
+    """A prompt as the pipeline gives it to its tokenizers: DeepFloyd's clean captions first (`clean_caption`)."""
+    clean = getattr(pipeline, "_text_preprocessing", None)
+    return prompt if clean is None else clean(prompt, clean_caption=True)[0]
 
 
 def text_of(pipeline: DiffusionPipeline, prompt: str, which: int = 0) -> Tokens:
@@ -371,6 +380,24 @@ def _origins(tokenizer: PreTrainedTokenizerBase, prompt: str, converted: str) ->
             "can be told; write them apart"
         )
     return origins
+
+
+def _caption_origins(pipeline, prompt: str, read: str) -> list[Span]:
+    """Where each character of a cleaned caption comes from, which is the prompt but for capitals and white space.
+
+    Raises ValueError where the cleaning took or changed more, so that no token's place can be told.
+    """
+    letters = [(letter, (i, i + 1)) for i, own in enumerate(prompt) if not own.isspace() for letter in own.lower()]
+    if [letter for letter, _ in letters] != [letter for letter in read if not letter.isspace()]:
+        raise ValueError(
+            f"{type(pipeline).__name__} cleans captions and reads {prompt!r} as {read!r}, so that its tokens' places cannot be told; give "
+            "the prompt as it is read"
+        )
+    places, at = [], 0
+    for letter in read:  # white space goes with what follows it
+        places.append(letters[at][1])
+        at += not letter.isspace()
+    return places
 
 
 def _further(name: str, added: Iterable[str]) -> list[str]:

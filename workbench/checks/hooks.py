@@ -10,11 +10,17 @@ from einops import rearrange
 
 from workbench.engine.text import part_of, with_part
 from workbench.families import Site
+from workbench.families.attention import attention_of
 
 SAMPLES = 64  # entries of a value that its digest holds
 # Kinds whose values are what attention makes of its queries, keys, values and probabilities.
 PARTS = ("q", "k", "v", "probs")
 ATTENTION = {kind: tuple(f"{kind}.{part}" for part in PARTS) for kind in ("self", "cross")} | {"attention": PARTS}
+ADDED = (
+    "self.k",
+    "self.v",
+    "self.probs",
+)  # where the picture's keys and values stand behind the text's, in one softmax
 
 
 @dataclass
@@ -106,7 +112,10 @@ def watched(
         watch.rows.append(len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))))
 
     def hook_at(module: torch.nn.Module, site: Site):
-        names = [parts[site.place, kind].name for kind in ATTENTION.get(site.kind, ()) if (site.place, kind) in parts]
+        kinds = list(ATTENTION.get(site.kind, ()))
+        if site.kind == "cross" and any(parts[key].together for key in parts if key == (site.place, "cross.probs")):
+            kinds += ADDED
+        names = [parts[site.place, kind].name for kind in kinds if (site.place, kind) in parts]
 
         def before(module, args, kwargs):
             watch.pass_by(site, args[0] if site.port == "input" else kwargs["encoder_hidden_states"])
@@ -116,9 +125,10 @@ def watched(
             watch.pass_by(site, value)
             if site.per_head:
                 latest[site.name] = value
-            if len(names) == 4 and all(name in latest for name in names):
+            if len(names) in (len(PARTS), len(PARTS) + len(ADDED)) and all(name in latest for name in names):
                 seen = watch.sites[site.name]
-                error = attention_error(module, site, [latest.pop(name) for name in names], value)
+                attention = module if site.part == "text" else attention_of(pipeline, site)
+                error = attention_error(attention, site, [latest.pop(name) for name in names], value)
                 seen.attention = max(seen.attention or 0.0, error) if not isinstance(error, str) else error
 
         if site.port == "output":
@@ -142,8 +152,13 @@ def watched(
 def attention_error(
     module: torch.nn.Module, site: Site, parts: Sequence[torch.Tensor], output: torch.Tensor
 ) -> float | str:
-    """How far probabilities and output are from what queries, keys and values at the site's heads give; see `Seen`."""
-    query, key, value, probs = parts
+    """How far probabilities and output are from what queries, keys and values at the site's heads give; see `Seen`.
+
+    parts: these, and where there are two kinds of keys, keys, values and probabilities of the second.
+    """
+    query, *others = parts
+    key, value = (torch.cat(others[number::3], 1) for number in (0, 1))
+    probs = torch.cat(others[2::3], -1)
     try:
         query, key, value = (
             rearrange(x, "row i (head c) -> row head i c", head=site.heads) for x in (query, key, value)

@@ -8,6 +8,7 @@ import torch
 
 from workbench.checks.hooks import Watch
 from workbench.checks.report import Claims
+from workbench.engine.call import pictures_of
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.result import Run
 from workbench.engine.trace import untouched
@@ -75,7 +76,7 @@ class Trial:
             generator = torch.Generator().manual_seed(self.seed)
             more |= self.model.family.keywords(self.pipeline)
             output = self.pipeline(self.prompt, generator=generator, output_type="pt", **self.settings, **more)
-        return output.images[0].permute(1, 2, 0).float().cpu().numpy()
+        return pictures_of(self.pipeline, output, ["plain"])[0].permute(1, 2, 0).float().cpu().numpy()
 
     def run(self, *worlds: World) -> Run:
         """Worlds through the engine."""

@@ -158,7 +158,9 @@ def from_concepts(
     ]
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
     found, diagnostics, solutions = [], {}, {}
-    for source, members in by_input(editable(model, sites)).items():
+    groups = by_input(model, editable(model, sites))
+    check_moments(model, groups, corpus)
+    for source, members in groups.items():
         old, new = gather(model, source, pairs, tokens, average)
         if torch.equal(old, new):
             raise ValueError(
@@ -320,7 +322,7 @@ def editable(model, sites) -> Sites:
     for site in found:
         weight_of(model.pipeline, site)
         inside = site.part == "text" and site.depth is not None  # a layer of a text encoder
-        if not inside and site not in model.sites(model.family.edited):
+        if not inside and site.kind != "context_embedder" and site not in model.sites(model.family.edited):
             raise ValueError(
                 f"sites=: {site.name} is not given text states; name cross-attention layers (their k and v), or the text "
                 f"encoder's out, fc1 and fc2 (its embedding: see embedding_swap)"
@@ -334,23 +336,50 @@ def editable(model, sites) -> Sites:
     return found
 
 
-def by_input(sites: Iterable[Site]) -> dict[str | Site, list[Site]]:
-    """Sites by what they are given: "text states" for all keys and values of cross-attention, else each its own."""
+def by_input(model, sites: Iterable[Site]) -> dict[str | Site, list[Site]]:
+    """Sites by what they are given: "text states" for all keys and values of cross-attention, else each its own.
+
+    Where layers norm the text's states each in its own way (DeepFloyd IF), keys and values of one layer go together.
+    """
+    sites = list(sites)
     groups: dict[str | Site, list[Site]] = {}
     for site in sites:
-        groups.setdefault("text states" if site.part == "denoiser" else site, []).append(site)
+        alone: str | Site = site
+        if site.part == "denoiser":
+            own = model.family.given is not None
+            alone = next(each for each in sites if each.place == site.place) if own else "text states"
+        groups.setdefault(alone, []).append(site)
     return groups
+
+
+def check_moments(model, groups: Mapping[str | Site, list[Site]], corpus: Sequence[str] | Moments | None):
+    """Raise ValueError for moments of one input where the layers of the denoiser are given several."""
+    several = [source for source in groups if isinstance(source, Site) and source.part == "denoiser"]
+    if isinstance(corpus, Moments) and len(several) > 1:
+        raise ValueError(
+            f"corpus= are moments of one input, the {len(several)} layers of a {type(model.pipeline).__name__} are given as many; give "
+            "the corpus' texts, or sites= of one layer"
+        )
 
 
 def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
     """Inputs of a group of layers: (prompt, token, channel), float64 on the CPU; each prompt is encoded once."""
     order = list(dict.fromkeys(prompts))
     batches = [order[at : at + 64] for at in range(0, len(order), 64)]
-    inputs = (
-        (lambda some: text_values(model, some, [source], inputs=True)[source])
-        if isinstance(source, Site)
-        else (lambda some: encode(model.pipeline, some)[0])
-    )
+    given = model.family.given
+    if given is not None and not isinstance(source, Site):
+        raise ValueError(
+            f"source={source!r}: the layers of a {type(model.pipeline).__name__} are given the text's states each in its own way; "
+            f"name one, as model.sites({model.family.edited!r})[0]"
+        )
+
+    def inputs(some: Sequence[str]) -> torch.Tensor:
+        if isinstance(source, Site) and source.part == "text":
+            return text_values(model, some, [source], inputs=True)[source]
+        found = encode(model.pipeline, some)[0]
+        with torch.no_grad():
+            return found if given is None else given(model.pipeline, source, found)
+
     found = torch.cat([inputs(some).cpu().double() for some in batches])
     return found[[order.index(prompt) for prompt in prompts]]
 

@@ -164,5 +164,5 @@ def mean_drift(edit: Edit) -> float:
 
 def to_stay(model, sites, texts: Sequence[str]) -> Moments | Sequence[str]:
     """What several edits keep: moments taken once where all layers are given the text states, else the texts."""
-    sources = set(by_input(editable(model, sites)))
+    sources = set(by_input(model, editable(model, sites)))
     return to_keep(model, "text states", texts) if sources == {"text states"} else texts

@@ -29,6 +29,7 @@ LAYOUTS = {
     "sdxl": ("kohya", "peft"),
     "sd3": ("peft",),
     "flux": ("peft",),
+    "deepfloyd": ("peft",),
 }  # that diffusers loads, by family
 MODELS = {
     ("sd", 768): {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora"},

@@ -52,7 +52,7 @@ def neurons(
     pairs = as_pairs(concepts, templates)
     warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=")
     found, diagnostics = [], {}
-    for source, members in by_input(editable(model, sites)).items():
+    for source, members in by_input(model, editable(model, sites)).items():
         old, new = gather(model, source, pairs, tokens)
         if len(old) < 2:
             raise ValueError(

@@ -22,6 +22,7 @@ from workbench.edit.editors import (
     as_pairs,
     as_templates,
     by_input,
+    check_moments,
     editable,
     gather,
     provenance,
@@ -176,7 +177,9 @@ def projected(
     warn_of_untrained(model, words, f"{editor}(...)", 3)
     prompts = general(kept_words) if corpus is None else corpus
     found, diagnostics, misses = [], {}, {}
-    for source, members in by_input(editable(model, sites)).items():
+    groups = by_input(model, editable(model, sites))
+    check_moments(model, groups, corpus)
+    for source, members in groups.items():
         old, new = gather(model, source, pairs, tokens)
         used = (old != new).any(1)
         if not used.any():

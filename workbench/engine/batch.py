@@ -12,7 +12,7 @@ from PIL import Image
 
 from workbench.arguments import fit, function
 from workbench.blend import add_maps
-from workbench.engine.call import arguments, refuse_flagged
+from workbench.engine.call import arguments, pictures_of
 from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
 from workbench.engine.text import part_of, with_part
@@ -166,8 +166,8 @@ class Batch:
                 f"interventions fired {dict(self.fired)} times, expected {dict(expected)} (by world and number in it): "
                 "the pipeline did not call the modules as its site table says"
             )
-        refuse_flagged(output, [world.name for world in self.worlds for _ in self.seeds])
-        return output.images, final["latents"]
+        images = pictures_of(pipeline, output, [world.name for world in self.worlds for _ in self.seeds])
+        return images, final["latents"]
 
     def arguments(self, settings: Settings, latents: torch.Tensor | None) -> dict:
         """What the pipeline is called with."""

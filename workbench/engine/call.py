@@ -84,12 +84,16 @@ def arguments(
     return call
 
 
-def refuse_flagged(output, rows: Sequence[str]):
-    """Raise RuntimeError for pictures that a safety checker blacked out: no metric may read them."""
-    flags = getattr(output, "nsfw_content_detected", None)
+def pictures_of(pipeline, output, rows: Sequence[str]) -> torch.Tensor:
+    """What a pipeline drew, (row, colour, y, x) in [0, 1]. rows: whose the pictures are.
+
+    Raises RuntimeError for pictures that its safety checker blacks out: no metric may read them.
+    """
+    images, flags = family_of(pipeline).pictures(pipeline, output)
     if flags is not None and any(flags):
         flagged = list(dict.fromkeys(row for row, flag in zip(rows, flags) if flag))
         raise RuntimeError(
             f"the safety checker blacked out {sum(map(bool, flags))} of {len(flags)} pictures, of {flagged[:5]}: they would be scored as "
             "pictures; load the model without it, wb.load(..., safety_checker=False), or change prompts or seeds"
         )
+    return images

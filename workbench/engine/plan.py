@@ -100,7 +100,7 @@ def plan(
 
 def check_reach(pipeline, site: Site):
     """Raise ValueError for a site whose module the pipeline, as it is set, does not run once for all rows."""
-    vae = pipeline.vae
+    vae = getattr(pipeline, "vae", None)
     if site.part == "decoder" and (getattr(vae, "use_slicing", False) or getattr(vae, "use_tiling", False)):
         raise ValueError(
             "the VAE decodes image by image or tile by tile (enable_slicing, enable_tiling), out of the engine's sight; call "

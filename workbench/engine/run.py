@@ -93,7 +93,8 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
     """
     values: dict[tuple[str, Site], torch.Tensor] = {}
     encoded: dict[str, tuple] = {}
-    dtype = family_of(pipeline).model(pipeline).dtype  # asked once: with adapters the answer takes milliseconds
+    family = family_of(pipeline)
+    dtype = family.model(pipeline).dtype  # asked once: with adapters the answer takes milliseconds
     with torch.no_grad():
         for action in prepared.actions:
             prompt, site = action.rule.other_prompt, action.site
@@ -104,11 +105,13 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
             states, pooled = encoded[prompt]
             if site.kind == "pooled":
                 values[prompt, site] = pooled if site.part == "denoiser" else _own_pooled(pipeline, site, pooled)
-            elif site.port in ("context", "input"):
-                values[prompt, site] = states
+                continue
+            given = states.to(dtype) if family.given is None else family.given(pipeline, site, states.to(dtype))
+            if site.port in ("context", "input"):
+                values[prompt, site] = given
             else:
                 module = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2])
-                values[prompt, site] = module(states.to(dtype))
+                values[prompt, site] = module(given)
     return values
 
 

@@ -18,7 +18,8 @@ def check_switches(pipeline) -> Family:
     family = check_pipeline(pipeline)
     denoiser = family.model(pipeline)
     kind = getattr(denoiser.config, "encoder_hid_dim_type", None)
-    if getattr(denoiser, "encoder_hid_proj", None) is not None or kind is not None:
+    projected = getattr(denoiser, "encoder_hid_proj", None) is not None or kind is not None
+    if projected and kind != family.projection:
         raise ValueError(
             "the UNet has an IP-Adapter, whose image attention has no site; call pipeline.unload_ip_adapter()"
         )

@@ -43,7 +43,7 @@ class Wrapped:
     def __init__(self, pipeline):
         self.nn = NNsight(PipelineRoot(pipeline))
         self.modules = list(modules_of(pipeline))
-        self.sites: dict[tuple[int, int, int | None], Sites] = {}
+        self.sites: dict[tuple[int, int, int | None, str, str | None], Sites] = {}
 
     def current(self, pipeline) -> bool:
         """Whether the pipeline still has just these modules: adapters, fused layers and swapped components change them."""
@@ -71,7 +71,8 @@ def sites_of(pipeline, height: int | None = None, width: int | None = None) -> S
     family, held = family_of(pipeline), _held(pipeline)
     own = family.size(pipeline)
     size = (height or own[0], width or own[1])
-    key = (*size, family.length_of(pipeline))
+    scheduler = pipeline.scheduler  # which says whether a predicted variance is read
+    key = (*size, family.length_of(pipeline), type(scheduler).__name__, scheduler.config.get("variance_type"))
     if key not in held.sites:
         held.sites[key] = find_sites(pipeline, *size)
     return held.sites[key]
@@ -94,15 +95,16 @@ def _held(pipeline) -> Wrapped:
 def untouched(pipeline):
     """Leave a pipeline as it was, whatever happens in the block: its scheduler's state, its progress bar, its VAE's dtype."""
     scheduler, bar = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None)
-    dtype = pipeline.vae.dtype
+    vae = getattr(pipeline, "vae", None)
+    dtype = getattr(vae, "dtype", None)
     pipeline.scheduler = copy.deepcopy(scheduler)
     pipeline.set_progress_bar_config(**(bar or {}) | {"disable": True})
     try:
         yield
     finally:
         pipeline.scheduler = scheduler
-        if pipeline.vae.dtype != dtype:  # SDXL's is raised to float32 while it decodes
-            pipeline.vae.to(dtype=dtype)
+        if vae is not None and vae.dtype != dtype:  # SDXL's is raised to float32 while it decodes
+            vae.to(dtype=dtype)
         if bar is None:
             del pipeline._progress_bar_config
         else:

@@ -6,13 +6,14 @@ A new family is a file like `sd.py` and a line in FAMILIES: nothing else of the 
 import torch
 from diffusers import DiffusionPipeline
 
-from workbench.families.base import Encoder, Family, Reading, Site, set_length
+from workbench.families.base import Encoder, Family, Reading, Site, read_together, set_length
+from workbench.families.deepfloyd import DEEPFLOYD
 from workbench.families.flux import FLUX
 from workbench.families.sd import SD
 from workbench.families.sd3 import SD3
 from workbench.families.sdxl import SDXL
 
-FAMILIES = (SD, SDXL, SD3, FLUX)
+FAMILIES = (SD, SDXL, SD3, FLUX, DEEPFLOYD)
 
 __all__ = [
     "FAMILIES",
@@ -34,10 +35,12 @@ def check_class(name: str) -> Family:
     for family in FAMILIES:
         if name in family.pipelines:
             return family
+        if name in family.refused:
+            raise ValueError(f"wb.load: the pipeline is of the class {name}, which {family.refused[name]}")
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(
         f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX.1, "
-        "text to image). "
+        "DeepFloyd IF's stage I, text to image). "
         "Load the checkpoint into one of these, if it is of such an architecture"
     )
 
@@ -50,16 +53,17 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
 def length_read(pipeline: DiffusionPipeline, tokenizer: str) -> int | None:
     """How many tokens of a prompt the encoder of a tokenizer is given, where the pipeline's call says it; None where the tokenizer does."""
     family = next((each for each in FAMILIES if type(pipeline).__name__ in each.pipelines), None)
-    if family is None or family.length is None:
+    if family is None or family.read is read_together:
         return None
     return next((each.length for each in family.read(family, pipeline) if tokenizer in each.tokenizers), None)
 
 
 def check_unet(pipeline: DiffusionPipeline, function: str, why: str):
-    """Raise ValueError for a pipeline whose denoiser is no UNet. function: what was asked. why: what it would need, in words."""
-    if (family := family_of(pipeline)).denoiser != "unet":
+    """Raise ValueError for a pipeline whose denoiser is no UNet of latents. function: what was asked. why: what it would need, in words."""
+    if (family := family_of(pipeline)).denoiser != "unet" or family.decoder is None:
         raise ValueError(
-            f"{function}: {why}, which is written for UNets alone; this is a {type(pipeline).__name__} of the family {family.name}"
+            f"{function}: {why}, which is written for UNets of latents alone; this is a {type(pipeline).__name__} of the family "
+            f"{family.name}"
         )
 
 
@@ -73,7 +77,11 @@ def check_pipeline(pipeline: DiffusionPipeline) -> Family:
         for name in (encoder.component, encoder.tokenizer)
         if getattr(pipeline, name, None) is None
     ]
-    missing += [name for name in (family.denoiser, "vae", "scheduler") if getattr(pipeline, name, None) is None]
+    missing += [
+        name
+        for name in (family.denoiser, family.decoder, "scheduler")
+        if name and getattr(pipeline, name, None) is None
+    ]
     if missing:
         raise ValueError(
             f"wb.load: the {type(pipeline).__name__} has no {', '.join(missing)}; it needs all of its components "

@@ -9,15 +9,19 @@ from contextlib import contextmanager
 import torch
 from diffusers.models.attention_processor import (
     Attention,
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
     AttnProcessor,
     AttnProcessor2_0,
     JointAttnProcessor2_0,
+    SlicedAttnAddedKVProcessor,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from einops import rearrange
 
+from workbench.families.added import ExplicitAddedAttention
 from workbench.families.base import Site
 from workbench.families.clip import explicit_text_attention
 from workbench.families.joint import ExplicitJointAttention, ExplicitRotaryAttention, give_joint_probs, is_joint
@@ -46,13 +50,15 @@ class ExplicitAttention:
 EXPLICIT = {
     AttnProcessor: ExplicitAttention,
     AttnProcessor2_0: ExplicitAttention,
+    AttnAddedKVProcessor: ExplicitAddedAttention,
+    AttnAddedKVProcessor2_0: ExplicitAddedAttention,
     JointAttnProcessor2_0: ExplicitJointAttention,
     FluxAttnProcessor: ExplicitRotaryAttention,
 }
 ATTENTIONS = (Attention, FluxAttention)
 PLAIN = tuple(EXPLICIT)
 # those that call each projection once, as a module; others may fuse them, or call them for something else too
-APART = (*PLAIN, SlicedAttnProcessor, XFormersAttnProcessor)
+APART = (*PLAIN, SlicedAttnProcessor, SlicedAttnAddedKVProcessor, XFormersAttnProcessor)
 
 
 def give_probs(module: torch.nn.Module):

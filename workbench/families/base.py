@@ -1,8 +1,8 @@
 """The words in which families are written: a site, a text encoder, a family."""
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -108,6 +108,11 @@ def read_together(family: "Family", pipeline) -> tuple[Reading, ...]:
     return (Reading(tuple(dict.fromkeys(encoder.tokenizer for encoder in encoders)), length),)
 
 
+def decoded(pipeline, output) -> tuple[torch.Tensor, Any]:
+    """Pictures (row, colour, y, x) in [0, 1] that a pipeline gives as tensors, and its safety checker's flags, if it has one."""
+    return output.images, getattr(output, "nsfw_content_detected", None)
+
+
 def no_keywords(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
     """Timesteps follow from their number alone."""
     return {}
@@ -134,7 +139,12 @@ class Family:
     of its sites that hold the text's. maps: glob of what the picture's queries give the text's keys. edited: of the linear layers that
     are given the text's states and nothing else. schedule: (pipeline, steps, height, width) -> keywords with which the pipeline sets
     its scheduler's timesteps. clock: the scheduler's time for one of the denoiser's. packing: how latents (row, channel, y, x) are packed
-    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are.
+    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are. decoder: the component that
+    makes pictures of latents; None where these are pixels. pictures: (pipeline, its output as tensors) -> pictures (row, colour, y, x) in
+    [0, 1] and the safety checker's flags or None. given: (pipeline, site, states) -> what a site's module is given for a prompt whose
+    states these are; None where that is the states themselves. projection: how the denoiser projects the text's states before its layers
+    are given them, as its configuration calls it (`encoder_hid_dim_type`); None: not at all. refused: pipelines of the same models that
+    are not supported, and why.
     """
 
     name: str
@@ -159,6 +169,11 @@ class Family:
     edited: str = "unet.*.cross.{k,v}"
     clock: float = 1.0
     packing: tuple[Callable, Callable] | None = None
+    decoder: str | None = "vae"
+    pictures: Callable = decoded
+    given: Callable | None = None
+    projection: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def joint(self) -> bool:

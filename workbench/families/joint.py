@@ -26,8 +26,8 @@ PARTS = {
 
 
 def is_joint(attention: torch.nn.Module) -> bool:
-    """Whether an attention has projections of the text's own."""
-    return getattr(attention, "add_q_proj", None) is not None
+    """Whether an attention has projections of the text's own beside the picture's."""
+    return getattr(attention, "add_k_proj", None) is not None
 
 
 def give_joint_probs(attention: torch.nn.Module):

@@ -1,4 +1,4 @@
-"""What every latent diffusion has besides text encoders and denoiser: latents between the steps, and a VAE that decodes the last."""
+"""What every diffusion has besides text encoders and denoiser: latents between the steps, and mostly a VAE that decodes the last."""
 
 from workbench.families.base import IMAGE, LATENTS, Site
 
@@ -27,7 +27,6 @@ def shift_of(pipeline, pixels: int, most: float) -> float:
 def end_sites(pipeline, channels: int, grid: tuple[int, int]) -> list[Site]:
     """The latents between two steps, and those that the VAE decodes."""
     sizes = (channels, *grid)
-    between = Site(LATENTS, "latents", "", LATENTS, LATENTS, "", "step", IMAGE, sizes, grid=grid, stream=True)
     # a VAE without that layer gives the latents to its decoder as they are
     module = (
         "vae.post_quant_conv" if getattr(pipeline.vae, "post_quant_conv", None) is not None else "vae.decoder.conv_in"
@@ -35,4 +34,10 @@ def end_sites(pipeline, channels: int, grid: tuple[int, int]) -> list[Site]:
     decoded = Site(
         "vae.latents", "decoder", "vae", "vae", "latents", module, "input", IMAGE, sizes, grid=grid, stream=True
     )
-    return [between, decoded]
+    return [between_steps(channels, grid), decoded]
+
+
+def between_steps(channels: int, grid: tuple[int, int]) -> Site:
+    """What one denoising step hands to the next."""
+    sizes = (channels, *grid)
+    return Site(LATENTS, "latents", "", LATENTS, LATENTS, "", "step", IMAGE, sizes, grid=grid, stream=True)

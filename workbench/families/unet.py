@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 
+from workbench.families.added import added_sites
 from workbench.families.base import IMAGE, PIXELS, TEXT, Family, Site
 from workbench.families.clip import clip_sites
 from workbench.families.picture import end_sites, grid_of
@@ -50,7 +52,12 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
             sizes = (resnet.out_channels, *here)
             site = replace(image, name=f"{at}.resnet", place=at, kind="resnet", module=module)
             sites.append(replace(site, sizes=sizes, grid=here))
-            if j < len(attentions) and attentions[j] is not None:  # the mid block has one resnet more than attentions
+            if j < len(attentions) and isinstance(attentions[j], Attention):
+                module = f"{path}.attentions.{j}"
+                at = place if place == "unet.mid" else at
+                sites.extend(added_sites(at, place, module, attentions[j], here, tokens, tokenizer, papers))
+                papers += 1
+            elif j < len(attentions) and attentions[j] is not None:  # the mid block has one resnet more than attentions
                 transformers = attentions[j].transformer_blocks
                 for b, transformer in enumerate(transformers):
                     parts = [

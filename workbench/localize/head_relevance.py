@@ -71,6 +71,11 @@ def head_relevance(
             "head_relevance: it asks what a layer's keys would be for single words, which in joint attention do not follow from the text "
             f"alone; this is a {type(model.pipeline).__name__}"
         )
+    if model.family.given is not None:
+        raise ValueError(
+            "head_relevance: it asks what a layer's keys would be for single words behind a start token, which a "
+            f"{type(model.pipeline).__name__} has not: its layers norm the states of a text together"
+        )
     if len(concepts) < 2:
         raise ValueError(f"concepts={shown(dict(concepts))}: heads choose among concepts; give at least two")
     layers = model.sites(*site_names(sites))

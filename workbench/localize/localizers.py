@@ -176,6 +176,10 @@ def by_head_relevance(
         raise Abstains(
             "head relevance asks for keys of single words, which in joint attention do not follow from the text alone"
         )
+    if model.family.given is not None:
+        raise Abstains(
+            "head relevance asks for keys of single words, which layers that norm a text's states do not have"
+        )
     _single_layers(spec, "head relevance")
     if any(not prompt.subject for prompt in prompts):
         raise Abstains(

@@ -1,4 +1,4 @@
-"""Random tiny pipelines whose denoiser is a transformer, as `tiny` has them of UNets.
+"""Random tiny pipelines whose denoiser is a transformer, or whose text encoder is T5 alone, as `tiny` has them of UNets.
 
 pipeline = TRANSFORMERS["sd35"]()
 """
@@ -8,11 +8,14 @@ import string
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    IFPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    UNet2DConditionModel,
 )
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -136,6 +139,51 @@ def flux(**transformer) -> FluxPipeline:
     )
     pipeline.default_sample_size = 8  # diffusers has it fixed, at 128
     return pipeline
+
+
+def deepfloyd(**unet) -> IFPipeline:
+    """As DeepFloyd IF's stage I: pixels, T5, keys and values of the text added to self-attention's, learned variance."""
+    words = t5_tokenizer()
+    return IFPipeline(
+        tokenizer=words,
+        text_encoder=t5(words, 24),
+        unet=UNet2DConditionModel(
+            **dict(
+                sample_size=16,
+                in_channels=3,
+                out_channels=6,
+                layers_per_block=1,
+                block_out_channels=(8, 16),
+                down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+                mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+                up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+                cross_attention_dim=32,
+                encoder_hid_dim=24,
+                encoder_hid_dim_type="text_proj",
+                addition_embed_type="text",
+                addition_embed_type_num_heads=2,
+                attention_head_dim=8,
+                cross_attention_norm="group_norm",
+                resnet_time_scale_shift="scale_shift",
+                time_embedding_act_fn="gelu",
+                act_fn="gelu",
+                norm_num_groups=4,
+            )
+            | unet
+        ),
+        scheduler=DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            thresholding=True,
+            dynamic_thresholding_ratio=0.95,
+            sample_max_value=1.5,
+            variance_type="learned_range",
+            prediction_type="epsilon",
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
 
 
 TRANSFORMERS = {make.__name__: make for make in (sd3, sd35, flux)}
