@@ -145,6 +145,8 @@ class Family:
     states these are; None where that is the states themselves. projection: how the denoiser projects the text's states before its layers
     are given them, as its configuration calls it (`encoder_hid_dim_type`); None: not at all. refused: pipelines of the same models that
     are not supported, and why.
+    velocity: of flow matching, (pipeline, noised latents (row, channel, y, x), share of noise (row,), states, pooled) -> the denoiser's
+    velocity, as latents.
     """
 
     name: str
@@ -174,11 +176,17 @@ class Family:
     given: Callable | None = None
     projection: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    velocity: Callable | None = None
 
     @property
     def joint(self) -> bool:
         """Whether text and picture attend to both, so that the text's states change from layer to layer."""
         return self.keys != "cross.k"
+
+    @property
+    def context(self) -> str:
+        """Glob of the sites at which the text's states come to the denoiser."""
+        return f"{self.denoiser if self.joint else self.layers}.context"
 
     def model(self, pipeline):
         """The denoiser of a pipeline of this family."""
