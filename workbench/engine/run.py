@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench.engine.between import ends_by_itself
 from workbench.engine.batch import Batch, Fold, Settings
+from workbench.engine.between import ends_by_itself
 from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.plan import Plan, batches, check_reach, plan
