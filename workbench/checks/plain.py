@@ -43,7 +43,7 @@ def watch(trial: Trial):
             explicit_attention(trial.pipeline, probs),
             watched(trial.pipeline, sites, trial.denoiser, halves, trial.model.family.clock) as trial.watch,
         ):
-            return trial.plain(callback_on_step_end=at_step_end)
+            return trial.plain(at_step_end)
 
     trial.explicit = trial.claims.tried("plain picture", "the pipeline runs with hooks", draw_watched)
     if trial.picture is not None and trial.explicit is not None:

@@ -1,6 +1,7 @@
 """A model under check: how it is run, and what was seen of it so far."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from workbench.checks.hooks import Watch
 from workbench.checks.report import Claims
+from workbench.engine.between import latents_passing
 from workbench.engine.call import pictures_of
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.result import Run
@@ -70,11 +72,13 @@ class Trial:
             f"num_inference_steps={self.steps}, guidance_scale={self.guidance_scale:g}"
         )
 
-    def plain(self, **more) -> np.ndarray:
-        """The picture of the plain pipeline, (y, x, colour)."""
-        with untouched(self.pipeline), torch.no_grad():
+    def plain(self, after_call: Callable | None = None) -> np.ndarray:
+        """The picture of the plain pipeline, (y, x, colour). after_call: what sees the latents pass, as diffusers' callback does."""
+        with untouched(self.pipeline), torch.no_grad(), ExitStack() as stack:
             generator = torch.Generator().manual_seed(self.seed)
-            more |= self.model.family.keywords(self.pipeline)
+            more = self.model.family.keywords(self.pipeline)
+            if after_call is not None:
+                more |= stack.enter_context(latents_passing(self.pipeline, after_call))
             output = self.pipeline(self.prompt, generator=generator, output_type="pt", **self.settings, **more)
         return pictures_of(self.pipeline, output, ["plain"])[0].permute(1, 2, 0).float().cpu().numpy()
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from workbench.arguments import fit, function
 from workbench.blend import add_maps
+from workbench.engine.between import ends_by_itself, latents_passing
 from workbench.engine.call import arguments, pictures_of
 from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
@@ -139,16 +140,23 @@ class Batch:
                 )
             latents = family.unpacked(tensors["latents"], between.grid)
             final["latents"] = self.passed(latents, between, call) if calls.ends(call) else latents
-            pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
+            if ends_by_itself(pipeline):
+                pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
             return tensors if final["latents"] is latents else tensors | {"latents": family.packed(final["latents"])}
 
         groups = self.groups()
         probs = [site for group in groups for site in group]
         graph = torch.set_grad_enabled(self.graph)
-        with lock_of(pipeline), untouched(pipeline), explicit_attention(pipeline, probs), graph:
+        with (
+            lock_of(pipeline),
+            untouched(pipeline),
+            latents_passing(pipeline, after_call, first_only=self.single) as passing,
+            explicit_attention(pipeline, probs),
+            graph,
+        ):
             nn = wrapped(pipeline)
             call = self.arguments(settings, latents)
-            call |= dict(output_type="pt", callback_on_step_end=after_call, grad=self.graph)
+            call |= dict(output_type="pt", grad=self.graph) | passing
             prompts = call.pop("prompt")
             with nn.trace() as tracer:
                 with tracer.invoke(prompts, **call):

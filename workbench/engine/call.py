@@ -13,7 +13,8 @@ def guided(pipeline, guidance_scale: float) -> bool:
     before = getattr(pipeline, "_guidance_scale", None)
     pipeline._guidance_scale = guidance_scale
     try:
-        return bool(getattr(pipeline, "do_classifier_free_guidance", False))  # FLUX has none
+        own = family_of(pipeline).halves and guidance_scale > 1  # of a pipeline that does not say
+        return bool(getattr(pipeline, "do_classifier_free_guidance", own))
     finally:
         pipeline._guidance_scale = before
 
@@ -22,7 +23,7 @@ def guiding(pipeline) -> str:
     """What to do for guidance, as an error says it."""
     if getattr(family_of(pipeline).model(pipeline).config, "time_cond_proj_dim", None) is not None:
         return "this model takes guidance_scale as an input and has no unconditional half (LCM): leave it out"
-    if not hasattr(pipeline, "do_classifier_free_guidance"):
+    if not hasattr(pipeline, "do_classifier_free_guidance") and not family_of(pipeline).halves:
         return "this model takes guidance_scale as an input and has no unconditional half (FLUX): leave it out"
     return "raise guidance_scale above 1"
 

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from workbench.engine.batch import Batch, Fold, Settings
+from workbench.engine.between import ends_by_itself
 from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.plan import Plan, batches, check_reach, plan
@@ -32,6 +33,10 @@ def prepare(model, worlds: Sequence[World], settings: Settings) -> Plan:
     check_switches(pipeline)
     calls = calls_in(pipeline, settings.num_inference_steps, settings.height, settings.width)
     if settings.start is not None:
+        if not ends_by_itself(pipeline):
+            raise ValueError(
+                f"run_once: a {type(pipeline).__name__} cannot be told to end behind one step, nor to begin with a picture; look at a run"
+            )
         if len(calls) != calls.steps:
             raise ValueError(
                 f"run_once: {type(pipeline.scheduler).__name__} takes several calls of the denoiser in a step; set a scheduler of one, "

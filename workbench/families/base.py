@@ -139,11 +139,12 @@ class Family:
     of its sites that hold the text's. maps: glob of what the picture's queries give the text's keys. edited: of the linear layers that
     are given the text's states and nothing else. schedule: (pipeline, steps, height, width) -> keywords with which the pipeline sets
     its scheduler's timesteps. clock: the scheduler's time for one of the denoiser's. packing: how latents (row, channel, y, x) are packed
-    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are. decoder: the component that
-    makes pictures of latents; None where these are pixels. pictures: (pipeline, its output as tensors) -> pictures (row, colour, y, x) in
-    [0, 1] and the safety checker's flags or None. given: (pipeline, site, states) -> what a site's module is given for a prompt whose
-    states these are; None where that is the states themselves. projection: how the denoiser projects the text's states before its layers
-    are given them, as its configuration calls it (`encoder_hid_dim_type`); None: not at all. refused: pipelines of the same models that
+    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are. halves: whether a pipeline
+    that does not say itself whether it doubles its batch does so at a guidance above 1. decoder: the component that makes pictures of
+    latents; None where these are pixels. pictures: (pipeline, its output as tensors) -> pictures (row, colour, y, x) in [0, 1] and the
+    safety checker's flags or None. given: (pipeline, site, states) -> what a site's module is given for a prompt whose states these are;
+    None where that is the states themselves. projection: how the denoiser projects the text's states before its layers are given them, as
+    its configuration calls it (`encoder_hid_dim_type`); None: not at all. refused: pipelines of the same models that
     are not supported, and why.
     velocity: of flow matching, (pipeline, noised latents (row, channel, y, x), share of noise (row,), states, pooled) -> the denoiser's
     velocity, as latents.
@@ -171,6 +172,7 @@ class Family:
     edited: str = "unet.*.cross.{k,v}"
     clock: float = 1.0
     packing: tuple[Callable, Callable] | None = None
+    halves: bool = False
     decoder: str | None = "vae"
     pictures: Callable = decoded
     given: Callable | None = None

@@ -146,6 +146,7 @@ DEEPFLOYD: Family = Family(
     encode=encode,
     read=readings,
     schedule=schedule,
+    halves=True,
     decoder=None,
     pictures=pictures,
     given=given,
