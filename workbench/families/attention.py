@@ -40,8 +40,10 @@ class ExplicitAttention:
             rearrange(x, "row i (head c) -> row head i c", head=attn.heads)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        probs = (query.float() @ key.float().transpose(-1, -2) * attn.scale).softmax(-1)
-        probs = attn.probs(probs.to(value.dtype))
+        scores = query.float() @ key.float().transpose(-1, -2) * attn.scale
+        if attention_mask is not None:  # (row, 1, token), of a prompt's padding
+            scores = scores + attention_mask[:, None].float()
+        probs = attn.probs(scores.softmax(-1).to(value.dtype))
         return attn.to_out[1](attn.to_out[0](rearrange(probs @ value, "row head i c -> row i (head c)")))
 
 
