@@ -33,6 +33,7 @@ from fuzz import (
 )
 
 import workbench as wb
+from workbench.studies import tiny_transformers
 
 GUIDANCE = NONE | (NUMBER - kind("1e30", "10**30"))
 SIZE = NONE
@@ -72,6 +73,7 @@ class Kit:
         generate = wb.LocoGenSpec(windows=((0, 1),), **quick)
         self.locogen = wb.locogen(model, self.prompts, generate, scorer=brightness)
         self.maps = wb.attention_maps(model, "a zebra", num_inference_steps=1, sites="unet.mid.cross")
+        self.joint = wb.load(tiny_transformers.sd3(), max_sequence_length=4)
         self.inversion = wb.Inversion("a zebra", 1, 1.0, torch.zeros(2, *self.run.latents.shape[2:]))
         self.edit.save(self.folder / "edit.safetensors")
         self.direction.save(self.folder / "direction.safetensors")
@@ -652,6 +654,13 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         {"sites": "site"},
     )
     yield Group(
+        "concept_attention",
+        wb.concept_attention,
+        dict(model=kit.joint, worlds="a zebra", concepts=["zebra", "beach"], num_inference_steps=1),
+        RUN | dict(model=NOTHING, worlds=TEXTS, concepts=TEXTS, sites=NONE, bins=COUNT, images=NONE, step=NONE),
+        {"sites": "site"},
+    )
+    yield Group(
         "head_relevance",
         wb.head_relevance,
         dict(
@@ -960,6 +969,10 @@ def of_results(kit: Kit) -> Iterator[Group]:
         phrase,
     )
     yield Group("AttentionMaps.sharpest", kit.maps.sharpest, {}, dict(phrase=NOTHING), phrase)
+    concepts = wb.ConceptMaps(
+        kit.maps.word("zebra").isel(head=[0]).rename(head="concept").assign_coords(concept=["a"]), None
+    )
+    yield Group("ConceptMaps.word", concepts.word, dict(concept="a"), dict(concept=NOTHING, sites=NOTHING))
     word = kit.maps.word("zebra")[0, 0, 0, 0, 0]
     yield Group(
         "mask_iou", wb.mask_iou, dict(maps=word, mask=np.ones(word.shape, bool)), dict(maps=NOTHING, mask=NOTHING)
@@ -978,6 +991,10 @@ def of_plots(kit: Kit) -> Iterator[Group]:
     )
     yield Group("plot.profile", plot.profile, dict(effects=effects), drawn | dict(effects=NOTHING, value=NONE))
     yield Group("plot.image_grid", plot.image_grid, dict(images=kit.run), drawn | dict(images=NOTHING))
+    concepts = wb.ConceptMaps(
+        kit.maps.word("zebra").isel(head=[0]).rename(head="concept").assign_coords(concept=["a"]), None
+    )
+    yield Group("ConceptMaps.word", concepts.word, dict(concept="a"), dict(concept=NOTHING, sites=NOTHING))
     word = kit.maps.word("zebra")[0, 0, 0, 0, 0]
     yield Group(
         "plot.overlay",

@@ -21,7 +21,7 @@ from einops import rearrange
 from workbench.families.base import Site
 from workbench.families.clip import explicit_text_attention
 from workbench.families.joint import ExplicitJointAttention, ExplicitRotaryAttention, give_joint_probs, is_joint
-from workbench.weights import fused
+from workbench.weights import acting_weight, fused
 
 # what an attention may have besides projections, which the explicit path does not repeat
 EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
@@ -76,6 +76,20 @@ def attention_of(pipeline, site: Site) -> torch.nn.Module | None:
             return None
         path = path.rpartition(".")[0]
     return None
+
+
+def output_weight(pipeline, site: Site) -> torch.Tensor:
+    """The matrix (out, in) that the heads' results of an attention pass through, its adapters' part included.
+
+    Of FLUX's blocks of one stream these are the first columns of the block's projection, which takes the feed-forward's behind them.
+    """
+    attention = attention_of(pipeline, site)
+    if attention is None:
+        raise ValueError(f"{site.name} is no attention's")
+    if getattr(attention, "to_out", None) is not None:
+        return acting_weight(attention.to_out[0])
+    block = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2].rpartition(".")[0])
+    return acting_weight(block.proj_out)[:, : attention.to_v.out_features]
 
 
 def check_attention(pipeline, site: Site):

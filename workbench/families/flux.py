@@ -90,6 +90,7 @@ def sites(pipeline, height: int, width: int) -> list[Site]:
             port="input",
             from_text=True,
         ),
+        site("modulation", "time_text_embed", POOLED, inner, stream=True),
         site("context", "context_embedder", TEXT, tokens, config.joint_attention_dim, port="input", **of_text),
         site("context_embedder", "context_embedder", TEXT, tokens, inner, **of_text),
     ]

@@ -84,6 +84,7 @@ def sites(pipeline, height: int, width: int) -> list[Site]:
     made += [
         site("patches", ".pos_embed", PIXELS, pixels, width_, grid=patches, stream=True),
         site("pooled", ".time_text_embed.text_embedder", POOLED, pooled, port="input", from_text=True),
+        site("modulation", ".time_text_embed", POOLED, width_, stream=True),
         site("context", ".context_embedder", TEXT, tokens, given, port="input", **of_text),
         site("context_embedder", ".context_embedder", TEXT, tokens, width_, **of_text),
     ]
