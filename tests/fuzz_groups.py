@@ -731,6 +731,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         corpus=NONE,
         retain=NOT_NEGATIVE,
         rank=NONE | COUNT,
+        runs=NONE,
         editor=TEXT,
     )
     kinds = dict(model=NOTHING, concepts=NOTHING, sites=NONE, lam=NOT_NEGATIVE)
@@ -768,6 +769,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         tokens=POSITIONS - NONE,
         corpus=NONE | TEXTS,
         floor=NOT_NEGATIVE | kind("inf"),
+        runs=NONE,
     )
     right = dict(model=model, sites=sites, templates="{}", corpus=["a car"])
     for name, words in (("oblique", ("concept", "guide")), ("reflect", ("first", "second"))):
@@ -797,9 +799,12 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             scorer=NONE,
             num_inference_steps=NONE | COUNT,
             batch_size=COUNT,
+            runs=NONE,
         ),
         named,
     )
+    runs = SETTINGS | dict(seeds=SEEDS, steps=STEPS, batch_size=COUNT)
+    yield Group("edit.KeyRuns", wb.edit.KeyRuns, {}, runs)
     pairs = {"a car at night": "a red car at night"}
     case = wb.edit.EditCase("a car", "a red car", pairs, {"a house": "a red house"})
     yield Group(
@@ -830,7 +835,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         "edit.neurons",
         wb.edit.neurons,
         concepts | dict(count=1),
-        kinds | dict(count=COUNT, templates=NOTHING, tokens=POSITIONS - NONE),
+        kinds | dict(count=COUNT, templates=NOTHING, tokens=POSITIONS - NONE, runs=NONE),
         named,
     )
     yield Group(
@@ -859,7 +864,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         "edit.moments_of",
         wb.edit.moments_of,
         dict(model=model, prompts="a zebra"),
-        dict(model=NOTHING, prompts=TEXTS, source=NOTHING),
+        dict(model=NOTHING, prompts=TEXTS, source=NOTHING, runs=NONE),
     )
     yield Group(
         "edit.solve",

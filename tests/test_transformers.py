@@ -359,8 +359,8 @@ def test_closed_form_edits_of_what_is_given_the_text_alone(name, both):
         wb.edit.uce(model, CONCEPT, average=True),
     ):
         assert words.rank >= 1
-    with pytest.raises(ValueError, match=r"only transformer\.context_embedder is given the text alone"):
-        wb.edit.uce(model, CONCEPT, sites="transformer.1.text.k")
+    with pytest.raises(ValueError, match=r"in joint attention transformer\.context_embedder is given the text alone"):
+        wb.edit.uce(model, CONCEPT, sites="transformer.1.text.q")
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd35"])
