@@ -45,11 +45,12 @@ class LookingOptions:
 
 @dataclass(frozen=True)
 class Picture:
-    """A rendered subject, its caption and its mask."""
+    """A rendered subject, its caption, its mask, and the place where it is shown."""
 
     world: World
     image: object
     mask: np.ndarray
+    place: str
 
 
 def main(options: LookingOptions):
@@ -122,7 +123,11 @@ def draw_pictures(options: LookingOptions) -> list[Picture]:
             continue
         text = caption(scene, rng, paraphrase=0)
         image, masks = render(scene)
-        found.append(Picture(World(f"picture {len(found)}", text, subject=scene.subject), image, masks[scene.subject]))
+        found.append(
+            Picture(
+                World(f"picture {len(found)}", text, subject=scene.subject), image, masks[scene.subject], scene.scene
+            )
+        )
     return found
 
 
