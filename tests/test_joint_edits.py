@@ -118,3 +118,21 @@ def test_what_has_no_keys_of_its_own_is_refused():
         with pytest.raises(ValueError) as raised:
             wb.edit.uce(model, ZEBRA_TO_LION, **dict(sites="transformer.1.joint", runs=RUNS) | more)
         assert message in str(raised.value), str(raised.value)
+
+
+@each_family
+def test_the_order_in_which_interventions_are_named_is_nothing(name):
+    """An edit reads what its layer is given, behind what changes that input, though both are at one module."""
+    model, _ = pair(name)
+    first = "text_encoder_2.0" if name == "flux" else "text_encoder.0"
+    for read, edited in (("transformer.context", "transformer.context_embedder"), (f"{first}.z", f"{first}.out")):
+        edit = wb.edit.uce(model, ZEBRA_TO_LION, sites=edited, tokens="all", lam=0.01)
+        change = wb.scale(read, 1.5)
+        orders = [(change, *edit.preview()), (*edit.preview(), change)]
+        other = wb.World("other", ZEBRA, edit)  # names the edit's layer first
+        found = run(model, other, *(wb.World(str(i), ZEBRA, order) for i, order in enumerate(orders)))
+        with model.applied(edit):
+            expected = run(model, wb.World("a", ZEBRA, change))["a"]
+        assert max(apart(found[str(i)], expected) for i in (0, 1)) < 1e-5 < 1e-4 < apart(found["other"], expected), (
+            edited
+        )

@@ -517,15 +517,11 @@ def test_prompt_to_prompt_takes_the_sources_attention_at_the_text(name, both):
 def test_what_a_transformer_cannot_do_is_refused(both, scorer):
     model, _ = both("sd3")
     picture = model.generate(ZEBRA, num_inference_steps=1)[0]
-    edit = wb.edit.uce(model, CONCEPT)
     asked = {
         "textual_inversion: it trains on the loss of noise": lambda: wb.edit.textual_inversion(
             model, "zebra", [picture]
         ),
         "invert: it runs DDIM's steps backwards": lambda: wb.invert(model, picture, ZEBRA),
-        "recover: its attacks change the states": lambda: wb.recover(
-            model, edit, wb.prompt_set("object")[:1], scorer=scorer
-        ),
         "head_relevance: it asks what a layer's keys would be": lambda: wb.head_relevance(
             model, ZEBRA, {"a": ["b"], "c": ["d"]}
         ),

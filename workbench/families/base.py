@@ -134,7 +134,8 @@ class Family:
     of its sites that hold the text's. maps: glob of what the picture's queries give the text's keys. edited: of the linear layers that
     are given the text's states and nothing else. schedule: (pipeline, steps, height, width) -> keywords with which the pipeline sets
     its scheduler's timesteps. clock: the scheduler's time for one of the denoiser's. packing: how latents (row, channel, y, x) are packed
-    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are.
+    between two steps, and unpacked again for a grid of rows and columns; None where they are as they are. velocity: of flow matching,
+    (pipeline, noised latents (row, channel, y, x), share of noise (row,), states, pooled) -> the denoiser's velocity, as latents.
     """
 
     name: str
@@ -159,11 +160,17 @@ class Family:
     edited: str = "unet.*.cross.{k,v}"
     clock: float = 1.0
     packing: tuple[Callable, Callable] | None = None
+    velocity: Callable | None = None
 
     @property
     def joint(self) -> bool:
         """Whether text and picture attend to both, so that the text's states change from layer to layer."""
         return self.keys != "cross.k"
+
+    @property
+    def context(self) -> str:
+        """Glob of the sites at which the text's states come to the denoiser."""
+        return f"{self.denoiser if self.joint else self.layers}.context"
 
     def model(self, pipeline):
         """The denoiser of a pipeline of this family."""
