@@ -44,6 +44,7 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.planted --out figures/planted
 	$(BIN)/python -m workbench.studies.coverage --out figures/coverage
 	$(BIN)/python -m workbench.studies.looking --out figures/attention
+	$(BIN)/python -m workbench.studies.concept_maps --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --tune --out figures/swap
 	$(BIN)/python -m workbench.studies.swap --out figures/swap

@@ -20,11 +20,9 @@ from workbench.menagerie.world import SCENES, SUBJECTS
 from workbench.models import Model, load
 from workbench.progress import each
 from workbench.studies.looking import (
-    CENTRE,
-    CHANCE,
     RESAMPLES,
-    LookingOptions,
     Picture,
+    Shown,
     baselines,
     ceiling,
     draw_pictures,
@@ -40,7 +38,7 @@ GAIN = "concepts less attention, picture by picture"
 
 
 @dataclass
-class ConceptMapsOptions(LookingOptions):
+class ConceptMapsOptions(Shown):
     model: str = "menagerie-dit"
     out: Path = Path("runs/figures")
 
@@ -123,8 +121,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         )
     return pd.DataFrame(rows)
 
-
-__all__ = ["CENTRE", "CHANCE", "ConceptMapsOptions", "main"]
 
 if __name__ == "__main__":
     main(tyro.cli(ConceptMapsOptions))
