@@ -30,6 +30,7 @@ from workbench.edit.editors import (
     to_preserve,
     where,
 )
+from workbench.edit.looks import is_look
 from workbench.edit.low_rank import Edit, update_of
 from workbench.inputs import count
 from workbench.prompts import Prompt
@@ -75,8 +76,9 @@ def speed(
     its own, whatever it is given.
 
     preserve: words (filled into the templates) or prompts, at `preserve_tokens`. sites: the values of all cross-attention layers when
-    left out. retain: directions of the preserved keys whose singular values exceed this share of the largest are not touched (the
-    published code: those whose squares, of Stable Diffusion's states, exceed 0.1). seed: of the noise and of the centres.
+    left out (before joint attention `context_embedder`). retain: directions of the preserved keys whose singular values exceed
+    this share of the largest are not touched (the published code: those whose squares, of Stable Diffusion's states, exceed
+    0.1). seed: of the noise and of the centres.
 
     Raises, with nothing changed, ValueError where nothing is preserved or what is preserved spans all channels, else as
     `from_concepts` does.
@@ -95,10 +97,16 @@ def speed(
         raise ValueError('preserve= is empty; give words or prompts that are to stay, such as ["a lion", "a cow"]')
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
     members = editable(model, sites)
-    if sites is None:
-        members = [site for site in members if site.kind == "cross.v"]
+    if sites is None and not model.family.joint:
+        members = [site for site in members if site.kind == model.family.values]
+    groups = by_input(model, members)
+    if looked := [site.name for source, group in groups.items() if is_look(source) for site in group]:
+        raise ValueError(
+            f"sites=: speed keeps the empty prompt's states exactly, and {looked[0]} is given others at each step; name "
+            f"{model.family.edited}, or give wb.edit.from_concepts(..., preservation='nullspace')"
+        )
     found, diagnostics = [], {}
-    for source, group in by_input(members).items():
+    for source, group in groups.items():
         old, new = gather(model, source, pairs, tokens)
         every = gather(model, source, kept, preserve_tokens)[0]
         fixed = invariant(states(model, source, [""])[0], seed)
