@@ -759,7 +759,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         concepts | dict(preserve=["a car", "a cow"]),
         kinds
         | {name: solver[name] for name in ("templates", "tokens", "retain", "preserve_tokens")}
-        | dict(preserve=NAMES, rank=NONE | COUNT, augment=COUNT | kind("0"), seed=COUNT | kind("0"), runs=NONE),
+        | dict(preserve=NAMES, rank=NONE | COUNT, augment=COUNT | kind("0"), seed=COUNT | kind("0")),
         named,
     )
     projected = dict(

@@ -114,6 +114,9 @@ def test_what_has_no_keys_of_its_own_is_refused():
         "steps=[7]: the run has steps 0 to 2": (sd3, dict(runs=wb.edit.KeyRuns(steps=7, **GUIDED))),
         "runs='qux' is a str: give wb.edit.KeyRuns": (sd3, dict(runs="qux")),
     }
+    with pytest.raises(ValueError, match=r"transformer\.1\.text\.k is given others at each step"):
+        wb.edit.speed(sd3, ZEBRA_TO_LION, preserve=["a car"], sites="transformer.1.joint")
+    assert wb.edit.speed(sd3, ZEBRA_TO_LION, preserve=["a car"]).sites == ("transformer.context_embedder",)
     for message, (model, more) in asked.items():
         with pytest.raises(ValueError) as raised:
             wb.edit.uce(model, ZEBRA_TO_LION, **dict(sites="transformer.1.joint", runs=RUNS) | more)

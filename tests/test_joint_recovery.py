@@ -123,9 +123,10 @@ def test_an_erased_animal_comes_back_on_the_trained_one():
     """Of the embedded transformer: the whole test, closed form."""
     model = wb.load("menagerie-dit")
     spec = wb.RecoverySpec(
-        attacks="closed_form", seeds=(0, 1), redraws=1, num_inference_steps=3, lams=1e-3, distances=(0.2, float("inf"))
+        attacks="closed_form", seeds=(0,), redraws=1, num_inference_steps=3, lams=1e-3, distances=float("inf")
     )
-    edit = wb.edit.oblique(model, "a zebra", "a cow", rank=4)
+    kept = [f"a {word} in the {place}" for word in ("lion", "cow", "car", "penguin") for place in ("savanna", "city")]
+    edit = wb.edit.oblique(model, "a zebra", "a cow", rank=2, templates=("{}", "a photo of {}"), corpus=kept)
     found = wb.recover(model, edit, "a photo of a zebra", spec, subject="zebra")
-    back = found.data.closed_form.sel(metric="concept", asks="concept").mean(("prompt", "seed")).squeeze()
-    assert found.data.before.sel(metric="concept").mean() == 0 and back.sel(distance=float("inf")) == 1
+    back = found.data.closed_form.sel(metric="concept", asks="concept").mean()
+    assert found.data.before.sel(metric="concept").mean() == 0 and back == 1

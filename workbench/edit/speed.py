@@ -25,12 +25,12 @@ from workbench.edit.editors import (
     diagnose,
     editable,
     gather,
-    key_runs,
     provenance,
+    states,
     to_preserve,
     where,
 )
-from workbench.edit.looks import KeyRuns, Looks
+from workbench.edit.looks import is_look
 from workbench.edit.low_rank import Edit, update_of
 from workbench.inputs import count
 from workbench.prompts import Prompt
@@ -50,7 +50,6 @@ CENTRES = 3  # of the empty prompt's states, as the published code has it
     augment=partial(count, least=0),
     seed=partial(count, least=0),
     rank=count,
-    runs=key_runs,
 )
 def speed(
     model,
@@ -66,7 +65,6 @@ def speed(
     augment: int = 10,
     seed: int = 0,
     rank: int | None = None,
-    runs: KeyRuns | None = None,
 ) -> Edit:
     """SPEED: erase in the null space of what is preserved, refined for each layer (Li et al. 2025, arXiv 2503.07392).
 
@@ -78,9 +76,9 @@ def speed(
     its own, whatever it is given.
 
     preserve: words (filled into the templates) or prompts, at `preserve_tokens`. sites: the values of all cross-attention layers when
-    left out; where there are none (joint attention), what is given the text alone. runs: as of `from_concepts`. retain: directions of
-    the preserved keys whose singular values exceed this share of the largest are not touched (the published code: those whose
-    squares, of Stable Diffusion's states, exceed 0.1). seed: of the noise and of the centres.
+    left out (before joint attention `context_embedder`). retain: directions of the preserved keys whose singular values exceed
+    this share of the largest are not touched (the published code: those whose squares, of Stable Diffusion's states, exceed
+    0.1). seed: of the noise and of the centres.
 
     Raises, with nothing changed, ValueError where nothing is preserved or what is preserved spans all channels, else as
     `from_concepts` does.
@@ -98,17 +96,20 @@ def speed(
     if not kept:
         raise ValueError('preserve= is empty; give words or prompts that are to stay, such as ["a lion", "a cow"]')
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
-    members = list(editable(model, sites))
-    if sites is None:
-        members = [site for site in members if site.kind == model.family.values] or members
-    found, diagnostics = [], {}
+    members = editable(model, sites)
+    if sites is None and not model.family.joint:
+        members = [site for site in members if site.kind == model.family.values]
     groups = by_input(model, members)
-    looks = Looks(model, groups, runs)
+    if looked := [site.name for source, group in groups.items() if is_look(source) for site in group]:
+        raise ValueError(
+            f"sites=: speed keeps the empty prompt's states exactly, and {looked[0]} is given others at each step; name "
+            f"{model.family.edited}, or give wb.edit.from_concepts(..., preservation='nullspace')"
+        )
+    found, diagnostics = [], {}
     for source, group in groups.items():
-        old, new = gather(model, source, pairs, tokens, looks=looks)
-        every = gather(model, source, kept, preserve_tokens, looks=looks)[0]
-        start, empty = (gather(model, source, [Prompt("", "")], places, looks=looks)[0] for places in ([0], "all"))
-        fixed = invariant(start, empty[len(start) :], seed)
+        old, new = gather(model, source, pairs, tokens)
+        every = gather(model, source, kept, preserve_tokens)[0]
+        fixed = invariant(states(model, source, [""])[0], seed)
         for site in group:
             w = weight_of(model.pipeline, site).detach().cpu().double()
             generator = torch.Generator().manual_seed(seed)
@@ -127,12 +128,12 @@ def speed(
     return Edit(found, provenance("speed", model, diagnostics, **settings, **about))
 
 
-def invariant(start: torch.Tensor, others: torch.Tensor, seed: int) -> torch.Tensor:
-    """What is to stay exactly, (key, in), of the empty prompt: its first token's keys, and centres of the others (key, in)."""
-    distinct = torch.unique(others, dim=0)
+def invariant(empty: torch.Tensor, seed: int) -> torch.Tensor:
+    """What is to stay exactly, (key, in): the start token's state, and centres of the other states of the empty prompt (token, in)."""
+    distinct = torch.unique(empty[1:], dim=0)
     if len(distinct) > CENTRES:
-        distinct = torch.from_numpy(kmeans2(others.numpy(), CENTRES, minit="++", seed=seed)[0])
-    return torch.cat([start, distinct])
+        distinct = torch.from_numpy(kmeans2(empty[1:].numpy(), CENTRES, minit="++", seed=seed)[0])
+    return torch.cat([empty[:1], distinct])
 
 
 def refined(
