@@ -5,6 +5,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -34,7 +35,14 @@ class PipelineRoot(torch.nn.Module):
         """Call the pipeline, or another that is made of the same components; grad: without its `torch.no_grad`."""
         pipeline = pipeline or self.held()
         call = type(pipeline).__call__
-        return (inspect.unwrap(call) if grad else call)(pipeline, *args, **kwargs)
+        if not grad:
+            return call(pipeline, *args, **kwargs)
+        encode = type(pipeline).encode_prompt  # DeepFloyd IF's has one of its own
+        vars(pipeline)["encode_prompt"] = partial(inspect.unwrap(encode), pipeline)
+        try:
+            return inspect.unwrap(call)(pipeline, *args, **kwargs)
+        finally:
+            del vars(pipeline)["encode_prompt"]
 
 
 class Wrapped:
