@@ -444,7 +444,7 @@ def test_captions_are_cleaned_as_the_pipeline_cleans_them(both):
     assert np.flatnonzero(np.abs(values[0] - values[1]).max("channel")).tolist() == [5]
     odd = "a zebra (brown) ** in the savanna"
     assert equal(run(model, odd).images[0, 0], draw(plain, [odd])[0])
-    with pytest.raises(ValueError, match="cleans captions and reads .* so that its tokens' places cannot be told"):
+    with pytest.raises(ValueError, match=r"cleans captions and reads .* so that its tokens' places cannot be told"):
         run(model, wb.World("odd", odd, wb.ablate("unet.context", tokens="zebra")))
     wrong = {
         "the text encoder has positions 0 to 76": wb.scale("unet.mid.cross.v", 0.0, tokens=77),
