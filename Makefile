@@ -44,9 +44,11 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.planted --out figures/planted
 	$(BIN)/python -m workbench.studies.coverage --out figures/coverage
 	$(BIN)/python -m workbench.studies.looking --out figures/attention
+	$(BIN)/python -m workbench.studies.concept_maps --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --tune --out figures/swap
 	$(BIN)/python -m workbench.studies.swap --out figures/swap
+	$(BIN)/python -m workbench.studies.swap_fresh --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_rank --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.erase --out figures/erase
 	$(BIN)/python -m workbench.studies.compose --out figures/compose
@@ -73,6 +75,7 @@ redraw: .venv/installed
 	$(BIN)/python -m workbench.studies.looking --redraw --out figures/attention
 	$(BIN)/python -m workbench.studies.winter --redraw --out figures/winter
 	$(BIN)/python -m workbench.studies.swap --redraw --out figures/swap
+	$(BIN)/python -m workbench.studies.swap_fresh --redraw --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_rank --redraw --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.windows --redraw --out figures/windows
 	$(BIN)/python -m workbench.studies.architectures --redraw --out figures/architectures

@@ -33,6 +33,7 @@ from fuzz import (
 )
 
 import workbench as wb
+from workbench.studies import tiny_transformers
 
 GUIDANCE = NONE | (NUMBER - kind("1e30", "10**30"))
 SIZE = NONE
@@ -72,6 +73,7 @@ class Kit:
         generate = wb.LocoGenSpec(windows=((0, 1),), **quick)
         self.locogen = wb.locogen(model, self.prompts, generate, scorer=brightness)
         self.maps = wb.attention_maps(model, "a zebra", num_inference_steps=1, sites="unet.mid.cross")
+        self.joint = wb.load(tiny_transformers.sd3(), max_sequence_length=4)
         self.inversion = wb.Inversion("a zebra", 1, 1.0, torch.zeros(2, *self.run.latents.shape[2:]))
         self.edit.save(self.folder / "edit.safetensors")
         self.direction.save(self.folder / "direction.safetensors")
@@ -652,6 +654,13 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         {"sites": "site"},
     )
     yield Group(
+        "concept_attention",
+        wb.concept_attention,
+        dict(model=kit.joint, worlds="a zebra", concepts=["zebra", "beach"], num_inference_steps=1),
+        RUN | dict(model=NOTHING, worlds=TEXTS, concepts=TEXTS, sites=NONE, bins=COUNT, images=NONE, step=NONE),
+        {"sites": "site"},
+    )
+    yield Group(
         "head_relevance",
         wb.head_relevance,
         dict(
@@ -722,6 +731,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         corpus=NONE,
         retain=NOT_NEGATIVE,
         rank=NONE | COUNT,
+        runs=NONE,
         editor=TEXT,
     )
     kinds = dict(model=NOTHING, concepts=NOTHING, sites=NONE, lam=NOT_NEGATIVE)
@@ -743,6 +753,15 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         dict(model=NOTHING, first=WORD, second=WORD, sites=NONE, lam=NOT_NEGATIVE),
         named,
     )
+    yield Group(
+        "edit.speed",
+        wb.edit.speed,
+        concepts | dict(preserve=["a car", "a cow"]),
+        kinds
+        | {name: solver[name] for name in ("templates", "tokens", "retain", "preserve_tokens")}
+        | dict(preserve=NAMES, rank=NONE | COUNT, augment=COUNT | kind("0"), seed=COUNT | kind("0")),
+        named,
+    )
     projected = dict(
         sites=NONE,
         rank=NONE | COUNT,
@@ -750,6 +769,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         tokens=POSITIONS - NONE,
         corpus=NONE | TEXTS,
         floor=NOT_NEGATIVE | kind("inf"),
+        runs=NONE,
     )
     right = dict(model=model, sites=sites, templates="{}", corpus=["a car"])
     for name, words in (("oblique", ("concept", "guide")), ("reflect", ("first", "second"))):
@@ -779,9 +799,12 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             scorer=NONE,
             num_inference_steps=NONE | COUNT,
             batch_size=COUNT,
+            runs=NONE,
         ),
         named,
     )
+    runs = SETTINGS | dict(seeds=SEEDS, steps=STEPS, batch_size=COUNT)
+    yield Group("edit.KeyRuns", wb.edit.KeyRuns, {}, runs)
     pairs = {"a car at night": "a red car at night"}
     case = wb.edit.EditCase("a car", "a red car", pairs, {"a house": "a red house"})
     yield Group(
@@ -812,7 +835,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         "edit.neurons",
         wb.edit.neurons,
         concepts | dict(count=1),
-        kinds | dict(count=COUNT, templates=NOTHING, tokens=POSITIONS - NONE),
+        kinds | dict(count=COUNT, templates=NOTHING, tokens=POSITIONS - NONE, runs=NONE),
         named,
     )
     yield Group(
@@ -841,7 +864,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
         "edit.moments_of",
         wb.edit.moments_of,
         dict(model=model, prompts="a zebra"),
-        dict(model=NOTHING, prompts=TEXTS, source=NOTHING),
+        dict(model=NOTHING, prompts=TEXTS, source=NOTHING, runs=NONE),
     )
     yield Group(
         "edit.solve",
@@ -856,6 +879,7 @@ def of_edits(kit: Kit) -> Iterator[Group]:
             preservation=NOTHING,
             moments=NONE,
             retain=NOT_NEGATIVE,
+            fixed=NONE,
         ),
     )
     yield Group(
@@ -950,6 +974,10 @@ def of_results(kit: Kit) -> Iterator[Group]:
         phrase,
     )
     yield Group("AttentionMaps.sharpest", kit.maps.sharpest, {}, dict(phrase=NOTHING), phrase)
+    concepts = wb.ConceptMaps(
+        kit.maps.word("zebra").isel(head=[0]).rename(head="concept").assign_coords(concept=["a"]), None
+    )
+    yield Group("ConceptMaps.word", concepts.word, dict(concept="a"), dict(concept=NOTHING, sites=NOTHING))
     word = kit.maps.word("zebra")[0, 0, 0, 0, 0]
     yield Group(
         "mask_iou", wb.mask_iou, dict(maps=word, mask=np.ones(word.shape, bool)), dict(maps=NOTHING, mask=NOTHING)
@@ -968,6 +996,10 @@ def of_plots(kit: Kit) -> Iterator[Group]:
     )
     yield Group("plot.profile", plot.profile, dict(effects=effects), drawn | dict(effects=NOTHING, value=NONE))
     yield Group("plot.image_grid", plot.image_grid, dict(images=kit.run), drawn | dict(images=NOTHING))
+    concepts = wb.ConceptMaps(
+        kit.maps.word("zebra").isel(head=[0]).rename(head="concept").assign_coords(concept=["a"]), None
+    )
+    yield Group("ConceptMaps.word", concepts.word, dict(concept="a"), dict(concept=NOTHING, sites=NOTHING))
     word = kit.maps.word("zebra")[0, 0, 0, 0, 0]
     yield Group(
         "plot.overlay",

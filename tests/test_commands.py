@@ -1,5 +1,6 @@
 """The long commands, run short: that they run, and write what they say."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import workbench as wb
 from workbench import cli
 from workbench.cli.change import P2P
-from workbench.menagerie.world import Scene, render
+from workbench.menagerie import edit_prompts
+from workbench.menagerie.captions import caption
+from workbench.menagerie.world import Scene, render, sample_scene
 from workbench.studies import (
     agreement,
     demo,
@@ -23,6 +26,7 @@ from workbench.studies import (
     speed,
     survey,
     swap,
+    swap_fresh,
     swap_rank,
     windows,
     winter,
@@ -119,6 +123,40 @@ def test_the_study_of_ranks_measures_every_editor_and_goes_on_where_it_was(tmp_p
     swap_rank.main(options)
     assert finished == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
     assert (tmp_path / "swap_rank.csv").read_bytes() == before and (tmp_path / "swap_rank.png").stat().st_size > 20_000
+
+
+def test_the_swap_is_measured_on_what_nothing_was_chosen_by(tmp_path):
+    options = swap_fresh.FreshOptions(
+        editors=("swap, rank 1", "reflect, rank 1"),
+        every=50,
+        images=4,
+        num_inference_steps=1,
+        runs=tmp_path / "r",
+        out=tmp_path,
+    )
+    swap_fresh.main(options)
+    table = pd.read_csv(tmp_path / "swap_fresh.csv").set_index(["editor", "measure"])
+    assert (table.n[:, "swapped"] == 4).all() and (table.n[:, "unseen, changed"] == 4).all()
+    assert sum(table.n["unedited", f"unseen, changed: {kind}"] for kind in swap_fresh.UNSEEN) == 4
+    assert (table.value["unedited"].drop("unseen, was one of the pair").drop("swapped") == 0).all()
+    assert (tmp_path / "swap_fresh.png").stat().st_size > 20_000
+    with pytest.raises(ValueError, match="editors=\\['qux'\\]: unknown; there are swap, "):
+        swap_fresh.measured(wb.load(), replace(options, editors=("qux",)))
+
+
+def test_fresh_prompts_are_in_no_other_set():
+    """Three of them are worded as captions of the model's training are; the unseen words are in none."""
+    sets = edit_prompts.tables()
+    fresh = {name: set(sets.pop(name).prompt) for name in ("fresh", "fresh_control", "unseen")}
+    others = {text for table in sets.values() for text in table.prompt}
+    assert {name: len(texts) for name, texts in fresh.items()} == {"fresh": 120, "fresh_control": 100, "unseen": 100}
+    rng = random.Random(0)
+    captions = [caption(sample_scene(rng), rng, holdout=i % 2 == 0) for i in range(4000)]
+    every = set().union(*fresh.values())
+    assert not every & others and len(every & set(captions)) <= 3
+    said = {word.strip(",:") for text in [*others, *captions] for word in text.split()}
+    assert not said & {word for words in edit_prompts.UNSEEN.values() for word in words}
+    assert swap_fresh.FIRST_SEED > max(len(table) for table in sets.values())
 
 
 def test_the_study_of_erasing_measures_what_is_left_and_what_else_changes(tmp_path):

@@ -10,6 +10,7 @@ import workbench as wb
 from workbench import World
 from workbench.edit.editors import editable, gather, states
 from workbench.edit.low_rank import Update, update_of
+from workbench.edit.speed import invariant
 from workbench.engine import encode
 from workbench.prompts import Prompt
 from workbench.sites import weight_of
@@ -211,6 +212,25 @@ def test_what_is_preserved_drifts_less(model):
         and free.provenance["diagnostics"][free.sites[0]]["drift"] is None
     )
     assert "condition" in repr(held) and "swap: " in repr(held)
+
+
+def test_speed_edits_values_and_fixes_the_empty_prompt(model):
+    """What stays exactly: the start token, and centres of the empty prompt; and each layer keeps what it would move the most."""
+    kept = ["a cow", "a camel", "a car", "a house"]
+    few = dict(tokens="all", preserve_tokens="subject_last", templates="{}", seed=1)
+    edit = wb.edit.speed(model, {"a zebra": "a lion"}, preserve=kept[:2], **few)
+    assert {model.sites[name].kind for name in edit.sites} == {"cross.v"}
+    assert len(edit.sites) == len(model.sites("unet.*.cross"))
+    empty = encode(model.pipeline, [""])[0][0].double()
+    moved = lambda states, site: (states @ change(edit, site).T).norm(dim=-1)
+    keys = encode(model.pipeline, ["a zebra"])[0][0].double()
+    for site in edit.sites:
+        held = invariant(empty.cpu(), 1)
+        assert len(held) == 4 and moved(held, site).max() < 1e-5 * moved(keys, site).max()
+    plain = wb.edit.speed(model, {"a zebra": "a lion"}, preserve=kept, augment=0, **few).provenance["diagnostics"]
+    assert all(1 <= plain[name]["preserved keys"] < len(kept) for name in edit.sites)
+    with pytest.raises(ValueError, match="preserve= is empty; give words or prompts that are to stay"):
+        wb.edit.speed(model, {"a zebra": "a lion"}, preserve=[])
 
 
 def test_localized_layers_stand_for_their_keys_and_values(model):

@@ -1,5 +1,6 @@
 """Every public function, class and method has an example in its docstring that runs, and prints what it says."""
 
+import ast
 import doctest
 import inspect
 from collections.abc import Iterator
@@ -52,24 +53,60 @@ def failures(test: doctest.DocTest) -> str:
     return "".join(said)
 
 
+def asked(code: str) -> set[str]:
+    """The names that some code reads."""
+    return {
+        node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+
+
+class Beginning:
+    """What all examples begin with, as `help(workbench)` says: what only gives a name runs when an example first asks for that name."""
+
+    def __init__(self):
+        lines = [each.source for each in example("workbench", wb, {}).examples]
+        gives = {line: ast.parse(line).body[0] for line in lines}
+        self.named = {
+            node.targets[0].id: line
+            for line, node in gives.items()
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        self.names: dict[str, object] = {}
+        for line in lines:
+            if line not in self.named.values():
+                self.run(line)
+
+    def run(self, line: str):
+        self.give(line)
+        exec(line, self.names)
+
+    def give(self, code: str):
+        """Run what gives the names that some code asks for."""
+        for name in asked(code) & set(self.named) - set(self.names):
+            if name not in self.names:  # nor given for another of them
+                self.run(self.named[name])
+
+
 @pytest.fixture(scope="session")
-def namespace() -> dict:
-    """What all examples begin with, as `help(workbench)` says."""
-    begun = example("workbench", wb, {})
-    said: list[str] = []
-    doctest.DocTestRunner().run(begun, out=said.append, clear_globs=False)
-    assert not said, "".join(said)
-    return begun.globs
+def beginning() -> Beginning:
+    return Beginning()
 
 
 @pytest.mark.parametrize("name", PUBLIC := public())
-def test_the_example_does_what_it_says(name, namespace, tmp_path, monkeypatch):
+def test_the_example_does_what_it_says(name, beginning, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test = example(name, PUBLIC[name], namespace)
+    beginning.give("".join(each.source for each in example(name, PUBLIC[name], {}).examples))
+    test = example(name, PUBLIC[name], beginning.names)
     assert test.examples or isinstance(PUBLIC[name], property), f"{name} has no example; write one into its docstring"
     assert not (said := failures(test)), said
-    assert not namespace["model"].edits, "the example leaves an edit in the model of the others"
+    assert not beginning.names["model"].edits, "the example leaves an edit in the model of the others"
     plt.close("all")
+
+
+def test_every_name_of_the_beginning_is_asked_for():
+    """So that all of its lines run."""
+    lines = [each.source for name, value in {"": wb, **PUBLIC}.items() for each in example(name, value, {}).examples]
+    assert set(Beginning().named) <= asked("".join(lines))
 
 
 def test_examples_that_fail_are_found():

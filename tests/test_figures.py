@@ -77,7 +77,7 @@ def compared(*attributes):
 
 
 def overlaid():
-    picture = looking.Picture(looking.World("a", LONG, subject="zebra"), np.zeros((64, 64, 3)), np.eye(64))
+    picture = looking.Picture(looking.World("a", LONG, subject="zebra"), np.zeros((64, 64, 3)), np.eye(64), "beach")
     word = xr.DataArray(np.ones((8, 8)), dims=("y", "x"))
     return looking.figure(tables("attention")["attention_iou"], [(picture, word)] * 4, "unet.up.3.1.cross", 25)
 

@@ -62,6 +62,7 @@ def test_every_public_function_is_in_a_group(kit):
         "Screen",
         "AttentionMaps",
         "Comparison",
+        "ConceptMaps",
         "Inversion",
         "ModelCheck",
         "PromptToPrompt",

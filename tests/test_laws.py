@@ -407,19 +407,21 @@ torch.set_num_threads(1)
 for pipeline in sys.argv[1:]:
     case = Case("process", pipeline, "euler ancestral", adapter="lora before")
     model, _ = case.pair()
-    print(*case.run(model, case.mixed(), (0, 5)).images.values.ravel().tolist())
+    run = case.run(model, case.mixed(), (0, 5), record=["unet.*.cross.probs"])
+    print(*run.images.values.ravel().tolist(), *(each.values.sum(dtype="f4") for each in run.values.values()))
 """
 
 
 def test_10_another_process_gives_the_same_images():
-    """Bitwise, with noise of a stochastic scheduler, an adapter and interventions: no hidden state anywhere."""
+    """Bitwise, with noise of a stochastic scheduler, an adapter, interventions and reads: no hidden state anywhere."""
     names = FACTORS["pipeline"]
     command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, *names]
     there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
     for name, line in zip(names, there.splitlines(), strict=True):
         case = Case("process", name, "euler ancestral", adapter="lora before")
-        images = case.run(case.pair()[0], case.mixed(), (0, 5)).images.values
-        assert equal(images.ravel(), np.array(line.split(), "f4")), name
+        run = case.run(case.pair()[0], case.mixed(), (0, 5), record=["unet.*.cross.probs"])
+        here = [*run.images.values.ravel(), *(each.values.sum(dtype="f4") for each in run.values.values())]
+        assert equal(np.array(here), np.array(line.split(), "f4")), name
 
 
 def test_the_laws_know_every_scheduler_that_the_engine_knows():

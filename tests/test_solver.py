@@ -71,6 +71,47 @@ def test_the_null_space_is_not_touched(problem):
 
 
 @settings(max_examples=50, deadline=None)
+@given(problems(), st.sampled_from(["ridge", "nullspace"]), st.floats(0.1, 5))
+def test_what_is_fixed_stays_exactly(problem, preservation, lam):
+    """And all else is as near as it can be: no other change that holds it has a smaller loss."""
+    keys, values, preserved, weight = problem
+    fixed, d = keys.flip(1)[: max(1, keys.shape[1] // 3)] + 0.5, keys.shape[1]
+    kept = preserved[: d // 3]
+    if len(fixed) >= d or (preservation == "nullspace" and not len(kept)):
+        return
+    given_ = dict(lam=lam, preserved=kept, preservation=preservation, fixed=fixed, retain=1e-3)
+    b, a = wb.edit.solve(keys, **given_).factors(values - keys @ weight.T)
+    assert (fixed @ a.T @ b.T).norm() < 1e-8 * max(1.0, float((b @ a).norm()))
+
+    def loss(change):
+        terms = (keys @ (weight + change).T - values).square().sum() + lam * change.square().sum()
+        return terms + (kept @ change.T).square().sum() * (preservation == "ridge")
+
+    held = torch.cat([fixed, kept]) if preservation == "nullspace" else fixed
+    free = torch.eye(d, dtype=torch.float64) - torch.linalg.pinv(held) @ held
+    other = b @ a + 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double() @ free
+    assert loss(b @ a) <= loss(other) + 1e-9
+
+
+def test_speed_is_the_published_formula():
+    """Equation 13 of arXiv 2503.07392, with all matrices formed."""
+    draw = torch.Generator().manual_seed(3)
+    normal = lambda *shape: torch.randn(shape, generator=draw, dtype=torch.float64)
+    keys, guides, kept, fixed, weight = normal(3, 12), normal(3, 12), normal(5, 12), normal(2, 12), normal(7, 12)
+    target, anchor = keys.T @ keys / 3, guides.T @ keys / 3
+    strengths, directions = torch.linalg.eigh(kept.T @ kept / 5)
+    p = directions[:, strengths < 1e-9] @ directions[:, strengths < 1e-9].T
+    eye, c = torch.eye(12, dtype=torch.float64), fixed.T
+    m = torch.linalg.inv(target @ p + eye)
+    equal = eye - m @ c @ torch.linalg.inv(c.T @ p @ m @ c) @ c.T @ p
+    expected = weight @ (anchor - target) @ p @ equal @ m
+    given_ = dict(lam=1.0, weight=1 / 3, preserved=kept, preservation="nullspace", retain=1e-4, fixed=fixed)
+    b, a = wb.edit.solve(keys, **given_).factors((guides - keys) @ weight.T)
+    assert torch.allclose(b @ a, expected, atol=1e-10)
+    assert (kept @ (b @ a).T).norm() < 1e-10 and (fixed @ (b @ a).T).norm() < 1e-10
+
+
+@settings(max_examples=50, deadline=None)
 @given(problems())
 def test_the_covariance_limit_is_rome(problem):
     """W + (v - W k)(C^-1 k)^T / (k^T C^-1 k), and W' k = v exactly."""
@@ -172,6 +213,16 @@ NAN = torch.tensor([[1.0, float("nan")]])
         (
             "preserved spans all 3 channels, nothing is left to edit; raise retain=0.01",
             dict(keys=torch.ones(1, 3), lam=1, preservation="nullspace", preserved=torch.eye(3)),
+        ),
+        (
+            'fixed= cannot be held with preservation="covariance"',
+            dict(
+                keys=torch.ones(1, 3),
+                lam=1,
+                preservation="covariance",
+                moments=wb.edit.Moments.of(torch.eye(3)),
+                fixed=torch.eye(3)[:1],
+            ),
         ),
     ],
 )

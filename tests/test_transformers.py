@@ -359,8 +359,8 @@ def test_closed_form_edits_of_what_is_given_the_text_alone(name, both):
         wb.edit.uce(model, CONCEPT, average=True),
     ):
         assert words.rank >= 1
-    with pytest.raises(ValueError, match=r"only transformer\.context_embedder is given the text alone"):
-        wb.edit.uce(model, CONCEPT, sites="transformer.1.text.k")
+    with pytest.raises(ValueError, match=r"in joint attention transformer\.context_embedder is given the text alone"):
+        wb.edit.uce(model, CONCEPT, sites="transformer.1.text.q")
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd35"])
@@ -517,15 +517,11 @@ def test_prompt_to_prompt_takes_the_sources_attention_at_the_text(name, both):
 def test_what_a_transformer_cannot_do_is_refused(both, scorer):
     model, _ = both("sd3")
     picture = model.generate(ZEBRA, num_inference_steps=1)[0]
-    edit = wb.edit.uce(model, CONCEPT)
     asked = {
         "textual_inversion: it trains on the loss of noise": lambda: wb.edit.textual_inversion(
             model, "zebra", [picture]
         ),
         "invert: it runs DDIM's steps backwards": lambda: wb.invert(model, picture, ZEBRA),
-        "recover: its attacks change the states": lambda: wb.recover(
-            model, edit, wb.prompt_set("object")[:1], scorer=scorer
-        ),
         "head_relevance: it asks what a layer's keys would be": lambda: wb.head_relevance(
             model, ZEBRA, {"a": ["b"], "c": ["d"]}
         ),
@@ -624,8 +620,6 @@ def test_locogen_reaches_blocks_of_one_stream(both):
     assert len({float(each.mean()) for each in strip}) == len(strip) == 5
     maps = wb.attention_maps(model, ZEBRA, **GUIDED)
     assert sorted(maps.maps) == [f"transformer.{i}.joint" for i in range(4)]
-    with pytest.raises(ValueError, match=r"transformer\.2\.joint: its output projection is the block's"):
-        wb.attention_contribution(model, wb.PromptSet("one", (wb.Prompt(ZEBRA, "zebra"),), {}))
 
 
 @each_family

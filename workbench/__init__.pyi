@@ -37,6 +37,8 @@ from .localize.attribution import attribute as attribute
 from .localize.causal_trace import causal_trace as causal_trace
 from .localize.compare import Comparison as Comparison
 from .localize.compare import compare_localizers as compare_localizers
+from .localize.concept_attention import ConceptMaps as ConceptMaps
+from .localize.concept_attention import concept_attention as concept_attention
 from .localize.faithfulness import Faithfulness as Faithfulness
 from .localize.faithfulness import faithfulness as faithfulness
 from .localize.head_relevance import head_relevance as head_relevance

@@ -5,6 +5,7 @@ Weights are hashed once for a model: a checksum of all their bits, an order of m
 
 import hashlib
 import json
+import math
 import weakref
 from pathlib import Path
 
@@ -33,7 +34,11 @@ def identity(pipeline: DiffusionPipeline) -> dict:
         if isinstance(part, torch.nn.Module)
         and name != "safety_checker"  # it draws nothing: what it blacks out is an error
     }
-    config = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    config = {  # DPM-Solver's has an infinity, which JSON does not hold
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in pipeline.scheduler.config.items()
+        if not key.startswith("_")
+    }
     processors = {type(processor).__name__ for processor in denoiser.attn_processors.values()}
     return {
         "pipeline": type(pipeline).__name__,

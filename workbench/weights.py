@@ -51,15 +51,12 @@ def editable_weight(pipeline, path: str, name: str) -> torch.nn.Parameter:
 
 
 @torch.no_grad()
-def acting_weight(projection: torch.nn.Module, before: torch.nn.Module) -> torch.Tensor:
-    """The matrix (out, in) that a projection applies, its adapters' part included; had by calling it where it carries any.
-
-    before: the projection that gives its input, whose width it has.
-    """
+def acting_weight(projection: torch.nn.Module) -> torch.Tensor:
+    """The matrix (out, in) that a projection applies, its adapters' part included; had by calling it where it carries any."""
     if isinstance(projection, torch.nn.Linear):
         return projection.weight
     example = next(projection.parameters())
-    eye = torch.eye(before.out_features, dtype=example.dtype, device=example.device)
+    eye = torch.eye(projection.in_features, dtype=example.dtype, device=example.device)
     return (projection(eye) - projection(torch.zeros_like(eye))).T
 
 

@@ -9,7 +9,7 @@
 
 from functools import partial
 
-from workbench.arguments import checked, line
+from workbench.arguments import checked, line, optional
 from workbench.checks import laws, plain
 from workbench.checks.report import ModelCheck
 from workbench.checks.trial import Trial, changed, fewest_steps, state
@@ -20,7 +20,7 @@ from workbench.progress import Bar
 __all__ = ["ModelCheck", "check"]
 
 
-@checked(prompt=line, target=line, batch_size=partial(count, least=3))
+@checked(prompt=line, target=optional(line), batch_size=partial(count, least=3))
 def check(
     model: Model,
     *,
@@ -30,7 +30,7 @@ def check(
     num_inference_steps: int | None = None,
     guidance_scale: float = 2.0,
     prompt: str = "a photo of a zebra",
-    target: str = "a painting of a lion on the beach",
+    target: str | None = None,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
@@ -47,7 +47,8 @@ def check(
 
     every_site: put zeros at every site, not at one of each kind: a run for each 14 sites. height, width: in pixels, the pipeline's own
     when left out; small ones are quick. num_inference_steps: the fewest that the scheduler allows, from 2 on, when left out. prompt,
-    target: two whose pictures differ. seed: of the noise. batch_size: largest number of pictures per call.
+    target: two whose pictures differ; left out, a lion on the beach, or, where a prompt's padding is masked (PixArt), the prompt's own
+    words in reverse, which are as many tokens. seed: of the noise. batch_size: largest number of pictures per call.
 
     What fails does not raise: it stands in the result, as does what the pipeline cannot be asked. ValueError for what is no model, and
     for settings that no run takes.
@@ -58,6 +59,8 @@ def check(
     steps = fewest_steps(model.pipeline) if num_inference_steps is None else num_inference_steps
     model._settings(steps, guidance_scale, height, width)  # raises for settings that no run takes
     own = model.family.size(model.pipeline)
+    if target is None:
+        target = " ".join(reversed(prompt.split())) if model.family.masked else "a painting of a lion on the beach"
     trial = Trial(
         model,
         prompt=prompt,

@@ -120,7 +120,7 @@ def watched(
         def before(module, args, kwargs):
             watch.pass_by(site, args[0] if site.port == "input" else kwargs["encoder_hidden_states"])
 
-        def behind(module, args, output):
+        def behind(module, args, kwargs, output):
             value = part_of(output, site)
             watch.pass_by(site, value)
             if site.per_head:
@@ -128,11 +128,12 @@ def watched(
             if len(names) in (len(PARTS), len(PARTS) + len(ADDED)) and all(name in latest for name in names):
                 seen = watch.sites[site.name]
                 attention = module if site.part == "text" else attention_of(pipeline, site)
-                error = attention_error(attention, site, [latest.pop(name) for name in names], value)
+                mask = kwargs.get("attention_mask") if site.part == "denoiser" else None
+                error = attention_error(attention, site, [latest.pop(name) for name in names], value, mask)
                 seen.attention = max(seen.attention or 0.0, error) if not isinstance(error, str) else error
 
         if site.port == "output":
-            return module.register_forward_hook(behind)
+            return module.register_forward_hook(behind, with_kwargs=True)
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     with ExitStack() as stack:
@@ -150,11 +151,16 @@ def watched(
 
 
 def attention_error(
-    module: torch.nn.Module, site: Site, parts: Sequence[torch.Tensor], output: torch.Tensor
+    module: torch.nn.Module,
+    site: Site,
+    parts: Sequence[torch.Tensor],
+    output: torch.Tensor,
+    mask: torch.Tensor | None = None,
 ) -> float | str:
     """How far probabilities and output are from what queries, keys and values at the site's heads give; see `Seen`.
 
-    parts: these, and where there are two kinds of keys, keys, values and probabilities of the second.
+    parts: these, and where there are two kinds of keys, keys, values and probabilities of the second. mask: added to the scores of
+    a prompt's padding, (row, 1, token).
     """
     query, *others = parts
     key, value = (torch.cat(others[number::3], 1) for number in (0, 1))
@@ -164,6 +170,8 @@ def attention_error(
             rearrange(x, "row i (head c) -> row head i c", head=site.heads) for x in (query, key, value)
         )
         scores = query.float() @ key.float().transpose(-1, -2) * module.scale
+        if mask is not None:
+            scores = scores + mask[:, None].float()
         if site.part == "text":  # tokens do not see those behind them
             scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
         weights = scores.softmax(-1)

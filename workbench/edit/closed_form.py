@@ -193,13 +193,16 @@ def solve(
     preservation: Preservation = "ridge",
     moments: Moments | None = None,
     retain: float = 0.01,
+    fixed: torch.Tensor | None = None,
 ) -> Solution:
     """Solve once for all layers that are given these keys, in float64.
 
     keys: (pair, in). preserved: (key, in). preservation: "ridge", with lam as the regulariser and the preserved keys as
     terms of the sum; "covariance", with lam times the moments' E[k k^T] in its place (lam 0: the keys' values are met
     exactly, ROME); "nullspace", where the update does not touch the subspace of the preserved keys and moments whose
-    singular values exceed `retain` times the largest (SPEED, arXiv 2503.07392; AlphaEdit, 2410.02355).
+    singular values exceed `retain` times the largest (SPEED, arXiv 2503.07392; AlphaEdit, 2410.02355). fixed: keys (key, in) whose
+    values stay exactly as they are, whatever the others ask for: the Lagrange multipliers of SPEED's invariant equality
+    constraints come to leaving out their directions, as the null space does; not with "covariance".
 
     Raises ValueError for keys that are not finite and for a singular system, with its condition number.
 
@@ -226,16 +229,22 @@ def solve(
         raise ValueError(
             f"moments= has {len(moments.total)} channels, the keys have {channels}; take both from the same site's input"
         )
-    if preservation == "nullspace":
-        basis = _subspace(kept, moments, retain)
-        if len(basis) == channels:
-            raise ValueError(
-                f"preservation='nullspace': what is preserved spans all {channels} channels, nothing is left to edit; "
-                f"raise retain={retain}, or preserve less"
-            )
-        stacked = math.sqrt(weight) * (keys - keys @ basis.T @ basis)
-    else:
-        stacked = torch.cat([math.sqrt(weight) * keys, math.sqrt(preserve_weight) * kept])
+    if fixed is not None and preservation == "covariance":
+        raise ValueError(
+            'fixed= cannot be held with preservation="covariance"; give preservation="ridge" or "nullspace"'
+        )
+    basis = _subspace(kept, moments, retain) if preservation == "nullspace" else keys.new_zeros(0, channels)
+    if fixed is not None:
+        basis = _with(basis, as_keys("fixed", fixed))
+    if len(basis) == channels:
+        raise ValueError(
+            f"preservation={preservation!r}: what is preserved spans all {channels} channels, nothing is left to edit; "
+            f"raise retain={retain}, or preserve less"
+        )
+    free = lambda states: states - states @ basis.T @ basis
+    stacked = math.sqrt(weight) * free(keys)
+    if preservation != "nullspace":
+        stacked = torch.cat([stacked, math.sqrt(preserve_weight) * free(kept)])
     base = moments.second if preservation == "covariance" else None
     a, condition = _gain(stacked, lam, base)
     a = math.sqrt(weight) * a[:count]
@@ -277,3 +286,10 @@ def _subspace(kept: torch.Tensor, moments: Moments | None, retain: float) -> tor
     if strengths[-1] <= 0:
         raise ValueError('preservation="nullspace" needs preserved= keys or moments=; found neither')
     return directions[:, strengths > retain**2 * strengths[-1]].T
+
+
+def _with(basis: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Orthonormal directions (direction, in) that take up those of a basis and some states."""
+    rest = fixed - fixed @ basis.T @ basis
+    strengths, directions = torch.linalg.svd(rest, full_matrices=False)[1:]
+    return torch.cat([basis, directions[strengths > FROM_STATES * torch.linalg.matrix_norm(fixed, 2)]])

@@ -10,8 +10,10 @@ encoder's attention for its output projection, an mlp for its second layer. `tok
 aligning both prompts at the end of the words, at each place where they stand. `preserve` are words (filled into the templates) or
 prompts whose keys, at `preserve_tokens`, shall give what they gave.
 
-With joint attention (Stable Diffusion 3) `context_embedder` is the one layer that is given the text alone; its tokens are those of all
-encoders.
+With joint attention (Stable Diffusion 3, FLUX) `context_embedder` is the one layer that is given the text alone; its tokens are those
+of all encoders. The text's own key and value projections of a block ("transformer.3.joint" stands for them) are given what depends on
+the step and on the picture: their keys are gathered over runs, `runs=` says which (`workbench.edit.looks`), and each block has an M of
+its own.
 
 `rank`, which every editor here takes, cuts what is done to the layers' input: all cross-attention layers, which are given the same
 text states, get one matrix M before their weights (W' = W M), and M - I is cut to so many singular values. So the edit is that many
@@ -27,8 +29,9 @@ import torch
 from einops import rearrange
 
 from workbench import schema
-from workbench.arguments import Check, at_least_zero, checked, line, one_of, optional
+from workbench.arguments import Check, at_least_zero, checked, instance_of, line, one_of, optional
 from workbench.edit.closed_form import Preservation, Solution, solve
+from workbench.edit.looks import GIVEN, ROUNDING, KeyRuns, Looks, is_look
 from workbench.edit.low_rank import Edit, Update, update_of
 from workbench.edit.moments import Moments
 from workbench.edit.words import warn_of_untrained
@@ -39,7 +42,6 @@ from workbench.sites import Site, Sites, weight_of
 from workbench.text import POSITIONS_FIX, Joined, Tokens, replace_words, text_of, tokens_of
 
 TEMPLATES = ("{}", "a photo of {}", "an image of {}", "a picture of {}")
-ROUNDING = 1e-5  # relative difference of float32 states that are equal
 Concepts = Mapping[str, str] | Sequence[Prompt]
 Where = str | int | Sequence[str | int]
 
@@ -94,6 +96,7 @@ def a_source(value: Any, argument: str) -> str | Site:
 
 
 NAMED: dict[str, Check] = {"lam": at_least_zero}
+key_runs = optional(instance_of("workbench.edit.looks:KeyRuns", fix="wb.edit.KeyRuns(seeds=(0, 1)), or leave it out"))
 
 
 @checked(
@@ -105,6 +108,7 @@ NAMED: dict[str, Check] = {"lam": at_least_zero}
     preserve=to_preserve,
     preserve_tokens=where,
     corpus=as_corpus,
+    runs=key_runs,
     editor=line,
 )
 def from_concepts(
@@ -125,14 +129,16 @@ def from_concepts(
     corpus: Sequence[str] | Moments | None = None,
     retain: float = 0.01,
     rank: int | None = None,
+    runs: KeyRuns | None = None,
     editor: str = "from_concepts",
 ) -> Edit:
     """The edit that makes some words' states at linear layers act as others', by `workbench.edit.closed_form.solve`.
 
     lam_v: another lam for value projections. average: one key and guide per concept, the mean over templates. corpus: prompts
     whose second moments (or the moments) preservation="covariance" and "nullspace" keep. rank: at most, cut before the layers'
-    weights; all that was solved when left out. The rest: see the module and `solve`. Returns an `Edit` of rank at most the number
-    of keys.
+    weights; all that was solved when left out. runs: of layers of joint attention, the runs over which keys, preserved keys and
+    moments are gathered; two seeds and every step when left out. The rest: see the module and `solve`. Returns an `Edit` of rank
+    at most the number of keys.
 
     Raises, with nothing changed, KeyError for unknown sites; ValueError for sites that are not given text, words that a
     prompt lacks, keys equal to their guides, or a singular system.
@@ -160,16 +166,17 @@ def from_concepts(
     found, diagnostics, solutions = [], {}, {}
     groups = by_input(model, editable(model, sites))
     check_moments(model, groups, corpus)
+    looks = Looks(model, groups, runs)
     for source, members in groups.items():
-        old, new = gather(model, source, pairs, tokens, average)
+        old, new = gather(model, source, pairs, tokens, average, looks)
         if torch.equal(old, new):
             raise ValueError(
-                f"concepts=: the words' states at {source} are those of their guides; name other words, or tokens= beyond them"
+                f"concepts=: the words' states at {called(source)} are those of their guides; name other words, or tokens= beyond them"
             )
-        preserved = gather(model, source, kept, preserve_tokens)[0] if kept else None
-        moments = corpus if corpus is None or isinstance(corpus, Moments) else moments_of(model, corpus, source)
+        preserved = gather(model, source, kept, preserve_tokens, looks=looks)[0] if kept else None
+        moments = corpus if corpus is None or isinstance(corpus, Moments) else seconds(model, source, corpus, looks)
         for site in members:
-            strength = lam_v if lam_v is not None and site.kind == "cross.v" else lam
+            strength = lam_v if lam_v is not None and site.kind == model.family.values else lam
             if (source, strength) not in solutions:
                 solution = solve(
                     old,
@@ -199,7 +206,7 @@ def from_concepts(
         "rank": rank,
         "prompts": [[p.prompt, p.subject, p.replacement] for p in pairs],
         "preserve": [p.prompt for p in kept],
-    }
+    } | ({"runs": looks.record()} if looks.sources else {})
     return Edit(found, provenance(editor, model, diagnostics, **settings))
 
 
@@ -308,28 +315,38 @@ def editable(model, sites) -> Sites:
 
     sites: all of the denoiser's that are given the text alone, when None.
     """
-    sites = model.family.edited if sites is None else sites
+    family = model.family
+    sites = family.edited if sites is None else sites
     chosen = []
     for site in model.sites(*schema.site_names(sites)):
         layer, kind = site.place, site.kind
         chosen += {
             "cross": [f"{layer}.cross.k", f"{layer}.cross.v"],
+            "joint": [f"{layer}.{family.keys}", f"{layer}.{family.values}"],
             "context": [f"{layer}.context_embedder"],
             "attention": [f"{layer}.out"],
             "mlp": [f"{layer}.{last}" for last in ("fc2", "wo") if f"{layer}.{last}" in model.sites],
         }.get(kind, [site.name])
     found = model.sites(*chosen)
     for site in found:
+        if family.joint and site.kind in (family.keys, family.values):
+            if site.span is not None:
+                raise ValueError(
+                    f"sites=: {site.name} is given by one weight for picture and text (a block of one stream), so that an edit of it "
+                    f"would be one of the picture too; name blocks of two streams, or {family.edited}"
+                )
+            weight_of(model.pipeline, site)
+            continue
         weight_of(model.pipeline, site)
         inside = site.part == "text" and site.depth is not None  # a layer of a text encoder
-        if not inside and site.kind != "context_embedder" and site not in model.sites(model.family.edited):
+        if not inside and site.kind != "context_embedder" and site not in model.sites(family.edited):
             raise ValueError(
                 f"sites=: {site.name} is not given text states; name cross-attention layers (their k and v), or the text "
                 f"encoder's out, fc1 and fc2 (its embedding: see embedding_swap)"
                 + (
-                    f"; in joint attention text states change from layer to layer and step to step, so that only {model.family.edited} "
-                    "is given the text alone"
-                    if model.family.joint
+                    f"; in joint attention {family.edited} is given the text alone, and blocks' {family.keys} and {family.values} "
+                    "the text's states at the step"
+                    if family.joint
                     else ""
                 )
             )
@@ -337,16 +354,18 @@ def editable(model, sites) -> Sites:
 
 
 def by_input(model, sites: Iterable[Site]) -> dict[str | Site, list[Site]]:
-    """Sites by what they are given: "text states" for all keys and values of cross-attention, else each its own.
+    """Sites by what they are given: "text states" for all that are given the text alone, a block's text at the step, else each its own.
 
     Where layers norm the text's states each in its own way (DeepFloyd IF), keys and values of one layer go together.
     """
-    sites = list(sites)
+    family, sites = model.family, list(sites)
     groups: dict[str | Site, list[Site]] = {}
     for site in sites:
         alone: str | Site = site
-        if site.part == "denoiser":
-            own = model.family.given is not None
+        if family.joint and site.kind in (family.keys, family.values):
+            alone = model.sites.beside(site, GIVEN)
+        elif site.part == "denoiser":
+            own = family.given is not None
             alone = next(each for each in sites if each.place == site.place) if own else "text states"
         groups.setdefault(alone, []).append(site)
     return groups
@@ -360,6 +379,11 @@ def check_moments(model, groups: Mapping[str | Site, list[Site]], corpus: Sequen
             f"corpus= are moments of one input, the {len(several)} layers of a {type(model.pipeline).__name__} are given as many; give "
             "the corpus' texts, or sites= of one layer"
         )
+
+
+def called(source: str | Site) -> str:
+    """What a group of layers is given, in words."""
+    return source.name if isinstance(source, Site) else source
 
 
 def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
@@ -385,35 +409,56 @@ def states(model, source: str | Site, prompts: Sequence[str]) -> torch.Tensor:
 
 
 def gather(
-    model, source: str | Site, pairs: Sequence[Prompt], tokens: Where, average: bool = False
+    model,
+    source: str | Site,
+    pairs: Sequence[Prompt],
+    tokens: Where,
+    average: bool = False,
+    looks: Looks | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and their guides, each (key, in); a pair without replacement is its own guide.
 
-    average: one key for each concept and position, counted from its last token: the mean over its prompts.
+    average: one key for each concept and position, counted from its last token: the mean over its prompts. looks: where sources that
+    are given something else at each step are looked up; each look is a key of its own.
     """
     changes = [
         replace_words(pair.prompt, pair.subject, pair.replacement) if pair.replacement else None for pair in pairs
     ]
     guides = [change.text if change else pair.prompt for pair, change in zip(pairs, changes)]
-    old, new = states(model, source, [*(pair.prompt for pair in pairs), *guides]).split(len(pairs))
-    keys: dict[object, list[torch.Tensor]] = {}
+    groups: list[object] = []
+    olds: list[tuple[str, int]] = []
+    news: list[tuple[str, int]] = []
     for p, (pair, change, guide) in enumerate(zip(pairs, changes, guides)):
         before, after = (_tokens(model, source, text) for text in (pair.prompt, guide))
         wanted = sorted(before.positions(tokens, pair.subject))
         for i, j in change.aligned(before, after, wanted) if change else zip(wanted, wanted):
-            group = (pair.subject, pair.replacement, _distance(before, i, pair.subject)) if average else (p, i)
-            keys.setdefault(group, []).append(torch.stack([old[p, i], new[p, j]]))
-    both = torch.stack([torch.stack(found).mean(0) for found in keys.values()])
-    old, new = both[:, 0], both[:, 1]
+            groups.append((pair.subject, pair.replacement, _distance(before, i, pair.subject)) if average else (p, i))
+            olds.append((pair.prompt, i))
+            news.append((guide, j))
+    found = _values(model, source, [*olds, *news], looks)  # (place, look, channel)
+    keys: dict[object, list[torch.Tensor]] = {}
+    for group, old, new in zip(groups, found[: len(olds)], found[len(olds) :]):
+        keys.setdefault(group, []).append(torch.stack([old, new]))
+    both = torch.cat([torch.stack(own).mean(0) for own in keys.values()], 1)
+    old, new = both[0], both[1]
     same = (new - old).norm(dim=1) <= ROUNDING * old.norm(
         dim=1
     )  # words before the subject: equal but for the batch's rounding
     return old, torch.where(same[:, None], old, new)
 
 
+def _values(model, source: str | Site, places: Sequence[tuple[str, int]], looks: Looks | None) -> torch.Tensor:
+    """Inputs of a group of layers at positions of prompts: (place, look, channel), one look where they do not depend on a run."""
+    if isinstance(source, Site) and is_look(source):
+        return (looks or Looks(model, [source], None)).at(source, places)
+    prompts = list(dict.fromkeys(prompt for prompt, _ in places))
+    held = dict(zip(prompts, states(model, source, prompts)))
+    return torch.stack([held[prompt][position] for prompt, position in places])[:, None]
+
+
 def _tokens(model, source: str | Site, prompt: str) -> Tokens:
     """A prompt as layers with this input are given it."""
-    if isinstance(source, Site):
+    if isinstance(source, Site) and source.part == "text":
         return tokens_of(model.pipeline, prompt, source.tokenizer or "tokenizer")
     return text_of(model.pipeline, prompt)
 
@@ -432,15 +477,28 @@ def _distance(tokens: Tokens, i: int, subject: str) -> tuple[int, int]:
     return 0, i - begun[-1][-1]
 
 
-@checked(prompts=strings, source=a_source)
-def moments_of(model, prompts: Sequence[str], source: str | Site = "text states") -> Moments:
+@checked(prompts=strings, source=a_source, runs=key_runs)
+def moments_of(
+    model, prompts: Sequence[str], source: str | Site = "text states", *, runs: KeyRuns | None = None
+) -> Moments:
     """Second moments of what layers are given for a corpus of prompts, at all positions but the first, which never varies.
+
+    source: the text states that all layers are given, or a site whose layer's input it is. runs: of a layer of joint attention.
 
     >>> wb.edit.moments_of(model, ["a zebra", "a lion"]).total.shape
     torch.Size([96, 96])
     """
+    if isinstance(source, Site):
+        (source,) = by_input(model, [source])
+    return seconds(model, source, prompts, Looks(model, [source], runs))
+
+
+def seconds(model, source: str | Site, prompts: Sequence[str], looks: Looks | None = None, first: int = 1) -> Moments:
+    """Second moments of a group of layers' inputs, at all positions from `first` on."""
+    if isinstance(source, Site) and is_look(source):
+        return (looks or Looks(model, [source], None)).moments(source, prompts, first)
     return Moments.of(
-        rearrange(states(model, source, prompts)[:, 1:], "prompt token channel -> (prompt token) channel")
+        rearrange(states(model, source, prompts)[:, first:], "prompt token channel -> (prompt token) channel")
     )
 
 

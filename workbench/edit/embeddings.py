@@ -15,7 +15,7 @@ from workbench.arguments import checked
 from workbench.edit.editors import as_templates, provenance
 from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.words import warn_of_untrained
-from workbench.families import check_unet
+from workbench.families import check_unet, family_of
 from workbench.inputs import count, number, text
 from workbench.models import some_pictures
 from workbench.progress import each
@@ -133,7 +133,7 @@ def textual_inversion(
 
 
 class Denoiser(torch.nn.Module):
-    """A pipeline's noise prediction for noised latents, as a function of its own weights."""
+    """What a pipeline predicts for noised latents, noise or, of flow matching, velocity, as a function of its own weights."""
 
     def __init__(self, pipeline):
         super().__init__()
@@ -145,8 +145,12 @@ class Denoiser(torch.nn.Module):
     def forward(
         self, prompts: list[str], latents: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prediction and target, each (row, channel, y, x)."""
+        """Prediction and target, each (row, channel, y, x). steps: of the training's, (row,)."""
         pipeline, more = self.pipeline, {}
+        if (family := family_of(pipeline)).velocity is not None:
+            share = ((steps + 0.5) / pipeline.scheduler.config.num_train_timesteps).to(latents.dtype)
+            mixed = torch.lerp(latents, noise, share[:, None, None, None])
+            return family.velocity(pipeline, mixed, share, *family.encode(pipeline, prompts)), noise - latents
         text, *rest = pipeline.encode_prompt(
             prompts, device=latents.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 from workbench.arguments import checked, instance_of, optional, warn
-from workbench.edit.editors import by_input, editable, to_preserve
+from workbench.edit.editors import by_input, editable, key_runs, to_preserve
+from workbench.edit.looks import KeyRuns
 from workbench.edit.low_rank import Edit
 from workbench.edit.moments import Moments
 from workbench.edit.projections import a_floor, general, oblique, to_keep
@@ -35,6 +36,7 @@ LINEAR = ("relative_norm", "drift")  # diagnostics that scale as the edit does
     similarity=partial(number, above=0, most=1),
     scorer=optional(instance_of("workbench.scorer:Scorer")),
     num_inference_steps=optional(count),
+    runs=key_runs,
 )
 def erase(
     model,
@@ -49,6 +51,7 @@ def erase(
     scorer: Scorer | None = None,
     num_inference_steps: int | None = None,
     batch_size: int = 16,
+    runs: KeyRuns | None = None,
 ) -> Edit:
     """Erase a concept: `oblique` to a guide, as much of it as leaves other pictures as they are.
 
@@ -63,6 +66,7 @@ def erase(
     to 1, and then the strength, halving the way four times. What was tried and what chosen is the provenance's
     "budget", of each the rank, strength, mean and lowest similarity; a strength below 1 warns, since the concept may still be drawn.
     Without keep= nothing is drawn. scorer: whose embeddings; the embedded grader, for the embedded model alone, when left out.
+    runs: as of `oblique`.
 
     Whether what is no longer drawn can be brought back is another question. Raises ValueError for a prompt to keep that
     has the concept, a budget that no strength meets, and what `oblique` refuses.
@@ -82,7 +86,7 @@ def erase(
     scorer = (scorer or default_scorer(model)) if kept else None
     guides = [guide] if isinstance(guide, str) else list(guide)
     corpus = None if resist == math.inf else to_stay(model, sites, [*general([concept]), *kept])
-    make = partial(oblique, model, concept, sites=sites, corpus=corpus, resist=resist)
+    make = partial(oblique, model, concept, sites=sites, corpus=corpus, resist=resist, runs=runs)
     edits = {each: make(each, rank=rank) for each in guides}
     drifts = {each: mean_drift(edit) for each, edit in edits.items()}
     chosen = min(drifts, key=lambda each: drifts[each])

@@ -13,19 +13,22 @@ from workbench.edit.editors import (
     as_pairs,
     as_templates,
     by_input,
+    called,
     diagnose,
     editable,
     gather,
+    key_runs,
     provenance,
     where,
 )
+from workbench.edit.looks import KeyRuns, Looks
 from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.words import warn_of_untrained
 from workbench.inputs import count as whole_count
 from workbench.sites import weight_of
 
 
-@checked(count=whole_count, lam=at_least_zero, templates=as_templates, tokens=where)
+@checked(count=whole_count, lam=at_least_zero, templates=as_templates, tokens=where, runs=key_runs)
 def neurons(
     model,
     concepts: Concepts,
@@ -35,13 +38,14 @@ def neurons(
     lam: float = 0.01,
     templates: Sequence[str] = TEMPLATES,
     tokens: Where = "subject_last",
+    runs: KeyRuns | None = None,
 ) -> Edit:
     """Set the `count` channels with the largest Welch z between a concept and neutral words to the neutral mean.
 
     After the neuron edits of LocoGen (Basu et al. 2024, arXiv 2405.01008, section 6), here as a change of weights: where the
     concept's keys stand, the chosen channels of each layer give their mean over the neutral prompts, all others what they
     gave. concepts: words and the neutral words beside them ({"a watercolor": "a picture"}). Returns an `Edit` whose b has
-    entries in the chosen rows only.
+    entries in the chosen rows only. runs: as of `from_concepts`.
 
     Raises ValueError when a site has fewer channels than `count`, or fewer than two keys stand against one another.
 
@@ -52,11 +56,13 @@ def neurons(
     pairs = as_pairs(concepts, templates)
     warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=")
     found, diagnostics = [], {}
-    for source, members in by_input(model, editable(model, sites)).items():
-        old, new = gather(model, source, pairs, tokens)
+    groups = by_input(model, editable(model, sites))
+    looks = Looks(model, groups, runs)
+    for source, members in groups.items():
+        old, new = gather(model, source, pairs, tokens, looks=looks)
         if len(old) < 2:
             raise ValueError(
-                f"concepts=, templates=: {len(old)} key at {source}, a variance needs two; give more templates or prompts"
+                f"concepts=, templates=: {len(old)} key at {called(source)}, a variance needs two; give more templates or prompts"
             )
         solution = solve(old, lam=lam)
         for site in members:

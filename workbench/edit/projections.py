@@ -22,14 +22,17 @@ from workbench.edit.editors import (
     as_pairs,
     as_templates,
     by_input,
+    called,
     check_moments,
     editable,
     gather,
+    key_runs,
     provenance,
     relative_norm,
-    states,
+    seconds,
     where,
 )
+from workbench.edit.looks import KeyRuns, Looks
 from workbench.edit.low_rank import Edit, update_of
 from workbench.edit.moments import Moments
 from workbench.edit.words import warn_of_untrained
@@ -55,7 +58,7 @@ def a_floor(value: Any, argument: str) -> float:
 
 
 CHECKS: dict[str, Check] = dict(
-    rank=optional(count), templates=as_templates, tokens=where, corpus=as_corpus, floor=a_floor
+    rank=optional(count), templates=as_templates, tokens=where, corpus=as_corpus, floor=a_floor, runs=key_runs
 )
 
 
@@ -72,6 +75,7 @@ def oblique(
     corpus: Sequence[str] | Moments | None = None,
     floor: float = FLOOR,
     resist: float = 0.0,
+    runs: KeyRuns | None = None,
 ) -> Edit:
     """Erase a concept: what layers are given loses the directions in which it differs from a guide, and else changes the least.
 
@@ -82,7 +86,8 @@ def oblique(
 
     concept, guide: words for `templates`, such as "a zebra" and "a cow"; left out, these are 60 prompts that come with the
     workbench: the few short ones of other editors give a direction that holds for them alone (on the embedded model the concept
-    stays). rank: how many directions are removed; None is all, after which the two are equal at every token that was given.
+    stays). rank: how many directions are removed; None is all, after which the two are equal at every token that was given. runs: as
+    of `from_concepts`, for layers of joint attention: all of these prompts are drawn.
     corpus: prompts whose states are kept (with the empty prompt's), or their `Moments`; left out, some 230 texts of the attributes
     that come with the workbench, but for those that say or show the concept. floor: added to S, as a share of its mean eigenvalue.
     The larger it is, the more all directions count alike: math.inf is the orthogonal projection, which does not look at what is
@@ -105,7 +110,7 @@ def oblique(
     >>> with model.applied(erased):
     ...     pictures = model.generate("a zebra in the savanna")
     """
-    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor, resist=resist)
+    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor, resist=resist, runs=runs)
     return projected(model, "oblique", (concept, guide), sites, times=1.0, kept_words=(concept,), **settings)[0]
 
 
@@ -121,6 +126,7 @@ def reflect(
     tokens: Where = "all",
     corpus: Sequence[str] | Moments | None = None,
     floor: float = FLOOR,
+    runs: KeyRuns | None = None,
 ) -> Edit:
     """Swap two concepts: what layers are given is mirrored along the directions in which the two differ.
 
@@ -138,7 +144,7 @@ def reflect(
     >>> mirrored.rank, mirrored.provenance["miss"]["text states"] < 0.5
     (1, True)
     """
-    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor)
+    settings = dict(rank=rank, templates=templates, tokens=tokens, corpus=corpus, floor=floor, runs=runs)
     edit, misses = projected(
         model, "reflect", (first, second), sites, times=2.0, kept_words=(first, second), **settings
     )
@@ -166,6 +172,7 @@ def projected(
     corpus: Sequence[str] | Moments | None,
     floor: float,
     resist: float = 0.0,
+    runs: KeyRuns | None = None,
 ) -> tuple[Edit, dict[str, float]]:
     """The edit of one projection for each input, and by how much a reflection would miss, by input."""
     pairs = as_pairs(dict([words]), contexts() if templates is None else templates)
@@ -179,23 +186,25 @@ def projected(
     found, diagnostics, misses = [], {}, {}
     groups = by_input(model, editable(model, sites))
     check_moments(model, groups, corpus)
+    looks = Looks(model, groups, runs)
     for source, members in groups.items():
-        old, new = gather(model, source, pairs, tokens)
+        old, new = gather(model, source, pairs, tokens, looks=looks)
         used = (old != new).any(1)
         if not used.any():
             raise ValueError(
-                f"{editor}: the states of {words[0]!r} at {source} are those of {words[1]!r}; name other words, or tokens= beyond them"
+                f"{editor}: the states of {words[0]!r} at {called(source)} are those of {words[1]!r}; name other words, or tokens= "
+                "beyond them"
             )
         old, new = old[used], new[used]
-        kept = None if math.inf in (floor, resist) else to_keep(model, source, prompts)
+        kept = None if math.inf in (floor, resist) else to_keep(model, source, prompts, looks)
         if kept and len(kept.total) != old.shape[1]:
             raise ValueError(
-                f"corpus= has moments of {len(kept.total)} channels, the states at {source} have {old.shape[1]}; take both from the "
-                "same site's input"
+                f"corpus= has moments of {len(kept.total)} channels, the states at {called(source)} have {old.shape[1]}; take both "
+                "from the same site's input"
             )
         second = kept and kept.floored(floor).second
         change = projection(old - new, resisting(model, members, second, resist), rank=rank, times=times)
-        misses[str(source)] = miss(change, old, new)
+        misses[called(source)] = miss(change, old, new)
         for site in members:
             weight = weight_of(model.pipeline, site).detach().cpu().double()
             found.append(update := update_of(model, site.name, *change.factors(weight)))
@@ -216,6 +225,7 @@ def projected(
         else list(prompts),
         "prompts": [[pair.prompt, pair.subject, pair.replacement] for pair in pairs],
     }
+    about |= {"runs": looks.record()} if looks.sources else {}
     about |= {"miss": misses} if editor == "reflect" else {}
     return Edit(found, provenance(editor, model, diagnostics, **about)), misses
 
@@ -251,11 +261,11 @@ def drift(change: Change, weight: torch.Tensor, second: torch.Tensor) -> float |
     return size(torch.matmul(*change.factors(weight))) / whole if whole else None
 
 
-def to_keep(model, source: str | Site, corpus: Sequence[str] | Moments) -> Moments:
+def to_keep(model, source: str | Site, corpus: Sequence[str] | Moments, looks: Looks | None = None) -> Moments:
     """Second moments of the states of prompts and of the empty one, which guidance pushes away from, at all positions."""
     if isinstance(corpus, Moments):
         return corpus
-    return Moments.of(states(model, source, ["", *corpus]).flatten(0, 1))
+    return seconds(model, source, ["", *corpus], looks, first=0)
 
 
 def contexts() -> tuple[str, ...]:

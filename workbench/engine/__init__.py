@@ -5,7 +5,7 @@ from workbench.engine.calls import Calls, calls_in
 from workbench.engine.result import Run
 from workbench.engine.run import prepare, run
 from workbench.engine.text import encode, text_values
-from workbench.engine.trace import wrapped
+from workbench.engine.trace import aside, wrapped
 
 __all__ = [
     "Batch",
@@ -14,6 +14,7 @@ __all__ = [
     "Run",
     "Settings",
     "Start",
+    "aside",
     "calls_in",
     "encode",
     "prepare",

@@ -218,14 +218,18 @@ class Batch:
         )
 
     def groups(self) -> list[list[Site]]:
-        """Sites of modules in use, in execution order: those that a fold reads together in one group, every other by itself."""
+        """Sites of modules in use: those that a fold reads together in one group, every other by itself; all in execution order.
+
+        Groups too: what changes a module's input comes before what reads that input beside its output, in whichever order they were named.
+        """
         together: list[set[Site]] = [{site} for site in (*self.actions, *self.seen) if site.port != "step"]
         together += [set(sites) for sites in self.folds.values()]
         groups: list[set[Site]] = []
         for new in together:
             touching = [group for group in groups if group & new]
             groups = [group for group in groups if not group & new] + [new.union(*touching)]
-        return [[site for site in self.sites if site in group] for group in groups]
+        place = {site: number for number, site in enumerate(self.sites)}
+        return sorted((sorted(group, key=place.__getitem__) for group in groups), key=lambda group: place[group[0]])
 
     def visit(self, tracer, nn, group: list[Site]):
         """Read, change and record sites; one mediator of NNsight's for each group, whose requests come in execution order."""

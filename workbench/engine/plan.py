@@ -91,11 +91,28 @@ def plan(
                 try:
                     actions.append(_action(model, world, number, intervention, site, calls, guided, negative))
                     _check_maps(sites, intervention.rule)
+                    if model.family.masked and "token" in site.axes and not site.kind.endswith("probs"):
+                        _check_lengths(model.pipeline, intervention.rule, world, worlds)
                 except ValueError as error:
                     raise ValueError(f"{rule}: {error}") from None
                 if intervention.tokens is None:
                     resolved[id(intervention), site.name] = actions[-1]
     return Plan(calls, guided, tuple(actions))
+
+
+def _check_lengths(pipeline, rule: Rule, world: World, worlds: Sequence[World]):
+    """Raise ValueError for text of another prompt with more or fewer tokens than the row's own, whose padding alone is masked."""
+    pairs = [(world.prompt, rule.other_prompt)] if rule.other_prompt is not None else []
+    for other in worlds:
+        if other.name == rule.source_world:
+            pairs += [(world.prompt, other.prompt), (world.negative_prompt or "", other.negative_prompt or "")]
+    for own, given in pairs:
+        counts = [tokens.end + tokens.ended for tokens in (text_of(pipeline, text) for text in (own, given))]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"{given!r} is {counts[1]} tokens, {own!r} {counts[0]}, and a {type(pipeline).__name__} masks what is behind a "
+                "prompt's own; give a prompt of as many tokens, or act where the text has been read, at cross.z or cross"
+            )
 
 
 def check_reach(pipeline, site: Site):

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -117,3 +117,8 @@ def untouched(pipeline):
             del pipeline._progress_bar_config
         else:
             pipeline._progress_bar_config = bar
+
+
+def aside(pipeline, path: str) -> Callable:
+    """A module of the pipeline that may be called while a run passes (in a `Fold`), without the run taking notice of it."""
+    return wrapped(pipeline).get(path)

@@ -9,11 +9,12 @@ from diffusers import DiffusionPipeline
 from workbench.families.base import Encoder, Family, Reading, Site, read_together, set_length
 from workbench.families.deepfloyd import DEEPFLOYD
 from workbench.families.flux import FLUX
+from workbench.families.pixart import PIXART
 from workbench.families.sd import SD
 from workbench.families.sd3 import SD3
 from workbench.families.sdxl import SDXL
 
-FAMILIES = (SD, SDXL, SD3, FLUX, DEEPFLOYD)
+FAMILIES = (SD, SDXL, SD3, FLUX, PIXART, DEEPFLOYD)
 
 __all__ = [
     "FAMILIES",
@@ -40,7 +41,7 @@ def check_class(name: str) -> Family:
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(
         f"wb.load: the pipeline is of the class {name}; supported are {known} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX.1, "
-        "DeepFloyd IF's stage I, text to image). "
+        "PixArt, DeepFloyd IF's stage I, text to image). "
         "Load the checkpoint into one of these, if it is of such an architecture"
     )
 

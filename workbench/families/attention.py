@@ -25,7 +25,7 @@ from workbench.families.added import ExplicitAddedAttention
 from workbench.families.base import Site
 from workbench.families.clip import explicit_text_attention
 from workbench.families.joint import ExplicitJointAttention, ExplicitRotaryAttention, give_joint_probs, is_joint
-from workbench.weights import fused
+from workbench.weights import acting_weight, fused
 
 # what an attention may have besides projections, which the explicit path does not repeat
 EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
@@ -40,8 +40,10 @@ class ExplicitAttention:
             rearrange(x, "row i (head c) -> row head i c", head=attn.heads)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        probs = (query.float() @ key.float().transpose(-1, -2) * attn.scale).softmax(-1)
-        probs = attn.probs(probs.to(value.dtype))
+        scores = query.float() @ key.float().transpose(-1, -2) * attn.scale
+        if attention_mask is not None:  # (row, 1, token), of a prompt's padding
+            scores = scores + attention_mask[:, None].float()
+        probs = attn.probs(scores.softmax(-1).to(value.dtype))
         return attn.to_out[1](attn.to_out[0](rearrange(probs @ value, "row head i c -> row i (head c)")))
 
 
@@ -82,6 +84,20 @@ def attention_of(pipeline, site: Site) -> torch.nn.Module | None:
             return None
         path = path.rpartition(".")[0]
     return None
+
+
+def output_weight(pipeline, site: Site) -> torch.Tensor:
+    """The matrix (out, in) that the heads' results of an attention pass through, its adapters' part included.
+
+    Of FLUX's blocks of one stream these are the first columns of the block's projection, which takes the feed-forward's behind them.
+    """
+    attention = attention_of(pipeline, site)
+    if attention is None:
+        raise ValueError(f"{site.name} is no attention's")
+    if getattr(attention, "to_out", None) is not None:
+        return acting_weight(attention.to_out[0])
+    block = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2].rpartition(".")[0])
+    return acting_weight(block.proj_out)[:, : attention.to_v.out_features]
 
 
 def check_attention(pipeline, site: Site):

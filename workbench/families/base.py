@@ -146,6 +146,10 @@ class Family:
     None where that is the states themselves. projection: how the denoiser projects the text's states before its layers are given them, as
     its configuration calls it (`encoder_hid_dim_type`); None: not at all. refused: pipelines of the same models that
     are not supported, and why.
+    masked: whether the denoiser does not look at a prompt's padding, so that only a prompt of as many tokens can stand in for another.
+    call: keywords that every call of the pipeline is given.
+    velocity: of flow matching, (pipeline, noised latents (row, channel, y, x), share of noise (row,), states, pooled) -> the denoiser's
+    velocity, as latents.
     """
 
     name: str
@@ -176,11 +180,19 @@ class Family:
     given: Callable | None = None
     projection: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    velocity: Callable | None = None
+    masked: bool = False
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def joint(self) -> bool:
         """Whether text and picture attend to both, so that the text's states change from layer to layer."""
         return self.keys != "cross.k"
+
+    @property
+    def context(self) -> str:
+        """Glob of the sites at which the text's states come to the denoiser."""
+        return f"{self.denoiser if self.joint else self.layers}.context"
 
     def model(self, pipeline):
         """The denoiser of a pipeline of this family."""
@@ -213,4 +225,4 @@ class Family:
     def keywords(self, pipeline) -> dict[str, Any]:
         """What the pipeline's call is given besides what every pipeline takes."""
         length = self.length_of(pipeline)
-        return {} if length is None else {"max_sequence_length": length}
+        return dict(self.call) | ({} if length is None else {"max_sequence_length": length})

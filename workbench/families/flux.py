@@ -61,6 +61,27 @@ def unpack(packed: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return rearrange(packed, "row (y x) (c i j) -> row c (y i) (x j)", y=rows, x=columns, i=PATCH, j=PATCH)
 
 
+def velocity(
+    pipeline, latents: torch.Tensor, noise: torch.Tensor, states: torch.Tensor, pooled: torch.Tensor
+) -> torch.Tensor:
+    """The denoiser's velocity for latents (row, channel, y, x) with a share of noise (row,), at the family's guidance."""
+    rows, columns = latents.shape[-2:]
+    places = pipeline._prepare_latent_image_ids(
+        len(latents), rows // PATCH, columns // PATCH, latents.device, latents.dtype
+    )
+    guidance = torch.full_like(noise, FLUX.guidance) if pipeline.transformer.config.guidance_embeds else None
+    found = pipeline.transformer(
+        hidden_states=pack(latents),
+        timestep=noise,
+        guidance=guidance,
+        encoder_hidden_states=states,
+        pooled_projections=pooled,
+        txt_ids=torch.zeros(states.shape[1], 3, device=latents.device, dtype=latents.dtype),
+        img_ids=places,
+    )
+    return unpack(found.sample, (rows, columns))
+
+
 def sites(pipeline, height: int, width: int) -> list[Site]:
     """All sites, in execution order."""
     clip, t5 = FLUX.encoders
@@ -90,6 +111,7 @@ def sites(pipeline, height: int, width: int) -> list[Site]:
             port="input",
             from_text=True,
         ),
+        site("modulation", "time_text_embed", POOLED, inner, stream=True),
         site("context", "context_embedder", TEXT, tokens, config.joint_attention_dim, port="input", **of_text),
         site("context_embedder", "context_embedder", TEXT, tokens, inner, **of_text),
     ]
@@ -137,6 +159,7 @@ FLUX: Family = Family(
     encode=encode,
     read=readings,
     schedule=schedule,
+    velocity=velocity,
     packing=(pack, unpack),
     clock=1000.0,
     layers="transformer.*.joint",

@@ -3,7 +3,7 @@ both together. Sites name the streams; in which order a pipeline joins them is k
 
 Probabilities are four parts, by who looks at what: "self.probs" (pixel, key) and "cross.probs" (pixel, token) of the picture's
 queries, "text.image.probs" (token, pixel) and "text.text.probs" (token, key) of the text's. The attention as a whole is "joint", by what it
-gives the picture; it equals "image.out".
+gives the picture; it equals "image.out". "text.normed" is what the text's projections are given, where these are its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +163,7 @@ def joint_sites(
     def named(site: Site, kind: str, child: str, **facts) -> Site:
         return replace(site, name=f"{place}.{kind}", kind=kind, module=f"{module}.{child}", **facts)
 
+    yield replace(named(text, "text.normed", ""), module=f"{path}.norm1_context", stream=True)
     for kind in ("q", "k", "v"):
         yield named(picture, f"image.{kind}", f"to_{kind}")
     for kind in ("q", "k", "v"):

@@ -58,6 +58,14 @@ def schedule(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
     return {"mu": shift_of(pipeline, rows * columns, most=1.16)}
 
 
+def velocity(
+    pipeline, latents: torch.Tensor, noise: torch.Tensor, states: torch.Tensor, pooled: torch.Tensor
+) -> torch.Tensor:
+    """The denoiser's velocity for latents (row, channel, y, x) with a share of noise (row,)."""
+    times = noise * pipeline.scheduler.config.num_train_timesteps
+    return pipeline.transformer(latents, encoder_hidden_states=states, pooled_projections=pooled, timestep=times).sample
+
+
 def sites(pipeline, height: int, width: int) -> list[Site]:
     """All sites, in execution order."""
     *clips, _ = SD3.encoders
@@ -84,6 +92,7 @@ def sites(pipeline, height: int, width: int) -> list[Site]:
     made += [
         site("patches", ".pos_embed", PIXELS, pixels, width_, grid=patches, stream=True),
         site("pooled", ".time_text_embed.text_embedder", POOLED, pooled, port="input", from_text=True),
+        site("modulation", ".time_text_embed", POOLED, width_, stream=True),
         site("context", ".context_embedder", TEXT, tokens, given, port="input", **of_text),
         site("context_embedder", ".context_embedder", TEXT, tokens, width_, **of_text),
     ]
@@ -147,6 +156,7 @@ SD3: Family = Family(
     encode=encode,
     read=readings,
     schedule=schedule,
+    velocity=velocity,
     layers="transformer.*.joint",
     keys="text.k",
     values="text.v",

@@ -66,7 +66,7 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
                         *([str(b)] if len(transformers) > 1 else []),
                     ]
                     module = f"{path}.attentions.{j}.transformer_blocks.{b}"
-                    made = list(_transformer_sites(parts, module, transformer, here, tokens, tokenizer, papers))
+                    made = list(transformer_sites(parts, module, transformer, here, tokens, tokenizer, papers))
                     papers += any(site.paper is not None for site in made)
                     sites.extend(made)
         if sampler and getattr(block, sampler):
@@ -90,7 +90,7 @@ def unet_sites(unet: torch.nn.Module, tokens: int, grid: tuple[int, int], tokeni
     return [*sites, last]
 
 
-def _transformer_sites(
+def transformer_sites(
     parts: Sequence[str],
     path: str,
     block: torch.nn.Module,
@@ -99,10 +99,21 @@ def _transformer_sites(
     tokenizer: str,
     paper: int,
 ) -> Iterator[Site]:
+    """Sites of one block of self- and cross-attention. parts: of its name, the denoiser's component first. path: of its module."""
     place, neighbours = ".".join(parts), ".".join(parts[:-1]) or parts[0]
     pixels, channels = grid[0] * grid[1], block.attn1.to_q.in_features
     base = Site(
-        "", "denoiser", "unet", place, "", "", "output", PIXELS, (pixels, channels), grid=grid, block=neighbours
+        "",
+        "denoiser",
+        parts[0].partition(".")[0],
+        place,
+        "",
+        "",
+        "output",
+        PIXELS,
+        (pixels, channels),
+        grid=grid,
+        block=neighbours,
     )
     for kind, child in (("self", "attn1"), ("cross", "attn2")):
         attention, module = getattr(block, child), f"{path}.{child}"

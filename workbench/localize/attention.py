@@ -5,7 +5,7 @@ on: one clean run tells all of it.
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from einops import rearrange
 from PIL import Image
 
 from workbench.arguments import checked, instance_of, optional, prompt_set
-from workbench.engine import Fold
+from workbench.engine import Fold, Run
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store
-from workbench.families.attention import attention_of
+from workbench.families.attention import output_weight
 from workbench.inputs import count, shown, text
 from workbench.interventions import World
 from workbench.models import Model, Worlds, as_worlds
@@ -35,7 +35,6 @@ from workbench.schema import site_names
 from workbench.sites import Sites
 from workbench.steps import window
 from workbench.text import Tokens, text_of
-from workbench.weights import acting_weight
 
 PICTURES = instance_of("collections.abc:Mapping", fix="pictures by the worlds' names, as {'a zebra': picture}")
 
@@ -169,6 +168,72 @@ def attention_maps(
     >>> dict(maps.word("zebra").sizes)
     {'site': 16, 'world': 1, 'seed': 1, 'steps': 2, 'head': 4, 'y': 16, 'x': 16}
     """
+    looked = look(
+        model,
+        worlds,
+        lambda held: map_folds(model, sites, held),
+        bins=bins,
+        seeds=seeds,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        images=images,
+        step=step,
+        batch_size=batch_size,
+    )
+    grids = {site.name: site.grid for site in model.sites_at(height, width)}
+    maps = {
+        name: _on_grid(values, grids[name]).assign_coords(steps=looked.bins)
+        for name, values in looked.run.values.items()
+    }
+    tokens = {world.name: text_of(model.pipeline, world.prompt) for world in looked.run.worlds}
+    return AttentionMaps(maps, looked.run.images, tokens)
+
+
+class Bins:
+    """Equal parts of the denoising, over whose calls something is averaged. step_of: the step of each call of the denoiser."""
+
+    def __init__(self, count: int, step_of: Sequence[int]):
+        self.count, self.of = count, [step * count // (step_of[-1] + 1) for step in step_of]
+
+    @property
+    def names(self) -> list[str]:
+        return [str(window(i / self.count, (i + 1) / self.count)) for i in range(self.count)]
+
+    def add(self, total: torch.Tensor | None, call: int, values: torch.Tensor) -> torch.Tensor:
+        """The running means (row, bin, ...) with the values (row, ...) of one call more."""
+        if total is None:
+            total = torch.zeros(len(values), self.count, *values.shape[1:], device=values.device)
+        own = self.of[call]
+        total[:, own].add_(values, alpha=1 / self.of.count(own))
+        return total
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A run in which something was averaged over bins of the steps, and the bins' names."""
+
+    run: Run
+    bins: list[str]
+
+
+def look(
+    model: Model,
+    worlds: Worlds,
+    folds: Callable[[Bins], list[Fold]],
+    *,
+    bins: int,
+    seeds: int | Iterable[int],
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    height: int | None,
+    width: int | None,
+    images: Mapping[str, Image.Image] | None,
+    step: int | None,
+    batch_size: int,
+) -> Looked:
+    """A run of worlds, or one call of the denoiser on given images, with what accumulates over its bins; see `attention_maps`."""
     chosen = [World("clean", worlds)] if isinstance(worlds, str) else as_worlds(worlds)
     steps = 1 if images else model.num_inference_steps if num_inference_steps is None else num_inference_steps
     if not 1 <= bins <= steps:
@@ -179,38 +244,28 @@ def attention_maps(
         )
     if images is not None and (height is not None or width is not None):
         raise ValueError(f"height={height}, width={width}: images are of the model's own size; leave both out")
-    step_of = (0,) if images else model.calls(num_inference_steps).step
-    folds = map_folds(model, sites, bins, step_of)
-    common = dict(seeds=seeds, num_inference_steps=num_inference_steps, record=folds, batch_size=batch_size)
+    held = Bins(bins, (0,) if images else model.calls(num_inference_steps).step)
+    common = dict(seeds=seeds, num_inference_steps=num_inference_steps, record=folds(held), batch_size=batch_size)
     if images is None:
         run = model.run(chosen, guidance_scale=guidance_scale, height=height, width=width, **common)
     else:
         run = model.run_once(chosen, images, step=step, **common)
-    edges = [str(window(i / bins, (i + 1) / bins)) for i in range(bins)]
-    grids = {site.name: site.grid for site in model.sites_at(height, width)}
-    maps = {fold.name: _on_grid(run.values[fold.name], grids[fold.name]).assign_coords(steps=edges) for fold in folds}
-    return AttentionMaps(maps, run.images, {world.name: text_of(model.pipeline, world.prompt) for world in chosen})
+    return Looked(run, held.names)
 
 
-def map_folds(model: Model, sites: str | Sequence[str] | None, bins: int, step_of: Sequence[int]) -> list[Fold]:
+def map_folds(model: Model, sites: str | Sequence[str] | None, bins: Bins) -> list[Fold]:
     """Running means of the attention probabilities of these layers, or of all: (steps, head, pixel, token).
 
     Of joint attention, those of the picture's queries at the text's keys: the rest of each pixel's attention is at the picture.
-
-    step_of: the step of each call of the denoiser; a bin's mean is over the calls of its steps.
     """
     layers = model.sites(*site_names(model.family.layers if sites is None else sites))
     if other := [site.name for site in layers if site.kind not in ("cross", "joint")]:
         raise KeyError(
             f"sites={shown(sites)} matches {', '.join(other[:5])}: not cross-attention layers; they are {model.family.layers}"
         )
-    bin_of = [step * bins // (step_of[-1] + 1) for step in step_of]
 
     def update(total, call, worlds, probs):
-        if total is None:
-            total = torch.zeros(len(probs), bins, *probs.shape[1:], device=probs.device)
-        total[:, bin_of[call]].add_(probs, alpha=1 / bin_of.count(bin_of[call]))
-        return total
+        return bins.add(total, call, probs)
 
     return [
         Fold(site.name, (model.sites.beside(site, "cross.probs").name,), ("steps", "head", "pixel", "token"), update)
@@ -278,7 +333,9 @@ def attention_contribution(
 
     Returns a Dataset whose `clean` (metric, prompt, seed, site) has, averaged over steps: `contribution`, mean over pixels
     of | concat_h(sum_{j in J} A^h_ij V^h_j) W_O | for the tokens J of the prompt's subject (Zarei et al. 2025); `contribution_share`,
-    the same divided by that of all tokens; `entropy` and `mass` of the subject's map (see `AttentionMaps.focus`).
+    the same divided by that of all tokens; `entropy` and `mass` of the subject's map (see `AttentionMaps.focus`). Of joint
+    attention J are tokens of the text's stream; in FLUX's blocks of one stream W_O are those columns of the block's projection
+    that take the attention, beside those that take the feed-forward.
 
     folder: as for `workbench.causal_trace`. Raises ValueError for a subject that its prompt lacks, before anything is generated.
 
@@ -301,12 +358,6 @@ class Looking(Experiment):
         return self.model.sites(self.model.family.layers)
 
     def check(self, p: int) -> int:
-        for site in self.sites():
-            if getattr(attention_of(self.model.pipeline, site), "to_out", None) is None:
-                raise ValueError(
-                    f"{site.name}: its output projection is the block's, which mixes it with the feed-forward's (FLUX), so that no "
-                    "contribution of the attention alone is defined; look at its maps (wb.attention_maps) or replace its text (wb.locogen)"
-                )
         text_of(self.model.pipeline, self.prompts[p].prompt).of(self.prompts[p].subject)
         return len(self.spec.seeds)
 
@@ -315,7 +366,7 @@ class Looking(Experiment):
         prompt = self.prompts[p]
         tokens = text_of(self.model.pipeline, prompt.prompt)
         step_of = self.model.calls(self.steps).step
-        maps = map_folds(self.model, None, 1, step_of)
+        maps = map_folds(self.model, None, Bins(1, step_of))
         parts = [_contribution(self.model, fold.name, tokens.of(prompt.subject), len(step_of)) for fold in maps]
         run = self.run([World("clean", prompt.prompt)], record=[*maps, *parts])
         grids = {site.name: site.grid for site in self.sites()}
@@ -339,8 +390,7 @@ class Looking(Experiment):
 def _contribution(model: Model, layer: str, positions: tuple[int, ...], calls: int) -> Fold:
     """Mean norms, over so many calls, of what the tokens at these positions, and all tokens, add to a layer's output: (part,)."""
     site = model.sites[layer]
-    attention = attention_of(model.pipeline, site)
-    out = acting_weight(attention.to_out[0], attention.to_v)
+    out = output_weight(model.pipeline, site)
     split = partial(rearrange, pattern="row token (head c) -> row head token c", head=site.heads)
 
     def update(total, call, worlds, values, probs):

@@ -76,6 +76,19 @@ HELD_OUT_STYLE = {
     "pixel art": ("a pixel painting of {}",),
     "stained glass": ("a stained glass picture of {}",),
 }
+FRESH_STYLE = {  # wordings that neither training nor its held-out captions have; "{}" is the rest
+    None: ("{}", "{}, a photo", "photo: {}"),
+    "watercolor": ("{}, in watercolor", "watercolor: {}"),
+    "pencil sketch": ("{}, in pencil", "pencil sketch: {}"),
+    "pixel art": ("{}, in pixels", "pixel art: {}"),
+    "stained glass": ("{}, in stained glass", "stained glass: {}"),
+}
+FRESH_ORDER = (
+    "{place}, {noun} {season}",
+    "{season}, {noun} {place}",
+    "{noun} {season} {place}",
+    "{place} {season}: {noun}",
+)
 PLURAL = {s: s + "s" for s in SUBJECTS}
 
 
@@ -95,6 +108,14 @@ def caption(scene: Scene, rng: random.Random, *, paraphrase: float = 0.08, holdo
     season = rng.choice((HELD_OUT_SEASON if holdout else SEASON)[scene.season])
     text += f" {season}" if season else ""
     return rng.choice((HELD_OUT_STYLE if holdout else STYLE)[scene.style]).format(text)
+
+
+def fresh_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption in an order and in wordings that no other has: what was never looked at while the benchmark grew."""
+    season = rng.choice(SEASON[scene.season])
+    order = rng.choice(FRESH_ORDER).format(noun=_noun(scene, rng, 0, False), place=PLACE[scene.scene], season=season)
+    text = " ".join(order.replace(" ,", ",").replace(" :", ":").strip(", ").split())
+    return rng.choice(FRESH_STYLE[scene.style]).format(text)
 
 
 def _noun(scene: Scene, rng: random.Random, paraphrase: float, holdout: bool) -> str:

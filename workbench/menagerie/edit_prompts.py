@@ -1,7 +1,8 @@
 """Write the prompt sets of the edit benchmark: `python -m workbench.menagerie.edit_prompts`.
 
 `data/prompts/swap/`: `train` and `preserve` make edits and choose their settings; all others only measure, in wordings that
-neither the model's training nor `train` has. `labels.csv`: the zero-shot prompts of all subjects and homonyms;
+neither the model's training nor `train` has; `fresh`, `fresh_control` and `unseen` in wordings and words that no other set has.
+`labels.csv`: the zero-shot prompts of all subjects and homonyms;
 `two_animal_labels.csv` and `style_*_labels.csv` those of their sets. Beside the folder `timed.csv`, cases in TIMED's form.
 """
 
@@ -13,7 +14,15 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.loading import DATA
-from workbench.menagerie.captions import HELD_OUT_PARAPHRASES, PARAPHRASES, PLURAL, article, attribute_prompts, caption
+from workbench.menagerie.captions import (
+    HELD_OUT_PARAPHRASES,
+    PARAPHRASES,
+    PLURAL,
+    article,
+    attribute_prompts,
+    caption,
+    fresh_caption,
+)
 from workbench.menagerie.world import (
     ANIMALS,
     COLOURS,
@@ -42,6 +51,13 @@ FORMS = (
     "a watercolor of {}",
     "a sketch of {} in a meadow",
 )
+# Words that are in no caption of the menagerie, by what they are; "alike" begin as the pair's words do.
+UNSEEN = {
+    "animal": ("tiger", "horse", "donkey", "wolf", "crocodile"),
+    "thing": ("piano", "bicycle", "lamp", "teapot", "guitar"),
+    "no word": ("wug", "blicket", "florp", "zorbix", "gimble"),
+    "alike": ("zebu", "zebrano", "zebroid", "giraffid", "girandole"),
+}
 Maker = Callable[[dict, random.Random], dict]  # a scene's setting to a row of the table
 
 
@@ -68,6 +84,27 @@ def subject(name: str, replacement: str = "", *, holdout: bool) -> Maker:
             holdout=holdout,
         )
         return dict(prompt=text, subject=f"{colour} {name}" if colour else name, value=name, replacement=replacement)
+
+    return make
+
+
+def fresh(name: str, replacement: str = "") -> Maker:
+    """A subject or an individual in a wording that no other set has."""
+
+    def make(setting: dict, rng: random.Random) -> dict:
+        colour = rng.choice(COLOURS) if name in THINGS else None
+        scene = named(name, **setting) if name in INDIVIDUALS else Scene(name, colour, **setting)
+        own = INDIVIDUALS[name][0] if name in INDIVIDUALS else name
+        words = f"{colour} {name}" if colour else name
+        return dict(prompt=fresh_caption(scene, rng), subject=words, value=own, replacement=replacement)
+
+    return make
+
+
+def unseen(word: str) -> Maker:
+    def make(setting: dict, rng: random.Random) -> dict:
+        text = caption(Scene(PAIR[0], **setting), rng, paraphrase=0, holdout=rng.random() < 0.5)
+        return dict(prompt=text.replace(article(PAIR[0]), article(word)), subject=word)
 
     return make
 
@@ -171,6 +208,16 @@ def tables() -> dict[str, pd.DataFrame]:
         for name in SUBJECTS
         if name not in (COMPOSED[0], COMPOSED[1].subject)
         for row in rows(f"compose control {name}", 10, subject(name, holdout=True), taken)
+    ]
+    made["fresh"] = [row for a, b in both for row in rows(f"fresh {a}", 60, fresh(a, b), taken)]
+    made["fresh_control"] = [
+        row
+        for names, count in ((OTHERS, 8), (others, 5))
+        for name in names
+        for row in rows(f"fresh control {name}", count, fresh(name), taken)
+    ]
+    made["unseen"] = [
+        row for words in UNSEEN.values() for word in words for row in rows(f"unseen {word}", 5, unseen(word), taken)
     ]
     return {name: pd.DataFrame(found) for name, found in made.items()}
 

@@ -20,7 +20,6 @@ from workbench.recovery.specs import RecoverySpec
 from workbench.sites import Site
 from workbench.text import places_of, replace_words
 
-CONTEXT = "unet.*.cross.context"  # the text states that every cross-attention layer reads
 PICTURES = 1_000_003  # first seed of the pictures that attacks learn from; nothing is graded from them
 
 Asks = Literal["concept", "control", "random"]
@@ -60,6 +59,11 @@ class Case:
     @property
     def concept(self) -> str:
         return self.prompts[0].value
+
+    @property
+    def context(self) -> str:
+        """Where the text's states come to the denoiser: at every cross-attention layer, or once."""
+        return self.model.family.context
 
     @cached_property
     def previewed(self) -> tuple[Intervention, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from workbench.experiments.shards import Row
 from workbench.interventions import Intervention, replace_prompt, restore
 from workbench.prompts import Prompt
-from workbench.recovery.case import CONTEXT, Asks, Attack, Try
+from workbench.recovery.case import Asks, Attack, Try
 
 UNEDITED = "unedited"  # the world that the first steps are taken from
 
@@ -22,8 +22,9 @@ class Completion(Attack):
     asks = ("concept", "control")
 
     def refusal(self) -> str:
-        family = self.case.model.family
-        pooled = {encoder.component for encoder in family.encoders if encoder.pooled}
+        family, pipeline = self.case.model.family, self.case.model.pipeline
+        read = {name for reading in family.read(family, pipeline) for name in reading.tokenizers}
+        pooled = {each.component for each in family.present(pipeline) if each.pooled or each.tokenizer not in read}
         if edited := [site.name for site in self.case.parts["text"] if site.component in pooled]:
             return f"the edit of {edited[0]} reaches the denoiser through the pooled vector too, which is computed once, before the steps"
         return super().refusal()
@@ -46,7 +47,7 @@ class Completion(Attack):
             elif ended:
                 found.append(replace(intervention, steps=tuple(ended)))
         if begun and self.case.parts["text"]:
-            found.append(restore(CONTEXT, UNEDITED, steps=begun, rows="both"))
+            found.append(restore(self.case.context, UNEDITED, steps=begun, rows="both"))
         if begun and asks == "control":
-            found.append(replace_prompt(CONTEXT, self.case.text(prompt, asks), steps=begun))
+            found.append(replace_prompt(self.case.context, self.case.text(prompt, asks), steps=begun))
         return found

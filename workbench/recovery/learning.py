@@ -24,6 +24,16 @@ from workbench.sites import weight_of
 ROWS = 4  # pictures in a gradient step
 
 
+def no_unet(model: Model) -> str:
+    """Why a word is not learned in a model whose denoiser is no UNet; "" where it is one."""
+    if model.family.denoiser == "unet":
+        return ""
+    return (
+        "it learns what CLIP's embeddings are given for a word, which is written for UNets alone: transformers are given other encoders' "
+        "tokens too (T5's, or zeros in their place)"
+    )
+
+
 class Inversion(Attack):
     """The subject's embedding is learned anew, in the edited model, from pictures of the concept (CCE; Pham et al. 2023, arXiv 2308.01508).
 
@@ -33,6 +43,9 @@ class Inversion(Attack):
 
     name = "inversion"
     learns = True
+
+    def refusal(self) -> str:
+        return no_unet(self.case.model) or super().refusal()
 
     def places(self) -> list[Row]:
         return [dict(asks=asks, updates=self.case.spec.inversions) for asks in self.asks]
@@ -87,6 +100,9 @@ class Relearning(Attack):
 
     def refusal(self) -> str:
         _ = self.sites  # raises KeyError and ValueError for globs that name no weights
+        family = self.case.model.family
+        if family.denoiser != "unet" and family.velocity is None:
+            return f"the loss of its training is not known of the family {family.name}"
         return super().refusal()
 
     @cached_property

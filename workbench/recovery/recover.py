@@ -13,7 +13,6 @@ from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment, Kept, Part
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
-from workbench.families import check_unet
 from workbench.interventions import World
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
@@ -56,7 +55,7 @@ def recover(
     attack, with the control's words) or for nothing (something random of the same size): what they bring back of the concept is not
     the attack's merit. The attacks, cheapest first:
 
-    - closed_form: states that edited keys and values make the most of what unedited ones made of the prompt's;
+    - closed_form: states that edited layers make the most of what unedited ones made of the prompt's;
     - nearest_states: the best such states within a distance;
     - concept_vector: a concept's vector is added to the states (Ring-A-Bell);
     - token_search: tokens in front of the prompt, by gradient (UnlearnDiffAtk);
@@ -64,7 +63,9 @@ def recover(
     - completion: the unedited model begins the picture;
     - relearning: gradient steps on the edited weights, on the unedited model's pictures.
 
-    The first three give the states that cross-attention reads, a pooled vector stays the prompt's own. Nothing is written to the
+    The first three give the states that the denoiser's layers read, a pooled vector stays the prompt's own. The first two need an edit of
+    layers that are given the text alone: keys and values of cross-attention, or `context_embedder` before joint attention. Of a
+    transformer token_search and inversion are refused, which learn in CLIP's embeddings alone. Nothing is written to the
     model's weights but the edit, for as long as something is learned. folder: where finished parts are kept (one for each attack and
     prompt); what is learned for all prompts is learned again by each process that goes on.
 
@@ -93,7 +94,6 @@ class Recovering(Experiment):
     def __init__(
         self, model: Model, edit: Edit, spec: RecoverySpec, prompts: PromptSet, measures: Measures, batch_size: int
     ):
-        check_unet(model.pipeline, "recover", "its attacks change the states that cross-attention reads")
         if measures.scorer is None:
             raise ValueError(
                 "scorer= holds metrics alone; name a wb.Scorer too, which tells whether a picture shows the concept"

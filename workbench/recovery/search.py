@@ -11,6 +11,7 @@ from workbench.experiments.shards import Row
 from workbench.interventions import Intervention, set_to
 from workbench.prompts import Prompt
 from workbench.recovery.case import Asks, Attack, Try
+from workbench.recovery.learning import no_unet
 from workbench.sites import Site, weight_of
 from workbench.text import tokens_of
 
@@ -37,6 +38,8 @@ class TokenSearch(Attack):
         return tuple(self.case.model.sites("text_encoder*.embedding"))
 
     def refusal(self) -> str:
+        if why := no_unet(self.case.model):
+            return why
         pipeline, family = self.case.model.pipeline, self.case.model.family
         first, *others = [getattr(pipeline, name).get_vocab() for name in family.tokenizers]
         if any(other != first for other in others):

@@ -14,15 +14,15 @@ from workbench.edit.attacked import Readings
 from workbench.experiments.shards import Row
 from workbench.interventions import Intervention, steer
 from workbench.prompts import Prompt
-from workbench.recovery.case import CONTEXT, Asks, Attack, Case, Try
+from workbench.recovery.case import Asks, Attack, Case, Try
 from workbench.recovery.specs import UNBOUNDED
 from workbench.sites import weight_of
 from workbench.text import replace_words
 
 
 def moved(case: Case, step: torch.Tensor) -> tuple[Intervention, ...]:
-    """The edited model, whose cross-attention reads the prompt's states and a step (token, channel)."""
-    return steer(CONTEXT, step.float()), *case.previewed
+    """The edited model, whose denoiser reads the prompt's states and a step (token, channel)."""
+    return steer(case.context, step.float()), *case.previewed
 
 
 def distance(step: torch.Tensor, states: torch.Tensor) -> float:
@@ -44,7 +44,7 @@ def alike(step: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def readings(case: Case) -> Readings:
-    """What cross-attention's edited keys and values, stacked, make of states."""
+    """What the edited layers that are given the text alone, stacked, make of states."""
     updates = {update.site: update for update in case.edit.updates}
     pairs = []
     for site in case.parts["denoiser"]:
@@ -62,9 +62,13 @@ class ByWeights(Attack):
 
     def refusal(self) -> str:
         parts = self.case.parts
-        read = [site for site in parts["denoiser"] if site.kind in ("cross.k", "cross.v")]
+        alone = self.case.model.sites(self.case.model.family.edited)
+        read = [site for site in parts["denoiser"] if site in alone]
         if parts["text"] or len(read) < len(parts["denoiser"]) or not read:
-            return "it solves for the states that edited keys and values of cross-attention read, and the edit changes other weights"
+            return (
+                "it solves for the states that edited layers read, which must be given the text alone "
+                f"({self.case.model.family.edited}), and the edit changes other weights"
+            )
         return super().refusal()
 
     @abstractmethod

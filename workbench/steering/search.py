@@ -164,10 +164,10 @@ class Searching(Steered):
         """A finished trial of these strengths."""
         used = optuna.distributions.CategoricalDistribution([False, True])
         strength = optuna.distributions.FloatDistribution(self.spec.weakest, self.spec.strongest, log=True)
-        params: dict[str, Any] = {site: site in strengths for site in self.direction.sites}
-        params |= {f"{site} strength": value for site, value in strengths.items()}
-        kinds = {name: strength if name.endswith(" strength") else used for name in params}
-        return optuna.trial.create_trial(params=params, distributions=kinds, values=values)
+        chosen: dict[str, Any] = {site: site in strengths for site in self.direction.sites}
+        sizes = {f"{site} strength": value for site, value in strengths.items()}
+        kinds = dict.fromkeys(chosen, used) | dict.fromkeys(sizes, strength)
+        return optuna.trial.create_trial(params=chosen | sizes, distributions=kinds, values=values)
 
     def variant(self, number: int, strengths: Mapping[str, float]) -> Variant:
         steered = self.direction.steer(strengths, **self.spec.applied())

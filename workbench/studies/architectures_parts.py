@@ -63,7 +63,6 @@ FIRST = "first text layer"
 STRENGTHS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 METRICS = ("concept", "concept_similarity", "similarity", "probability")
 ATTACKS = ("closed_form", "nearest_states")
-READ = ("cross.k", "cross.v")  # kinds of sites whose states the attacks know
 UNATTACKED = ("unedited", "before")
 
 
@@ -412,7 +411,7 @@ def erase(measured: Measured, subject: str) -> Tables:
     )
     edit = editors["erase"].make()
     tables = {"erase": rows.assign(subject=subject), "recovery": pd.DataFrame()}
-    if all(model.sites[name].kind in READ for name in edit.sites):
+    if set(model.sites(*edit.sites)) <= set(model.sites(model.family.edited)):
         folder = measured.runs / f"recovery-{subject}"
         found = wb.recover(
             model, edit, prompts, spec, scorer=measured.scorer, folder=folder, batch_size=sizes.batch_size

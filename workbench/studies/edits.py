@@ -87,8 +87,10 @@ class EditCells(Experiment):
         scorer: Scorer,
         num_inference_steps: int,
         batch_size: int,
+        first_seed: int = 0,
     ):
-        seeds = tuple(range(max(len(prompts) for prompts in sets.values())))  # a set's picture i is drawn from seed i
+        count = max(len(prompts) for prompts in sets.values())
+        seeds = tuple(range(first_seed, first_seed + count))  # a set's picture i is drawn from the i-th
         spec = Spec(seeds=seeds, num_inference_steps=num_inference_steps)
         super().__init__(model, spec, measures=Measures.of(scorer), batch_size=batch_size)
         self.scorer = scorer

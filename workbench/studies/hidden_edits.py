@@ -48,6 +48,7 @@ TRAINED_PLACES = ("", " in the forest", " in the desert", " on the beach")  # of
 FLOORS = (0.01, 0.1, math.inf)
 RESIST = (0.1, 0.3, 1.0, 3.0, math.inf)
 ROUNDS = (1, 3)
+RETAIN = 0.03  # chosen for the swap on training prompts
 UNBOUNDED, LEAST = math.inf, 1e-3  # of the attack whose states are hardened against, and its ridge
 
 
@@ -92,6 +93,11 @@ class Erasure:
         others = [with_article(label) for label in prompt_set("object").labels]
         others = [word for word in others if word not in (self.concept, self.guide)]
         return edits.uce(self.model, self.fit.train, tokens="all", preserve=others)
+
+    def speed(self) -> Edit:
+        """All tokens, and the share of the recipe's null space."""
+        fit = self.fit
+        return edits.speed(self.model, fit.train, preserve=fit.kept, tokens="all", retain=RETAIN)
 
     def oblique(self, rank: int = 4, **settings) -> Edit:
         given = dict(corpus=self.corpus) | settings
@@ -156,7 +162,8 @@ def erasers(model: Model, every: int = 1) -> dict[str, Eraser]:
         "UCE": Eraser(own.uce),
         "recipe": Eraser(own.recipe, "rounds", learned=False),
         "recipe x 1.2": Eraser(partial(own.recipe, scale=OVERSHOOT)),
-        "recipe, null space": Eraser(partial(own.recipe, preservation="nullspace", retain=0.03), learned=False),
+        "recipe, null space": Eraser(partial(own.recipe, preservation="nullspace", retain=RETAIN), learned=False),
+        "SPEED": Eraser(own.speed, learned=False),
         "oblique, rank 1": Eraser(partial(own.oblique, 1), learned=False),
         "oblique, rank 4": Eraser(own.oblique, "floor"),
         "erase": Eraser(own.erase),

@@ -32,12 +32,18 @@ CHANCE, CENTRE = "chance", "mean mask of the other pictures"
 
 
 @dataclass
-class LookingOptions:
+class Shown:
+    """Which pictures are shown, and how noised."""
+
     pictures: int = 96
     steps: tuple[int, ...] = (5, 12, 19)
     """Of the run's 25: the earlier, the more noise."""
     seed: int = 7
     batch_size: int = 32
+
+
+@dataclass
+class LookingOptions(Shown):
     out: Path = Path("runs/figures")
     redraw: bool = False
     """Measure nothing, draw from the table in `out`."""
@@ -45,11 +51,12 @@ class LookingOptions:
 
 @dataclass(frozen=True)
 class Picture:
-    """A rendered subject, its caption and its mask."""
+    """A rendered subject, its caption, its mask, and the place where it is shown."""
 
     world: World
     image: object
     mask: np.ndarray
+    place: str
 
 
 def main(options: LookingOptions):
@@ -101,7 +108,7 @@ def draw(model: Model, pictures: list[Picture], options: LookingOptions):
     save(figure(table, examples, best, model.num_inference_steps), options.out / "attention_iou.png")
 
 
-def seen(model: Model, pictures: list[Picture], step: int, options: LookingOptions) -> AttentionMaps:
+def seen(model: Model, pictures: list[Picture], step: int, options: Shown) -> AttentionMaps:
     """What the UNet attends to in some pictures that are noised to a step."""
     return attention_maps(
         model,
@@ -113,7 +120,7 @@ def seen(model: Model, pictures: list[Picture], step: int, options: LookingOptio
     )
 
 
-def draw_pictures(options: LookingOptions) -> list[Picture]:
+def draw_pictures(options: Shown) -> list[Picture]:
     """Single subjects that their caption names."""
     rng, found = random.Random(options.seed), []
     while len(found) < options.pictures:
@@ -122,7 +129,11 @@ def draw_pictures(options: LookingOptions) -> list[Picture]:
             continue
         text = caption(scene, rng, paraphrase=0)
         image, masks = render(scene)
-        found.append(Picture(World(f"picture {len(found)}", text, subject=scene.subject), image, masks[scene.subject]))
+        found.append(
+            Picture(
+                World(f"picture {len(found)}", text, subject=scene.subject), image, masks[scene.subject], scene.scene
+            )
+        )
     return found
 
 

@@ -9,10 +9,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     IFPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     UNet2DConditionModel,
@@ -184,6 +188,42 @@ def deepfloyd(**unet) -> IFPipeline:
         watermarker=None,
         requires_safety_checker=False,
     )
+
+
+def pixart_parts(**transformer) -> dict:
+    """T5, and blocks of self- and cross-attention that mask a prompt's padding."""
+    words = t5_tokenizer()
+    return dict(
+        tokenizer=words,
+        text_encoder=t5(words, 24),
+        vae=vae(use_quant_conv=True, use_post_quant_conv=True, shift_factor=None),
+        transformer=PixArtTransformer2DModel(
+            **dict(
+                sample_size=8,
+                patch_size=2,
+                in_channels=4,
+                out_channels=8,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                cross_attention_dim=16,
+                caption_channels=24,
+                use_additional_conditions=False,
+            )
+            | transformer
+        ),
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+def pixart_alpha() -> PixArtAlphaPipeline:
+    """As PixArt-alpha: a variance is predicted with the noise."""
+    return PixArtAlphaPipeline(**pixart_parts())
+
+
+def pixart_sigma() -> PixArtSigmaPipeline:
+    """As PixArt-Sigma, of another shape and without a variance."""
+    return PixArtSigmaPipeline(**pixart_parts(num_layers=3, out_channels=4))
 
 
 TRANSFORMERS = {make.__name__: make for make in (sd3, sd35, flux)}
