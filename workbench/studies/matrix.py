@@ -39,7 +39,7 @@ OTHER_PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
-    "PixArtAlphaPipeline",
+    "PixArtSigmaPAGPipeline",
     "IFSuperResolutionPipeline",
     "KandinskyPipeline",
     "AuraFlowPipeline",
