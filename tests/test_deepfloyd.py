@@ -461,12 +461,14 @@ def test_captions_are_cleaned_as_the_pipeline_cleans_them(both):
         run(model, "zebra " * 80, num_inference_steps=1)
 
 
-def test_what_it_cannot_do_is_refused(both, tmp_path):
+def test_what_it_cannot_do_is_refused(both, tmp_path, scorer):
     model, _ = both
     (picture,) = model.generate(ZEBRA, num_inference_steps=1)
+    edit, prompts = wb.edit.uce(model, {"a zebra": "a lion"}), wb.prompt_set("object")[:1]
     asked = {
         "textual_inversion: it trains": lambda: wb.edit.textual_inversion(model, "zebra", [picture]),
         "invert: it runs DDIM's steps backwards": lambda: wb.invert(model, picture, ZEBRA),
+        "recover: its attacks give all layers": lambda: wb.recover(model, edit, prompts, scorer=scorer),
         "head_relevance: it asks": lambda: wb.head_relevance(model, ZEBRA, {"a": ["lion"], "c": ["car"]}),
         "latents=: IFPipeline has no such argument": lambda: run(model, ZEBRA, latents=model.latents(0)),
         "run_once: a IFPipeline cannot be told": lambda: model.run_once({"a": ZEBRA}, {"a": picture}, step=0),

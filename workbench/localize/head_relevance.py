@@ -73,8 +73,8 @@ def head_relevance(
         )
     if model.family.given is not None:
         raise ValueError(
-            "head_relevance: it asks what a layer's keys would be for single words behind a start token, which a "
-            f"{type(model.pipeline).__name__} has not: its layers norm the states of a text together"
+            "head_relevance: it asks what a layer's keys would be for single words behind a start token, which T5 puts before no text; "
+            f"this is a {type(model.pipeline).__name__}"
         )
     if len(concepts) < 2:
         raise ValueError(f"concepts={shown(dict(concepts))}: heads choose among concepts; give at least two")

@@ -178,7 +178,7 @@ def by_head_relevance(
         )
     if model.family.given is not None:
         raise Abstains(
-            "head relevance asks for keys of single words, which layers that norm a text's states do not have"
+            "head relevance asks for keys of single words behind a start token, which T5 puts before no text"
         )
     _single_layers(spec, "head relevance")
     if any(not prompt.subject for prompt in prompts):

@@ -94,6 +94,11 @@ class Recovering(Experiment):
     def __init__(
         self, model: Model, edit: Edit, spec: RecoverySpec, prompts: PromptSet, measures: Measures, batch_size: int
     ):
+        if model.family.decoder is None:
+            raise ValueError(
+                "recover: its attacks give all layers the same states of the text, or learn from a VAE's latents of pictures; a "
+                f"{type(model.pipeline).__name__} has neither"
+            )
         if measures.scorer is None:
             raise ValueError(
                 "scorer= holds metrics alone; name a wb.Scorer too, which tells whether a picture shows the concept"

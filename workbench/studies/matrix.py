@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 
 import workbench as wb
 from workbench.drawing import WIDTH, cells, house, save, wrapped
+from workbench.edit.export import LAYOUTS
 from workbench.edit.low_rank import Edit, update_of
 from workbench.families import check_class
 from workbench.progress import each
 from workbench.sites import weight_of
-from workbench.studies import tiny
+from workbench.studies import tiny, tiny_transformers
 
 ZEBRA, LION = "a zebra in the savanna", "a lion on the beach at night"
 RIGHT = (
@@ -38,18 +39,19 @@ OTHER_PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
-    "PixArtAlphaPipeline",
-    "IFPipeline",
+    "PixArtSigmaPAGPipeline",
+    "IFSuperResolutionPipeline",
     "KandinskyPipeline",
     "AuraFlowPipeline",
 )
+PIPELINES = tiny.PIPELINES | {"deepfloyd": tiny_transformers.deepfloyd}
 OTHER_SCHEDULERS = ("DPMSolverSDEScheduler", "IPNDMScheduler", "EDMEulerScheduler", "SASolverScheduler")
 
 
 @dataclass
 class MatrixOptions:
     out: Path = Path("runs/figures/matrix")
-    pipelines: tuple[str, ...] = tuple(tiny.PIPELINES)
+    pipelines: tuple[str, ...] = tuple(PIPELINES)
     schedulers: tuple[str, ...] = tuple(tiny.SCHEDULERS)
     redraw: bool = False
     """Measure nothing, draw from the table in `out`."""
@@ -80,9 +82,14 @@ def measure(options: MatrixOptions):
 def compared(name: str, scheduler: str) -> Iterator[dict]:
     """Every method on one pipeline with one scheduler."""
     torch.manual_seed(0)
-    plain = tiny.sharpen(tiny.PIPELINES[name]())
+    plain = PIPELINES[name]()
+    if name in tiny.PIPELINES:  # in DeepFloyd IF's the text matters as it is; sharpened, it makes 1e-4 of rounding
+        tiny.sharpen(plain)
     plain.set_progress_bar_config(disable=True)
     plain.scheduler = tiny.scheduler(scheduler)
+    if name == "deepfloyd":  # which asks every scheduler for it
+        config = {"variance_type": "fixed_small"} | dict(plain.scheduler.config)
+        plain.scheduler = type(plain.scheduler).from_config(config)
     trial = Trial(wb.load(copy.deepcopy(plain)), plain, tiny.steps_for(scheduler))
     for method, compare in METHODS.items():
         cell = dict(pipeline=name, scheduler=scheduler, method=method)
@@ -149,10 +156,10 @@ class Trial:
         ).images
         return images.reshape(len(prompts), 2, *images.shape[1:])
 
-    def edit(self) -> Edit:
-        """A change of every cross-attention layer's values and of a text encoder's layer."""
+    def edit(self, *sites: str) -> Edit:
+        """A change of every cross-attention layer's values, and of more sites, a text encoder's layer when none are named."""
         generator, updates = torch.Generator().manual_seed(0), []
-        for site in self.model.sites("unet.*.cross.v", "text_encoder*.0.out"):
+        for site in self.model.sites("unet.*.cross.v", *(sites or ("text_encoder*.0.out",))):
             weight = weight_of(self.model.pipeline, site)
             b = 0.3 * torch.randn(weight.shape[0], 2, generator=generator)
             a = 0.3 * torch.randn(2, weight.shape[1], generator=generator)
@@ -174,9 +181,10 @@ def twins(trial: Trial) -> float:
 
 
 def restored(trial: Trial) -> float:
-    """The corrupted run with the clean noise prediction put back, in two windows of steps, is the clean one."""
+    """The corrupted run with what the clean one predicts put back, in two windows of steps, is the clean one."""
+    predicted = "unet.{noise,variance}"
     noise = wb.add_noise("text_encoder*.embedding", 1.0, seed=1, tokens="zebra")
-    back = [wb.restore("unet.noise", "clean", steps=wb.window(*share)) for share in ((0, 0.5), (0.5, 1))]
+    back = [wb.restore(predicted, "clean", steps=wb.window(*share)) for share in ((0, 0.5), (0.5, 1))]
     images = trial.run(
         wb.World("clean", ZEBRA), wb.World("corrupted", ZEBRA, [noise]), wb.World("back", ZEBRA, [noise, *back])
     )
@@ -230,16 +238,21 @@ def mixed(trial: Trial) -> float:
 
 
 def read_maps(trial: Trial) -> float:
-    """Attention's probabilities sum to one, and reading them leaves the image."""
+    """Attention's probabilities sum to one, where the picture is looked at too with those at it, and reading them leaves the image."""
+    sites = trial.model.sites("unet.*.cross.probs")
+    parts = {
+        site: [trial.model.sites.beside(site, kind).name for kind in site.together or (site.kind,)] for site in sites
+    }
     run = trial.model.run(
         ZEBRA,
         seeds=(0, 5),
         num_inference_steps=trial.steps,
         guidance_scale=GUIDANCE,
-        record="unet.*.cross.probs",
+        record=[name for names in parts.values() for name in names],
         progress=False,
     )
-    off = max(float(np.abs(values.sum("token") - 1).max()) for values in run.values.values())
+    sums = (sum(run.values[name].values.sum(-1) for name in names) for names in parts.values())
+    off = max(largest(each, np.ones(())) for each in sums)
     return max(off, largest(run.images.values, trial.draw(ZEBRA)))
 
 
@@ -251,12 +264,13 @@ def previewed(trial: Trial) -> float:
 
 
 def exported(trial: Trial) -> float:
-    """The edit's LoRA, in a plain pipeline, in both layouts, against the commit."""
-    edit, deviations = trial.edit(), []
+    """The edit's LoRA, in a plain pipeline, in all layouts that it has, against the commit."""
+    layouts = LAYOUTS[trial.model.family.name]
+    edit, deviations = trial.edit(*(() if "kohya" in layouts else ("unet.*.cross.k",))), []  # T5's layers do not travel
     with trial.model.applied(edit):
         committed = trial.run(wb.World("a", ZEBRA))
     with TemporaryDirectory() as folder:
-        for layout in ("kohya", "peft"):
+        for layout in layouts:
             pipeline = copy.deepcopy(trial.plain)
             pipeline.load_lora_weights(str(edit.to_lora(Path(folder) / f"{layout}.safetensors", layout=layout)))
             deviations.append(largest(committed, trial.draw(ZEBRA, pipeline=pipeline)))
