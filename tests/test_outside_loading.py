@@ -31,7 +31,7 @@ from workbench.models import MENAGERIE
 OTHERS = (
     "LuminaPipeline",
     "KolorsPipeline",
-    "AuraFlowPipeline",
+    "SanaPipeline",
     "KandinskyV22Pipeline",
     "AuraFlowPipeline",
     "StableDiffusionXLImg2ImgPipeline",
