@@ -170,6 +170,14 @@ def test_text_of_other_lengths_is_refused(both):
             wb.World("b", SHORT),
             wb.World("a", ZEBRA, wb.restore("transformer.0.cross.v", "b")),
         ],
+        "Restore at transformer.1.cross.probs in world 'a': 'a zebra in the savanna' is 6 tokens, 'a lion' 3": [
+            wb.World("b", ZEBRA),
+            wb.World("a", SHORT, wb.restore("transformer.1.cross.probs", "b")),
+        ],
+        "MixAttention at transformer.1.cross.probs in world 'a': 'a zebra in the savanna' is 6 tokens, 'a lion' 3": [
+            wb.World("b", ZEBRA),
+            wb.World("a", SHORT, wb.mix_attention("transformer.1.cross.probs", "b")),
+        ],
         "Restore at text_encoder.final in world 'a': 'a car' is 3 tokens, '' 1": [
             wb.World("b", ZEBRA, negative_prompt="a car"),
             wb.World("a", ZEBRA, wb.restore("text_encoder.final", "b", rows="both"), negative_prompt=""),
@@ -328,6 +336,12 @@ def test_prompt_to_prompt_takes_the_sources_attention(name, both):
     found = run(model, *worlds)
     assert apart(found["source"][0], draw(plain, [ZEBRA])[0]) < 1e-5
     assert apart(found["edited"][0], draw(plain, ["a lion in the savanna"])[0]) > 1e-5
+    longer = wb.prompt_to_prompt(
+        model, "a zebra", "a red zebra", kind="refine", cross_replace_steps=1.0, self_resolution=0.5
+    )
+    assert (
+        apart(run(model, *longer)["edited"][0], draw(plain, ["a red zebra"])[0]) > 1e-5
+    )  # a mapper tells their tokens
     own = wb.prompt_to_prompt(model, ZEBRA, ZEBRA, self_resolution=0.5)
     assert apart(run(model, *own)["edited"][0], found["source"][0]) < 1e-5
 
