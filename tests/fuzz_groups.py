@@ -155,7 +155,10 @@ def of_models(kit: Kit) -> Iterator[Group]:
         "Model.run",
         model.run,
         dict(worlds="a zebra", num_inference_steps=1, progress=False),
-        RUN | sizes | dict(worlds=TEXTS, guidance_rescale=SHARE, record=kind("[]"), progress=FLAG, latents=NONE),
+        RUN
+        | sizes
+        | dict(worlds=TEXTS, guidance_rescale=SHARE, record=kind("[]"), latents=NONE)
+        | dict(progress=FLAG, reuse=FLAG),
         {"record": "site"},
     )
     yield Group(

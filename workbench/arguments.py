@@ -156,7 +156,7 @@ ARGUMENTS: dict[str, Check] = {
     "over": strings,
     "metric": word,
     **dict.fromkeys(("progress", "verify", "base", "check", "unit", "keep_norm", "average", "null_text"), flag),
-    **dict.fromkeys(("per_head", "every_site", "safety_checker", "together", "joint"), flag),
+    **dict.fromkeys(("per_head", "every_site", "safety_checker", "together", "joint", "reuse"), flag),
 }
 
 

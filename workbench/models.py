@@ -194,6 +194,7 @@ class Model:
         batch_size: int = 16,
         progress: bool = True,
         latents: torch.Tensor | None = None,
+        reuse: bool = True,
     ) -> Run:
         """Generate every world from every seed, with its interventions.
 
@@ -205,7 +206,9 @@ class Model:
         the conditional half, behind all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images
         per pipeline call.
         progress: whether a bar counts the denoiser's calls. latents: to begin from, (seed, channel, y, x), as `pipeline(latents=...)`
-        takes them; the seeds' own noise when left out.
+        takes them; the seeds' own noise when left out. reuse: whether worlds whose interventions begin at a later step start there,
+        from latents of the steps before that all worlds share which are alike until then (under DDIM and Euler schedulers, where nothing
+        is recorded and it saves time); the images are those of the whole run to rounding.
 
         Raises KeyError for a site, ValueError for a token, step, head, channel or world that does not exist, for a scheduler that is
         not known, and for latents of another shape, MemoryError for recordings that would not fit, all before anything is computed;
@@ -246,6 +249,7 @@ class Model:
             batch_size=batch_size,
             progress=progress,
             latents=latents,
+            reuse=reuse,
         )
 
     def _settings(

@@ -1,9 +1,10 @@
 """One pipeline call: worlds and seeds as rows, and what happens at every site while it runs."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from types import MappingProxyType
 
 import torch
 from diffusers import AutoPipelineForImage2Image
@@ -16,6 +17,7 @@ from workbench.engine.between import ends_by_itself, latents_passing
 from workbench.engine.call import arguments, pictures_of
 from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
+from workbench.engine.prefix import cut
 from workbench.engine.text import part_of, with_part
 from workbench.engine.trace import untouched, wrapped
 from workbench.families.attention import explicit_attention
@@ -74,7 +76,9 @@ class Settings:
 class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed.
 
-    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...).
+    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). texts: for worlds that are read without
+    being rows, at each site of a text encoder, the value there, (1, ...). steps: the first and last (exclusive) that it makes, the plan's;
+    all when left out.
     """
 
     graph = False  # whether values stay in autograd's graph
@@ -90,6 +94,8 @@ class Batch:
         folds: Sequence[Fold],
         sites: Sites,
         others: Mapping[tuple[str, Site], torch.Tensor],
+        texts: Mapping[tuple[str, Site], torch.Tensor] = MappingProxyType({}),
+        steps: tuple[int, int] | None = None,
     ):
         self.model, self.worlds, self.seeds, self.plan, self.sites, self.others = (
             model,
@@ -99,6 +105,10 @@ class Batch:
             sites,
             others,
         )
+        self.texts, self.steps = texts, steps
+        self.boundaries: dict[
+            int, torch.Tensor
+        ] = {}  # latents at the beginning of a step, as the pipeline has them between two
         self.size = len(worlds) * len(seeds)
         self.index = {world.name: i for i, world in enumerate(worlds)}
         self.actions: dict[Site, list[Action]] = {}
@@ -118,15 +128,32 @@ class Batch:
         self.folds = {fold: list(sites(*fold.sites)) for fold in (*folds, *self.maps.values())}
         self.folded: dict[str, torch.Tensor] = {}
 
-    def trace(self, settings: Settings, latents: torch.Tensor | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
+    def trace(
+        self,
+        settings: Settings,
+        latents: torch.Tensor | None,
+        bar,
+        *,
+        begun: torch.Tensor | None = None,
+        kept: Collection[int] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (row, colour, y, x) in [0, 1] and latents (row, channel, y, x), on the CPU.
 
-        latents: to begin from, (seed, channel, y, x); the seeds' own noise when left out.
+        latents: to begin from, (seed, channel, y, x); the seeds' own noise when left out. begun: the same of every row, as the pipeline has
+        them between two steps. kept: steps at whose beginning latents are kept.
         """
-        images, denoised = self.traced(settings, latents, bar)
+        images, denoised = self.traced(settings, latents, bar, begun=begun, kept=kept)
         return images.float().cpu(), denoised.float().cpu()
 
-    def traced(self, settings: Settings, latents: torch.Tensor | None, bar) -> tuple[torch.Tensor, torch.Tensor]:
+    def traced(
+        self,
+        settings: Settings,
+        latents: torch.Tensor | None,
+        bar,
+        *,
+        begun: torch.Tensor | None = None,
+        kept: Collection[int] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same where the model is, in its dtype."""
         pipeline, start = self.model.pipeline, settings.start
         between, final, calls = self.sites[LATENTS], {}, self.plan.calls
@@ -134,15 +161,21 @@ class Batch:
 
         def after_call(pipeline, call, timestep, tensors):
             bar.update()
-            if start is not None and abs(float(timestep) - calls.timestep[0]) > 1e-3 * abs(calls.timestep[0]):
+            later = start is not None or (self.steps is not None and not call)
+            if later and abs(float(timestep) - calls.timestep[0]) > 1e-3 * abs(calls.timestep[0]):
                 raise RuntimeError(
-                    f"run_once: the pipeline began at the timestep {float(timestep):g}, step {start.step} is {calls.timestep[0]:g}"
+                    f"the pipeline began at the timestep {float(timestep):g}, step {calls.step[0] if start is None else start.step} is "
+                    f"{calls.timestep[0]:g}"
                 )
             latents = family.unpacked(tensors["latents"], between.grid)
             final["latents"] = self.passed(latents, between, call) if calls.ends(call) else latents
             if ends_by_itself(pipeline):
                 pipeline._interrupt = start is not None or self.single  # diffusers' own way to end the denoising
-            return tensors if final["latents"] is latents else tensors | {"latents": family.packed(final["latents"])}
+            if final["latents"] is not latents:
+                tensors = tensors | {"latents": family.packed(final["latents"])}
+            if calls.step[call] + 1 in kept:
+                self.boundaries[calls.step[call] + 1] = tensors["latents"].clone()
+            return tensors
 
         groups = self.groups()
         probs = [site for group in groups for site in group]
@@ -157,6 +190,10 @@ class Batch:
             nn = wrapped(pipeline)
             call = self.arguments(settings, latents)
             call |= dict(output_type="pt", grad=self.graph) | passing
+            if self.steps is not None:
+                cut(pipeline.scheduler, *self.steps)
+                call |= {} if begun is None else {"latents": begun}
+                call |= {} if self.steps[1] == settings.num_inference_steps else {"output_type": "latent"}
             prompts = call.pop("prompt")
             with nn.trace() as tracer:
                 with tracer.invoke(prompts, **call):

@@ -1,7 +1,7 @@
 """Planning a run: every intervention resolved, checked and counted, and every batch laid out, before anything is computed."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from workbench.engine.calls import Calls
@@ -48,6 +48,37 @@ class Plan:
     calls: Calls
     guided: bool
     actions: tuple[Action, ...]
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Names of the worlds that each world reads, by its name."""
+        found: dict[str, dict[str, None]] = {}
+        for action in self.actions:
+            if (source := action.rule.source_world) is not None:
+                found.setdefault(action.world, {})[source] = None
+        return {name: tuple(sources) for name, sources in found.items()}
+
+    def begins(self, world: str) -> int:
+        """The first step in which something is done to a world in the denoising; the number of steps if nothing is."""
+        own = [action.calls for action in self.actions if action.world == world and action.site.looped]
+        return min((self.calls.step[call] for calls in own for call in calls), default=self.calls.steps)
+
+    def of_text(self) -> "Plan":
+        """What is done to the text alone."""
+        return replace(self, actions=tuple(action for action in self.actions if action.site.part == "text"))
+
+    def between(self, start: int, stop: int) -> "Plan":
+        """What is done in steps from start to stop, the last excluded; their calls are numbered from 0."""
+        own = self.calls.of(range(start, stop))
+        calls = Calls(tuple(self.calls.step[call] for call in own), tuple(self.calls.timestep[call] for call in own))
+        actions = []
+        for action in self.actions:
+            if action.site.looped:
+                chosen = tuple(call - own[0] for call in action.calls if call in own)
+                actions += [replace(action, calls=chosen)] if chosen else []
+            elif action.site.part == "text" or stop == self.calls.steps:
+                actions.append(action)
+        return Plan(calls, self.guided, tuple(actions))
 
 
 def resolve_steps(steps: tuple[int, ...] | Window | None, count: int) -> tuple[int, ...]:
@@ -234,22 +265,27 @@ def _check_maps(sites, rule: Rule):
         raise ValueError(f"maps of {sorted(pixels)} pixels; name those of one resolution")
 
 
-def batches(worlds: Sequence[World], seeds: Sequence[int], batch_size: int) -> Iterator[tuple[list[World], list[int]]]:
-    """Worlds and seeds of each batch, every world with the worlds that it reads."""
-    by_name = {world.name: world for world in worlds}
+def closure(world: str, reads: Mapping[str, Sequence[str]], seen: tuple[str, ...] = ()) -> dict[str, None]:
+    """Names of all worlds that a world reads, those that they read among them, and its own, each behind those that it reads."""
+    if world in seen:
+        raise ValueError(f"worlds read one another in a circle: {' -> '.join([*seen, world])}")
+    found: dict[str, None] = {}
+    for source in reads.get(world, ()):
+        found |= closure(source, reads, (*seen, world))
+    return found | {world: None}
 
-    def needed(world: World, seen: tuple[str, ...] = ()) -> dict[str, None]:
-        if world.name in seen:
-            raise ValueError(f"worlds read one another in a circle: {' -> '.join([*seen, world.name])}")
-        sources: dict[str, None] = {}
-        for intervention in world.interventions:
-            if (source := intervention.rule.source_world) is not None:
-                sources |= needed(by_name[source], (*seen, world.name))
-        return sources | {world.name: None}
 
+def batches(
+    worlds: Sequence[World],
+    seeds: Sequence[int],
+    batch_size: int,
+    reads: Mapping[str, Sequence[str]],
+    known: Mapping[str, World],
+) -> Iterator[tuple[list[World], list[int]]]:
+    """Worlds and seeds of each batch, every world with the worlds that it reads. known: all worlds by name."""
     groups: list[dict[str, None]] = []
     for world in worlds:
-        need = needed(world)
+        need = closure(world.name, reads)
         if len(need) > batch_size:
             raise ValueError(
                 f"world {world.name!r} with those that it reads, {list(need)}, is {len(need)} rows; raise batch_size={batch_size}"
@@ -261,4 +297,4 @@ def batches(worlds: Sequence[World], seeds: Sequence[int], batch_size: int) -> I
     for group in groups:
         per = batch_size // len(group)
         for at in range(0, len(seeds), per):
-            yield [by_name[name] for name in group], list(seeds[at : at + per])
+            yield [known[name] for name in group], list(seeds[at : at + per])

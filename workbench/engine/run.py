@@ -16,6 +16,7 @@ from workbench.engine.between import ends_by_itself
 from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.plan import Plan, batches, check_reach, plan
+from workbench.engine.prefix import Held, resumable, stages, whole
 from workbench.engine.result import Run, not_finite
 from workbench.engine.switches import check_switches
 from workbench.engine.text import encode
@@ -56,14 +57,26 @@ def run(
     batch_size: int = 16,
     progress: bool = True,
     latents: torch.Tensor | None = None,
+    reuse: bool = True,
+    read: Sequence[World] = (),
+    held: Held | None = None,
 ) -> Run:
-    """Generate every world from every seed; see `Model.run`."""
+    """Generate every world from every seed; see `Model.run`.
+
+    read: further worlds that these read, of which no images are returned. held: latents that other runs of this model, alike in all but
+    their worlds, have kept, and that this one adds to; see `workbench.engine.prefix`.
+    """
     with lock_of(model.pipeline):
-        return _run(model, tuple(worlds), list(seeds), settings, record, batch_size, progress, latents)
+        held = {} if held is None else held
+        return _run(
+            model, tuple(worlds), list(seeds), settings, record, batch_size, progress, latents, reuse, tuple(read), held
+        )
 
 
-def _run(model, worlds, seeds, settings, record, batch_size, progress, latents) -> Run:
-    prepared = prepare(model, worlds, settings)
+def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, reuse, read, held) -> Run:
+    prepared = prepare(model, [*read, *worlds], settings)
+    known = {world.name: world for world in (*read, *worlds)}
+    drawn = [world.name for world in worlds]
     sites = model.sites_at(settings.height, settings.width)
     folds = [each for each in record if isinstance(each, Fold)]
     globs = [each for each in record if not isinstance(each, Fold)]
@@ -72,21 +85,38 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents) 
         _check_recorded(model.pipeline, site)
     _check_memory(recorded, len(worlds) * len(seeds), prepared.calls)
     beginnings = None if latents is None else dict(zip(seeds, latents))
-    layout = list(batches(worlds, seeds, batch_size))
+    found = [whole(prepared, drawn)]
+    list(batches(worlds, seeds, batch_size, prepared.reads, known))  # raises for what does not fit a batch
+    if reuse and not record and settings.start is None and resumable(model.pipeline):
+        found = stages(prepared, known, drawn, seeds, batch_size, held)
+    layout = [
+        (stage, group, some)
+        for stage in found
+        for group, some in batches([known[name] for name in stage.worlds], seeds, batch_size, stage.plan.reads, known)
+    ]
     others = other_values(model.pipeline, prepared)
     kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
     fired: Counter[tuple[str, int]] = Counter()
-    with Bar(len(layout) * len(prepared.calls), "denoising", "call", shown=progress) as bar:
-        for group, some in layout:
-            batch = Batch(model, group, some, prepared, recorded, folds, sites, others)
+    with Bar(sum(len(stage.plan.calls) for stage, _, _ in layout), "denoising", "call", shown=progress) as bar:
+        for stage, group, some in layout:
+            steps = None
+            if len(stage.plan.calls) < len(prepared.calls):
+                steps = (stage.start, stage.start + len(stage.plan.calls))  # one call a step
+            batch = Batch(model, group, some, stage.plan, recorded, folds, sites, others, steps=steps)
             begin = None if beginnings is None else torch.stack([beginnings[seed] for seed in some])
-            images, denoised = batch.trace(settings, begin, bar)
+            rows = [(world.name, seed) for world in group for seed in some]
+            begun = None
+            if stage.start:
+                begun = torch.stack([held[stage.begun[name], seed, stage.start] for name, seed in rows])
+            wanted = {(name, step): key for (name, step), key in stage.kept.items() if name in batch.index}
+            images, denoised = batch.trace(settings, begin, bar, begun=begun, kept={step for _, step in wanted})
             values = batch.values
-            for w, world in enumerate(group):
-                for s, seed in enumerate(some):
-                    row = w * len(some) + s
-                    own = {name: value[row] for name, value in values.items()}
-                    kept.setdefault((world.name, seed), {"image": images[row], "denoised": denoised[row]} | own)
+            for row, (name, seed) in enumerate(rows):
+                if name in stage.drawn:
+                    own = {site: value[row] for site, value in values.items()}
+                    kept.setdefault((name, seed), {"image": images[row], "denoised": denoised[row]} | own)
+                for step in [step for each, step in wanted if each == name]:
+                    held[wanted[name, step], seed, step] = batch.boundaries[step][row]
             fired.update(batch.fired)
     return _labelled(worlds, seeds, kept, recorded, folds, prepared.calls, dict(fired))
 

@@ -1,0 +1,149 @@
+"""Worlds that begin late start from latents of the steps before: the images are those of whole runs, in fewer calls."""
+
+import copy
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import workbench as wb
+from workbench.engine.batch import Batch
+from workbench.engine.prefix import RESUMABLE
+from workbench.interventions import World
+from workbench.studies import tiny, tiny_transformers
+
+ZEBRA, LION = "a zebra in the savanna", "a lion on the beach"
+STEPS = 4
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
+QUICK = dict(num_inference_steps=STEPS, guidance_scale=3.0, progress=False)
+CASES = (
+    ("sd", "ddim v zero snr", "float32"),
+    ("sdxl", "euler", "float32"),
+    ("sd", "euler", "bfloat16"),
+    ("sd3", "flow", "float32"),
+    ("flux", "flow", "bfloat16"),
+)
+
+
+@cache
+def made(name: str, dtype: str):
+    torch.manual_seed(0)
+    if name in ("sd3", "flux"):
+        pipeline = tiny_transformers.sharpen(tiny_transformers.TRANSFORMERS[name]())
+    else:
+        pipeline = tiny.sharpen(next(make for key, make in tiny.PIPELINES.items() if key.startswith(name))())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(getattr(torch, dtype))
+
+
+def fresh(name: str, scheduler: str = "ddim", dtype: str = "float32") -> wb.Model:
+    pipeline = made(name, dtype)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline.scheduler = flow if scheduler == "flow" else tiny.scheduler(scheduler)
+    return wb.load(pipeline)
+
+
+def places(model: wb.Model) -> list[str]:
+    """Some sites inside the denoiser."""
+    sites = model.sites.where(component=model.family.denoiser, stream=False, part="denoiser")
+    return [site.name for site in sites if "probs" not in site.kind and site.read and not site.from_text][1:5]
+
+
+def late(model: wb.Model, start: float = 0.5) -> list[World]:
+    """A clean world, a corrupted one, and worlds that restore or change something in the second half."""
+    noise, half = wb.add_noise("text_encoder*.embedding", 1.0, tokens="subject"), wb.window(start, 1.0)
+    worlds = [World("clean", ZEBRA, subject="zebra"), World("corrupted", ZEBRA, noise, subject="zebra")]
+    for name in places(model):
+        worlds.append(World(f"restored {name}", ZEBRA, [noise, wb.restore(name, "clean", steps=half)], "zebra"))
+    scaled = wb.scale(places(model)[0], 0.0, steps=range(STEPS // 2 + 1, STEPS))
+    return [*worlds, World("scaled", ZEBRA, scaled), World("other", LION, [scaled])]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Rows through the denoiser, a number for each of its calls."""
+    counted: list[int] = []
+    traced = Batch.traced
+
+    def counting(self, *args, **keywords):
+        counted.extend([self.size] * len(self.plan.calls))
+        return traced(self, *args, **keywords)
+
+    monkeypatch.setattr(Batch, "traced", counting)
+    return counted
+
+
+@pytest.mark.filterwarnings("ignore:negative_prompt= has no effect:UserWarning")
+@pytest.mark.parametrize(("name", "scheduler", "dtype"), CASES)
+def test_the_image_is_that_of_the_whole_run(calls, name, scheduler, dtype):
+    model = fresh(name, scheduler, dtype)
+    worlds = late(model)
+    found = model.run(worlds, seeds=(0,), batch_size=6, **QUICK)
+    saved = sum(calls)
+    calls.clear()
+    whole = model.run(worlds, seeds=(0,), batch_size=6, reuse=False, **QUICK)
+    assert saved < 0.85 * sum(calls)
+    assert float(abs(found.images - whole.images).max()) <= TOLERANCE[dtype]
+    assert float(abs(found.latents - whole.latents).max()) <= 20 * TOLERANCE[dtype]
+    assert list(found.images.world.values) == [world.name for world in worlds]
+    changed = abs(whole.images - whole["corrupted"]).max(("y", "x", "colour", "seed"))
+    assert (changed.sel(world=[w.name for w in worlds if w.name != "corrupted"]) > TOLERANCE[dtype]).any()
+    own = {key: number for key, number in whole.fired.items() if key[0] not in ("clean", "corrupted")}
+    assert {key: found.fired[key] for key in own}.keys() == own.keys()
+
+
+@pytest.mark.parametrize("scheduler", ("ddpm", "dpm++", "heun", "pndm"))
+def test_other_schedulers_run_whole(calls, scheduler):
+    model = fresh("sd", scheduler)
+    assert type(model.pipeline.scheduler).__name__ not in RESUMABLE
+    plain = World("plain", ZEBRA)
+    worlds = [plain, *(World(str(i), ZEBRA, wb.scale(places(model)[0], 0.1 * i, steps=3)) for i in range(6))]
+    found = model.run(worlds, batch_size=8, **QUICK)
+    assert set(calls) == {len(worlds)} and len(calls) == len(model.calls(STEPS))
+    assert np.array_equal(found.images, model.run(worlds, batch_size=8, reuse=False, **QUICK).images)
+
+
+def test_what_must_be_whole_is(calls):
+    """Recorded values, attention maps, and worlds that others read while something is done to them."""
+    model = fresh("sd")
+    site, probs = places(model)[0], model.sites("unet.*.cross.probs")[0].name
+    late_worlds = [World(f"{i}", ZEBRA, wb.scale(site, 0.1 * i, steps=2)) for i in range(8)]
+    model.run(late_worlds, record=site, **QUICK)
+    assert set(calls) == {8}
+    calls.clear()
+    model.run([World(f"{i}", ZEBRA, wb.scale(probs, 0.1 * i, steps=2)) for i in range(8)], **QUICK)
+    assert set(calls) == {8}
+    # a world that is read from its own interventions on
+    changed = World("changed", ZEBRA, wb.scale(site, 0.0, steps=[1]))
+    reading = [
+        World(f"reading {i}", ZEBRA, wb.restore(name, "changed", steps=3)) for i, name in enumerate(places(model))
+    ]
+    worlds = [changed, *reading, *late_worlds]
+    found, whole = (model.run(worlds, batch_size=8, reuse=reuse, **QUICK) for reuse in (True, False))
+    assert float(abs(found.images - whole.images).max()) <= 1e-4
+
+
+def test_a_window_of_half_the_steps_takes_half(calls):
+    """The bar on time, counted in rows that go through the denoiser."""
+    model = fresh("sd")
+    worlds = late(model)[:2] + [
+        World(f"{i}", ZEBRA, wb.scale(places(model)[i % 4], 0.1 * i, steps=wb.window(0.5, 1.0))) for i in range(14)
+    ]
+    model.run(worlds[:1] + worlds[2:], seeds=(0,), batch_size=15, **QUICK)
+    saved = sum(calls)
+    calls.clear()
+    model.run(worlds[:1] + worlds[2:], seeds=(0,), batch_size=15, reuse=False, **QUICK)
+    assert saved <= 0.57 * sum(calls)
+
+
+def test_the_scheduler_is_left_as_it_was():
+    model = fresh("sd", "euler")
+    before = copy.deepcopy(vars(model.pipeline.scheduler))
+    kind = type(model.pipeline.scheduler)
+    model.run(late(model), batch_size=6, **QUICK)
+    assert type(model.pipeline.scheduler) is kind
+    assert vars(model.pipeline.scheduler).keys() == before.keys()
+    plain = model.generate(ZEBRA, seeds=0, num_inference_steps=STEPS, guidance_scale=3.0)[0]
+    assert np.abs(np.asarray(plain, float) / 255 - model.run(ZEBRA, **QUICK).images.values[0, 0]).max() < 1 / 255
