@@ -161,6 +161,10 @@ def of_models(kit: Kit) -> Iterator[Group]:
         | dict(progress=FLAG, reuse=FLAG),
         {"record": "site"},
     )
+    planned = wb.plan(wb.locogen, model, "a zebra", "a lion", timed=False)
+    asked = dict(experiment=wb.locogen, model=model, prompts="a zebra", target="a lion", batch_size=1, timed=False)
+    yield Group("plan", wb.plan, asked, dict(timed=FLAG))
+    yield Group("Plan.seconds_on", planned.seconds_on, dict(workers=1), {"workers": COUNT})
     yield Group(
         "Model.generate",
         model.generate,

@@ -54,7 +54,7 @@ def test_it_proposes_what_attribution_puts_first(menagerie, screened):
 
 def test_it_goes_on_where_it_was_stopped(menagerie, screened, monkeypatch):
     found, spec, folder = screened
-    monkeypatch.setattr(wb.Model, "run", None)
+    monkeypatch.setattr("workbench.engine.run", None)
     again = wb.screen(menagerie, wb.prompt_set("object")[:2], spec, folder=folder, batch_size=32)
     assert again.table.equals(found.table) and again.recall == found.recall
 

@@ -7,6 +7,8 @@ from .checks import check as check
 from .edit.low_rank import Edit as Edit
 from .engine import Fold as Fold
 from .engine import Run as Run
+from .experiments.forecast import Plan as Plan
+from .experiments.forecast import plan as plan
 from .experiments.results import effects as effects
 from .experiments.results import open_results as open_results
 from .experiments.results import strongest as strongest

@@ -139,6 +139,7 @@ ARGUMENTS: dict[str, Check] = {
     "width": count,
     "max_sequence_length": partial(count, most=512),
     "batch_size": count,
+    "workers": count,
     "resamples": partial(count, most=10**6),
     "permutations": partial(count, most=10**6),
     "level": level,
@@ -156,7 +157,7 @@ ARGUMENTS: dict[str, Check] = {
     "over": strings,
     "metric": word,
     **dict.fromkeys(("progress", "verify", "base", "check", "unit", "keep_norm", "average", "null_text"), flag),
-    **dict.fromkeys(("per_head", "every_site", "safety_checker", "together", "joint", "reuse"), flag),
+    **dict.fromkeys(("per_head", "every_site", "safety_checker", "together", "joint", "reuse", "timed"), flag),
 }
 
 

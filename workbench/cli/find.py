@@ -35,6 +35,8 @@ class Question(Common):
     folder: Path | None = None
     """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
+    plan: bool = False
+    """Print what is left to do, with time and memory by one timed batch, and do nothing."""
     out: Path = Path("runs/question")
     """OUT.png and OUT.csv."""
 
@@ -67,6 +69,9 @@ class Trace(Question):
     def run(self):
         from workbench.cli.pictures import overview
 
+        if self.plan:
+            print(wb.plan(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common()))
+            return
         data = wb.causal_trace(self.load(), self.some_prompts(), self.spec, **self.common())
         found = wb.effects(data, self.metric)
         clean = float(data.clean.sel(metric=self.metric).mean())
@@ -99,7 +104,14 @@ class Locate(Question):
         from workbench.drawing import WIDTH
 
         model, prompts, spec = self.load(), self.some_prompts(), self.spec
+        if self.plan and not self.compare:
+            print(wb.plan(wb.locogen, model, prompts, spec, **self.common()))
+            return
         if self.compare:
+            if self.plan:
+                raise ValueError(
+                    "--plan with --compare: it does several experiments, of which each is planned by itself"
+                )
             trace = TraceSpec(
                 sites=("unet.*.cross",),
                 noise_multiple=self.noise_multiple,

@@ -3,7 +3,7 @@
 from workbench.engine.batch import Batch, Fold, Settings, Start
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.result import Run
-from workbench.engine.run import prepare, run
+from workbench.engine.run import Work, count_work, prepare, run
 from workbench.engine.text import encode, text_values
 from workbench.engine.trace import aside, wrapped
 
@@ -14,8 +14,10 @@ __all__ = [
     "Run",
     "Settings",
     "Start",
+    "Work",
     "aside",
     "calls_in",
+    "count_work",
     "encode",
     "prepare",
     "run",

@@ -16,6 +16,7 @@ from workbench.engine.plan import Plan, batches, closure
 from workbench.interventions import World
 
 RESUMABLE = {"DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"}
+PIPELINES = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"}  # which take latents so
 OVERHEAD = 2  # rows that a pipeline call costs besides its own
 WORTH = 0.95  # the largest share of the whole run's cost at which stages are taken
 
@@ -51,7 +52,7 @@ def whole(plan: Plan, drawn: Sequence[str]) -> Stage:
 
 def resumable(pipeline) -> bool:
     """Whether a run may start at any step of the pipeline's scheduler."""
-    return type(pipeline.scheduler).__name__ in RESUMABLE
+    return type(pipeline).__name__ in PIPELINES and type(pipeline.scheduler).__name__ in RESUMABLE
 
 
 def stages(

@@ -6,6 +6,7 @@ value" is a read of another row of the same forward pass. A batch that must be s
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from workbench.engine.between import ends_by_itself
 from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.plan import Plan, batches, check_reach, plan
-from workbench.engine.prefix import Held, resumable, stages, whole
+from workbench.engine.prefix import Held, Stage, resumable, stages, whole
 from workbench.engine.result import Run, not_finite
 from workbench.engine.switches import check_switches
 from workbench.engine.text import encode
@@ -85,15 +86,8 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, 
         _check_recorded(model.pipeline, site)
     _check_memory(recorded, len(worlds) * len(seeds), prepared.calls)
     beginnings = None if latents is None else dict(zip(seeds, latents))
-    found = [whole(prepared, drawn)]
-    list(batches(worlds, seeds, batch_size, prepared.reads, known))  # raises for what does not fit a batch
-    if reuse and not record and settings.start is None and resumable(model.pipeline):
-        found = stages(prepared, known, drawn, seeds, batch_size, held)
-    layout = [
-        (stage, group, some)
-        for stage in found
-        for group, some in batches([known[name] for name in stage.worlds], seeds, batch_size, stage.plan.reads, known)
-    ]
+    reusing = reuse and not record and settings.start is None
+    layout = laid_out(model.pipeline, prepared, known, drawn, seeds, batch_size, held if reusing else None)
     others = other_values(model.pipeline, prepared)
     kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
     fired: Counter[tuple[str, int]] = Counter()
@@ -119,6 +113,66 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, 
                     held[wanted[name, step], seed, step] = batch.boundaries[step][row]
             fired.update(batch.fired)
     return _labelled(worlds, seeds, kept, recorded, folds, prepared.calls, dict(fired))
+
+
+def laid_out(
+    pipeline,
+    prepared: Plan,
+    known: Mapping[str, World],
+    drawn: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+    held: Held | None,
+) -> list[tuple[Stage, list[World], list[int]]]:
+    """The batches of a run, in their order. held: latents that there are; None where every step is to be run."""
+    every = [known[name] for name in drawn]
+    list(batches(every, seeds, batch_size, prepared.reads, known))  # raises for what does not fit a batch
+    found = [whole(prepared, drawn)]
+    if held is not None and resumable(pipeline):
+        found = stages(prepared, known, drawn, seeds, batch_size, held)
+    return [
+        (stage, group, some)
+        for stage in found
+        for group, some in batches([known[name] for name in stage.worlds], seeds, batch_size, stage.plan.reads, known)
+    ]
+
+
+@dataclass
+class Work:
+    """What a run takes: pipeline calls (batches), calls of the denoiser, and rows through it (of one half), in all of these calls."""
+
+    batches: int = 0
+    calls: int = 0
+    rows: int = 0
+    largest: int = 0
+
+    def add(self, rows: int, calls: int):
+        """A batch of so many rows, with so many calls."""
+        self.batches += 1
+        self.calls += calls
+        self.rows += rows * calls
+        self.largest = max(self.largest, rows)
+
+
+def count_work(
+    model,
+    worlds: Sequence[World],
+    seeds: Sequence[int],
+    settings: Settings,
+    work: Work,
+    *,
+    batch_size: int = 16,
+    read: Sequence[World] = (),
+    held: Held | None = None,
+):
+    """Add to `work` what `run` would do, and to `held` what it would keep; nothing is computed, and errors are those of the run."""
+    prepared = prepare(model, [*read, *worlds], settings)
+    known = {world.name: world for world in (*read, *worlds)}
+    names, seeds = [world.name for world in worlds], list(seeds)
+    held = {} if held is None else held
+    for stage, group, some in laid_out(model.pipeline, prepared, known, names, seeds, batch_size, held):
+        work.add(len(group) * len(some), len(stage.plan.calls))
+        held |= {(key, seed, step): torch.empty(0) for (_, step), key in stage.kept.items() for seed in some}
 
 
 def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tensor]:

@@ -22,7 +22,9 @@ from typing import Any, ClassVar
 import pandas as pd
 import xarray as xr
 
-from workbench.engine import Fold, Run, prepare
+from workbench import engine
+from workbench.engine import Fold, Run, Work, prepare
+from workbench.engine.prefix import Held
 from workbench.experiments import results
 from workbench.experiments.shards import PACKAGES, Row, Shards
 from workbench.experiments.spec import Spec
@@ -30,7 +32,7 @@ from workbench.experiments.store import Store, as_store
 from workbench.experiments.work import complete
 from workbench.interventions import World
 from workbench.metrics import Measures, measured
-from workbench.models import Model
+from workbench.models import Model, as_record
 from workbench.progress import Bar
 from workbench.prompts import PromptSet
 from workbench.sites import Site
@@ -52,6 +54,9 @@ class Experiment(ABC):
     """Columns that belong to others, such as {"strengths": ("trial",)}: settings beside their axes."""
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     """Whose versions the numbers may hang on."""
+    counted: ClassVar[bool] = False
+    """Whether all that `measure` asks of the denoiser is what `check` gives to `plan`, so that it can be counted beforehand."""
+    counting: Work | None = None
 
     def __init__(
         self,
@@ -122,21 +127,69 @@ class Experiment(ABC):
         """All rows as labelled arrays, one for each kind of world."""
         return results.dataset(self.complete(folder))
 
-    def plan(self, worlds: Sequence[World]) -> int:
-        """Check the interventions of worlds against the model, and count their images."""
-        prepare(self.model, worlds, self.model._settings(self.steps, self.guidance))
+    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), scored: bool = True) -> int:
+        """Check the interventions of worlds against the model, and count their images.
+
+        read: further worlds for them to read. scored: whether `score` is what draws them, in runs of its own; else `run`, in one.
+        """
+        settings = self.model._settings(self.steps, self.guidance)
+        if self.counting is None:
+            prepare(self.model, [*read, *worlds], settings)
+        else:
+            held: Held = {}
+            runs = self.slices([worlds[i] for i in order_of(worlds)], read) if scored else [(worlds, read)]
+            for drawn, sources in runs:
+                more = dict(batch_size=self.batch_size, read=sources, held=held if scored else None)
+                engine.count_work(self.model, drawn, self.spec.seeds, settings, self.counting, **more)
         return len(worlds) * len(self.spec.seeds)
 
-    def run(self, worlds: Sequence[World], record: Sequence[str | Fold] = ()) -> Run:
-        return self.model.run(
+    def work(self, *part: Any, into: Work | None) -> int:
+        """How many images a part takes; adds to `into`, where it is given, what that takes of the denoiser."""
+        self.counting = into
+        try:
+            return self.check(*part)
+        finally:
+            self.counting = None
+
+    @property
+    def staged(self) -> bool:
+        """Whether its parts hang on what others find."""
+        return type(self).stages is not Experiment.stages
+
+    def again(self, left: Mapping[str, Part]) -> Mapping[str, Part]:
+        """Parts whose pictures those that are left need once more, though they are kept."""
+        return {}
+
+    def run(
+        self,
+        worlds: Sequence[World],
+        record: Sequence[str | Fold] = (),
+        *,
+        read: Sequence[World] = (),
+        held: Held | None = None,
+    ) -> Run:
+        """Worlds from all seeds. read, held: further worlds for them to read, and latents that runs share; see `workbench.engine.run`."""
+        self.model._warn_of_long(world.prompt for world in (*read, *worlds))
+        return engine.run(
+            self.model,
             worlds,
-            seeds=self.spec.seeds,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance,
+            self.spec.seeds,
+            self.model._settings(self.steps, self.guidance),
             batch_size=self.batch_size,
-            record=record,
+            record=as_record(record),
             progress=False,
+            read=read,
+            held=held,
         )
+
+    def slices(
+        self, worlds: Sequence[World], read: Sequence[World]
+    ) -> Iterator[tuple[Sequence[World], Sequence[World]]]:
+        """What `score` draws in each of its runs, and the worlds that these may read: no more images in memory than a batch for a seed."""
+        per = max(1, self.batch_size - 1 - len(read))
+        for at in range(1, len(worlds), per):
+            some = worlds[at : at + per]
+            yield ([worlds[0], *some], read) if at == 1 else (some, [worlds[0], *read])
 
     def score(
         self, p: int, worlds: Sequence[World], places: Sequence[Row], bar: Bar, *, read: Sequence[World] = ()
@@ -146,12 +199,14 @@ class Experiment(ABC):
         The first world is the reference of the distances, and may be read by the others. read: further worlds for them to read, which
         are not scored.
         """
-        rows, reference, per = [], None, max(1, self.batch_size - 1 - len(read))
-        for at in range(1, len(worlds), per):  # no more images in memory than these
-            run = self.run([worlds[0], *read, *worlds[at : at + per]])
+        order = order_of(worlds)
+        worlds, places = [worlds[i] for i in order], [places[i] for i in order]
+        rows, reference, places_left = [], None, iter(places)
+        held: Held = {}
+        for drawn, sources in self.slices(worlds, read):
+            run = self.run(drawn, read=sources, held=held)
             reference = run.images.sel(world=worlds[0].name) if reference is None else reference
-            new = list(zip(worlds[at : at + per], places[at : at + per]))
-            scored = [(worlds[0], places[0]), *new] if at == 1 else new
+            scored = list(zip(drawn, places_left))
             for world, place in scored:
                 rows += self.metric_rows(p, place, run.images.sel(world=world.name), reference)
             bar.update(len(scored) * len(self.spec.seeds))
@@ -169,3 +224,10 @@ class Experiment(ABC):
             for metric, values in values_by_metric.items()
             for seed, value in zip(self.spec.seeds, values, strict=True)
         ]
+
+
+def order_of(worlds: Sequence[World]) -> list[int]:
+    """The order in which worlds are drawn: the first, then those together whose last interventions act in the same steps."""
+    steps = [world.interventions[-1].steps if world.interventions else None for world in worlds]
+    first = {each: number for number, each in reversed(list(enumerate(steps)))}
+    return sorted(range(len(worlds)), key=lambda i: (i > 0, first[steps[i]]))

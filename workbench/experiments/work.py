@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from workbench.experiments.forecast import answer_plan
 from workbench.experiments.shards import Shards
 from workbench.experiments.store import Memory, Store
 from workbench.progress import Bar
@@ -18,6 +19,7 @@ LOOK = 0.5  # seconds between two looks at parts that others are at
 
 def complete(experiment: "Experiment", store: Store) -> Shards:
     """All parts of an experiment, those that are kept not computed again. Everything is checked before the first is."""
+    answer_plan(experiment, store)
     total = experiment.total()
     shards = Shards(experiment.identity(), store, experiment.packages)
     with Bar(total, experiment.name) as bar, _how_to_go_on(shards):

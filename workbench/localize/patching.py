@@ -45,6 +45,7 @@ class Generating(Experiment):
     """One LocoGen experiment. A part is a prompt."""
 
     name = "LocoGen"
+    counted = True
     spec: LocoGenSpec
 
     def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, measures: Measures | None, batch_size: int):
@@ -130,7 +131,7 @@ class Generating(Experiment):
 
     def check(self, p: int) -> int:
         worlds = self.worlds(p)
-        self.plan([*worlds, *self.read(p)])
+        self.plan(worlds, read=self.read(p))
         return len(worlds) * len(self.spec.seeds)
 
     def measure(self, p: int, bar: Bar) -> list[Row]:

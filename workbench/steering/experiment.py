@@ -137,6 +137,7 @@ class Steered(Experiment):
     """
 
     name = "steering"
+    counted = True
     spec: SteerSpec
 
     def __init__(
@@ -183,7 +184,10 @@ class Steered(Experiment):
         ]
 
     def check(self, variant: Variant) -> int:
-        return self.plan(self.worlds(variant))
+        return self.plan(self.worlds(variant), scored=False)
+
+    def again(self, left: Mapping[str, Any]) -> dict[str, tuple[Variant]]:
+        return {UNSTEERED: (self.plain,)} if left and UNSTEERED not in left else {}
 
     @cached_property
     def reference(self) -> xr.DataArray:
