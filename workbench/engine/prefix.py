@@ -16,7 +16,12 @@ from workbench.engine.plan import Plan, batches, closure
 from workbench.interventions import World
 
 RESUMABLE = {"DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"}
-PIPELINES = {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"}  # which take latents so
+PIPELINES = {
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+}  # which take latents so
 OVERHEAD = 2  # rows that a pipeline call costs besides its own
 WORTH = 0.95  # the largest share of the whole run's cost at which stages are taken
 
