@@ -12,11 +12,16 @@ from functools import wraps
 
 import torch
 
-from workbench.engine.between import ends_by_itself
 from workbench.engine.plan import Plan, batches, closure
 from workbench.interventions import World
 
 RESUMABLE = {"DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"}
+PIPELINES = {
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+}  # which take latents so
 OVERHEAD = 2  # rows that a pipeline call costs besides its own
 WORTH = 0.95  # the largest share of the whole run's cost at which stages are taken
 
@@ -51,8 +56,8 @@ def whole(plan: Plan, drawn: Sequence[str]) -> Stage:
 
 
 def resumable(pipeline) -> bool:
-    """Whether a run may start at any step: of schedulers that remember nothing, in pipelines that take latents back."""
-    return type(pipeline.scheduler).__name__ in RESUMABLE and ends_by_itself(pipeline)
+    """Whether a run may start at any step of the pipeline's scheduler."""
+    return type(pipeline).__name__ in PIPELINES and type(pipeline.scheduler).__name__ in RESUMABLE
 
 
 def stages(

@@ -131,9 +131,11 @@ def plan_of(experiment: "Experiment", store: Store, *, timed: bool = True) -> Pl
         experiment.work(*part, into=work)
     images = sum(experiment.check(*part) for part in left.values())
     metrics = 1 if experiment.measures is None else len(experiment.measures.names(experiment.prompts))
-    counts = (None,) * 4 if work is None else (work.batches, work.calls, work.rows, work.largest)
     disk = images * metrics * ROW_BYTES + len(left) * SHARD_BYTES
-    found = Plan(experiment.name, len(left), len(parts) - len(left), images, *counts, disk)
+    found = Plan(experiment.name, len(left), len(parts) - len(left), images, None, None, None, None, disk)
+    if work is not None:
+        counts = dict(batches=work.batches, calls=work.calls, rows=work.rows, largest=work.largest)
+        found = replace(found, **counts)
     if not timed or work is None or not work.rows:
         return found
     return replace(found, **timed_batch(experiment, work, images))
