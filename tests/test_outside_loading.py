@@ -30,9 +30,8 @@ from workbench.models import MENAGERIE
 
 OTHERS = (
     "LuminaPipeline",
-    "PixArtAlphaPipeline",
-    "PixArtSigmaPipeline",
-    "IFPipeline",
+    "KolorsPipeline",
+    "SanaPipeline",
     "KandinskyV22Pipeline",
     "AuraFlowPipeline",
     "StableDiffusionXLImg2ImgPipeline",

@@ -111,8 +111,15 @@ def test_of_a_large_model_it_knows_how_large_the_picture_is():
     pipeline = tiny.PixArtAlphaPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     plain = copy.deepcopy(pipeline)
-    found = run(wb.load(pipeline, max_sequence_length=LENGTH), ZEBRA, height=16, width=24)
-    assert apart(found.images[0, 0], draw(plain, [ZEBRA], height=16, width=24)[0]) == 0
+    model, size = wb.load(pipeline, max_sequence_length=LENGTH), dict(height=16, width=24)
+    found = run(model, ZEBRA, **size)
+    assert apart(found.images[0, 0], draw(plain, [ZEBRA], **size)[0]) == 0
+    for kind in ("aspect_ratio", "timestep", "conditions"):
+        other = run(model, wb.World("a", ZEBRA, wb.scale(f"transformer.{kind}", 3.0, rows="both")), **size).images[0, 0]
+        embedder = "" if kind == "conditions" else f".{kind}_embedder"
+        with hooked(plain.transformer.get_submodule(f"adaln_single.emb{embedder}"), range(3), 3.0):
+            expected = draw(plain, [ZEBRA], **size)[0]
+        assert apart(other, expected) < 1e-5 < apart(expected, found.images[0, 0]), kind
 
 
 @each_family
@@ -163,6 +170,14 @@ def test_text_of_other_lengths_is_refused(both):
             wb.World("b", SHORT),
             wb.World("a", ZEBRA, wb.restore("transformer.0.cross.v", "b")),
         ],
+        "Restore at transformer.1.cross.probs in world 'a': 'a zebra in the savanna' is 6 tokens, 'a lion' 3": [
+            wb.World("b", ZEBRA),
+            wb.World("a", SHORT, wb.restore("transformer.1.cross.probs", "b")),
+        ],
+        "MixAttention at transformer.1.cross.probs in world 'a': 'a zebra in the savanna' is 6 tokens, 'a lion' 3": [
+            wb.World("b", ZEBRA),
+            wb.World("a", SHORT, wb.mix_attention("transformer.1.cross.probs", "b")),
+        ],
         "Restore at text_encoder.final in world 'a': 'a car' is 3 tokens, '' 1": [
             wb.World("b", ZEBRA, negative_prompt="a car"),
             wb.World("a", ZEBRA, wb.restore("text_encoder.final", "b", rows="both"), negative_prompt=""),
@@ -187,6 +202,39 @@ def test_4_every_call_belongs_to_a_step(scheduler):
         assert apart(found.images[0, 0], draw(plain, [ZEBRA])[0]) < 1e-5
     with pytest.raises(ValueError, match=r"num_inference_steps=1: in a single step a PixArtAlphaPipeline takes"):
         run(model, ZEBRA, num_inference_steps=1)
+
+
+def test_sigma_reads_as_many_tokens_as_its_pipeline_and_takes_one_step():
+    """Its default length is not alpha's: a prompt of 200 words is read whole. A single step of it ends in latents, as any other."""
+    plain, long = fresh("pixart_sigma"), " ".join(["zebra"] * 200)
+    model = wb.load(fresh("pixart_sigma"))
+    assert (model.max_sequence_length, wb.load(fresh("pixart_alpha")).max_sequence_length) == (300, 120)
+    assert model.sites["transformer.context"].axis("token") == 300
+    for prompt, steps in ((long, 2), (ZEBRA, 1)):
+        call = dict(num_inference_steps=steps, guidance_scale=3.0)
+        seed = dict(generator=torch.Generator().manual_seed(0), output_type="np", use_resolution_binning=False)
+        drawn = plain(prompt, **call, **seed).images[0]
+        assert apart(model.run(prompt, seeds=0, progress=False, **call).images[0, 0], drawn) == 0
+
+
+def test_a_prompt_is_cleaned_as_the_pipeline_cleans_it(both):
+    """Capitals and white space go before the tokenizer, and a word is found where it then stands: beside a plain hook."""
+    model, plain = both("pixart_alpha")
+    written = "  A Zebra in  the SAVANNA "
+    world = wb.World("written", written, wb.scale("text_encoder.embedding", 1.5, tokens="subject"), "Zebra")
+    found = run(model, world, guidance_scale=1.0).images[0, 0]
+    own = text_of(model.pipeline, written).of("Zebra")
+    assert list(own) == list(text_of(model.pipeline, ZEBRA).of("zebra"))
+
+    def louder(module, args, output):
+        return torch.cat([output[:, : own[0]], 1.5 * output[:, list(own)], output[:, own[-1] + 1 :]], 1)
+
+    handle = plain.text_encoder.encoder.embed_tokens.register_forward_hook(louder)
+    try:
+        drawn = draw(plain, [written], guidance_scale=1.0)[0]
+    finally:
+        handle.remove()
+    assert apart(found, drawn) < 1e-5 < apart(found, draw(plain, [ZEBRA], guidance_scale=1.0)[0])
 
 
 def test_latents_that_a_world_changes_are_gone_on_with(both):
@@ -288,6 +336,12 @@ def test_prompt_to_prompt_takes_the_sources_attention(name, both):
     found = run(model, *worlds)
     assert apart(found["source"][0], draw(plain, [ZEBRA])[0]) < 1e-5
     assert apart(found["edited"][0], draw(plain, ["a lion in the savanna"])[0]) > 1e-5
+    longer = wb.prompt_to_prompt(
+        model, "a zebra", "a red zebra", kind="refine", cross_replace_steps=1.0, self_resolution=0.5
+    )
+    assert (
+        apart(run(model, *longer)["edited"][0], draw(plain, ["a red zebra"])[0]) > 1e-5
+    )  # a mapper tells their tokens
     own = wb.prompt_to_prompt(model, ZEBRA, ZEBRA, self_resolution=0.5)
     assert apart(run(model, *own)["edited"][0], found["source"][0]) < 1e-5
 

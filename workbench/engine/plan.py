@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from workbench.engine.calls import Calls
 from workbench.families import family_of
 from workbench.families.attention import check_attention
-from workbench.interventions import Intervention, Rule, Window, World
+from workbench.interventions import Intervention, MixAttention, Rule, Window, World
 from workbench.sites import Site
 from workbench.text import Tokens, text_of, tokens_of
 
@@ -91,7 +91,8 @@ def plan(
                 try:
                     actions.append(_action(model, world, number, intervention, site, calls, guided, negative))
                     _check_maps(sites, intervention.rule)
-                    if model.family.masked and "token" in site.axes and not site.kind.endswith("probs"):
+                    mapped = isinstance(intervention.rule, MixAttention) and intervention.rule.mapper is not None
+                    if model.family.masked and "token" in site.axes and not mapped:  # a mapper tells tokens itself
                         _check_lengths(model.pipeline, intervention.rule, world, worlds)
                 except ValueError as error:
                     raise ValueError(f"{rule}: {error}") from None

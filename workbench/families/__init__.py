@@ -9,12 +9,12 @@ from diffusers import DiffusionPipeline
 from workbench.families.base import Encoder, Family, Reading, Site, read_together, set_length
 from workbench.families.deepfloyd import DEEPFLOYD
 from workbench.families.flux import FLUX
-from workbench.families.pixart import PIXART
+from workbench.families.pixart import PIXART, PIXART_SIGMA
 from workbench.families.sd import SD
 from workbench.families.sd3 import SD3
 from workbench.families.sdxl import SDXL
 
-FAMILIES = (SD, SDXL, SD3, FLUX, PIXART, DEEPFLOYD)
+FAMILIES = (SD, SDXL, SD3, FLUX, PIXART, PIXART_SIGMA, DEEPFLOYD)
 
 __all__ = [
     "FAMILIES",

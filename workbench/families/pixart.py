@@ -2,7 +2,7 @@
 
 T5's states are projected once, for all blocks. A prompt's padding is masked in every block: the mask is the row's own prompt's, so that
 another prompt's text may stand in for it only where it has as many tokens (`Family.masked`). The transformer of PixArt-alpha predicts a
-variance behind the noise, which no scheduler reads.
+variance behind the noise, which no scheduler reads. Sigma reads more tokens of a prompt, by its own default, than alpha.
 """
 
 from dataclasses import replace
@@ -29,6 +29,11 @@ def latent_shape(pipeline, height: int, width: int) -> tuple[int, int, int]:
     return config.in_channels, *grid_of(height, width, pipeline.vae_scale_factor, config.patch_size)
 
 
+def own(pipeline) -> Family:
+    """Which of the two a pipeline is."""
+    return PIXART_SIGMA if type(pipeline).__name__ in PIXART_SIGMA.pipelines else PIXART
+
+
 def readings(family: Family, pipeline) -> tuple[Reading, ...]:
     """T5's tokens."""
     return (Reading(("tokenizer",), family.length_of(pipeline) or 0),)
@@ -41,7 +46,7 @@ def encode(pipeline, prompts: str | list[str]) -> tuple[torch.Tensor, None]:
         do_classifier_free_guidance=False,
         device=pipeline.device,
         clean_caption=True,
-        max_sequence_length=PIXART.length_of(pipeline),
+        max_sequence_length=own(pipeline).length_of(pipeline),
     )
     return states, None
 
@@ -53,8 +58,8 @@ def given(pipeline, site: Site, states: torch.Tensor) -> torch.Tensor:
 
 
 def schedule(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
-    """Nothing beside their number; ValueError for a single step, behind which the pipeline takes something else than latents."""
-    if steps == 1:
+    """Nothing beside their number; ValueError for a single step of alpha, behind which it takes something else than latents."""
+    if steps == 1 and own(pipeline) is PIXART:
         raise ValueError(
             f"num_inference_steps=1: in a single step a {type(pipeline).__name__} takes the scheduler's guess of the end in place of its "
             "latents, which interventions do not reach; give 2 or more"
@@ -64,9 +69,10 @@ def schedule(pipeline, steps: int, height: int, width: int) -> dict[str, Any]:
 
 def sites(pipeline, height: int, width: int) -> list[Site]:
     """All sites, in execution order."""
-    (encoder,), transformer = PIXART.encoders, pipeline.transformer
+    family, transformer = own(pipeline), pipeline.transformer
+    (encoder,) = family.encoders
     config, (channels, *grid) = transformer.config, latent_shape(pipeline, height, width)
-    (reading,) = PIXART.read(PIXART, pipeline)
+    (reading,) = family.read(family, pipeline)
     patches = (grid[0] // config.patch_size, grid[1] // config.patch_size)
     width_, tokens = transformer.inner_dim, reading.length
     base = Site("", "denoiser", "transformer", "transformer", "", "", "output", TEXT, ())
@@ -77,6 +83,14 @@ def sites(pipeline, height: int, width: int) -> list[Site]:
 
     made = [*t5_sites(pipeline, encoder, tokens)]
     made.append(site("patches", "pos_embed", PIXELS, patches[0] * patches[1], width_, grid=patches, stream=True))
+    made.append(site("timestep", "adaln_single.emb.timestep_embedder", POOLED, width_))
+    if (
+        transformer.adaln_single.emb.use_additional_conditions
+    ):  # the resolution's own rows are heights and widths in turn: no site
+        made.append(site("aspect_ratio", "adaln_single.emb.aspect_ratio_embedder", POOLED, width_ // 3))
+    made.append(
+        site("conditions", "adaln_single.emb", POOLED, width_, stream=True)
+    )  # their sum; the last norm reads it too
     made.append(site("modulation", "adaln_single", POOLED, 6 * width_, stream=True))
     if transformer.caption_projection is not None:
         of_text: dict[str, Any] = {"tokenizer": encoder.tokenizer, "from_text": True}
@@ -127,7 +141,7 @@ def check(pipeline):
 
 PIXART: Family = Family(
     name="pixart",
-    pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    pipelines=("PixArtAlphaPipeline",),
     encoders=(Encoder("text_encoder", "tokenizer"),),
     denoiser="transformer",
     sites=sites,
@@ -148,3 +162,4 @@ PIXART: Family = Family(
     masked=True,
     call={"use_resolution_binning": False},
 )
+PIXART_SIGMA: Family = replace(PIXART, pipelines=("PixArtSigmaPipeline",), length=300)
