@@ -51,6 +51,7 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.swap_fresh --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_rank --out figures/swap_rank
 	$(BIN)/python -m workbench.studies.erase --out figures/erase
+	$(BIN)/python -m workbench.studies.erase_grid --out figures/erase
 	$(BIN)/python -m workbench.studies.compose --out figures/compose
 	$(BIN)/python -m workbench.studies.timed --out figures/timed
 	$(BIN)/python -m workbench.studies.windows --localizers figures/localizers/localizers.csv --out figures/windows
@@ -77,6 +78,7 @@ redraw: .venv/installed
 	$(BIN)/python -m workbench.studies.swap --redraw --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_fresh --redraw --out figures/swap
 	$(BIN)/python -m workbench.studies.swap_rank --redraw --out figures/swap_rank
+	$(BIN)/python -m workbench.studies.erase_grid --redraw --out figures/erase
 	$(BIN)/python -m workbench.studies.windows --redraw --out figures/windows
 	$(BIN)/python -m workbench.studies.architectures --redraw --out figures/architectures
 	$(BIN)/python -m workbench.studies.prompt_to_prompt --redraw --out figures/prompt_to_prompt

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from workbench.studies import hidden, hidden_figures
-from workbench.studies.hidden_edits import GUIDES, STYLES
 
 
 def row(editor: str, attack: str, setting: str, after: float, **others) -> dict:
@@ -49,18 +48,11 @@ def test_names_of_points_that_lie_together_stand_in_one_list():
     assert texts == ["near\nbeside", "far"]
 
 
-def test_jobs_have_names_of_their_own_and_are_chosen_by_kind_editor_and_target():
+def test_jobs_have_names_of_their_own_and_are_chosen_by_kind_and_editor():
     every = hidden.jobs(hidden.HiddenOptions())
     assert len({job.name for job in every}) == len(every)
-    assert {job.kind for job in every} == {"learned", "states", "grid"}
-    assert {job.target for job in every if job.kind == "grid"} == {*GUIDES, *STYLES}
-    few = hidden.jobs(hidden.HiddenOptions(only=("grid",), editors=("resist 1",), targets=("zebra",)))
-    assert [job.name for job in few] == ["grid-resist-1-zebra"]
+    assert {job.kind for job in every} == {"learned", "states"}
+    few = hidden.jobs(hidden.HiddenOptions(only=("states",), editors=("resist 1",)))
+    assert [job.name for job in few] == ["states-resist-1"]
     with pytest.raises(ValueError, match=r"editors=\['nobody'\]: unknown; there are LocoEdit"):
         hidden.jobs(hidden.HiddenOptions(editors=("nobody",)))
-
-
-def test_canvas_counts_what_is_gone_and_what_is_kept():
-    cells = [("zebra", "none", "cow", "none"), ("zebra", "none", "zebra", "none"), ("cow", "none", "cow", "pixel art")]
-    table = pd.DataFrame(cells, columns=["subject", "style", "shown", "looks"])
-    assert hidden.canvas(table, "zebra", styled=False) == dict(UA=0.5, IRA=1.0, CRA=0.0)

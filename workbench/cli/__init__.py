@@ -76,6 +76,7 @@ BENCHMARKS = {
             "erase:main",
             "Every subject erased to a guide that is chosen.",
         ),
+        ("erase-grid", "erase_grid:GridOptions", "erase_grid:main", "Every subject and style erased, and attacked."),
         ("hidden", "hidden:HiddenOptions", "hidden:main", "Erased or only hidden: every editor under every attack."),
         ("tasks", "edit_tasks:TasksOptions", "edit_tasks:main", "Erasing a subject, a style, changing a fact."),
         ("winter", "winter_setting:WinterOptions", "winter:main", "Steering towards winter by every method."),

@@ -1,7 +1,7 @@
 """Edits that erase a concept, by name: what the study of hidden concepts attacks, and what erases every subject and style of its grid."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from workbench.edit.attacked import Readings
 from workbench.edit.closed_form import solve
 from workbench.edit.editors import editable, gather
 from workbench.edit.low_rank import Edit, update_of
+from workbench.edit.projections import to_keep
 from workbench.models import Model
 from workbench.prompts import Prompt, PromptSet, prompt_set, with_article
 from workbench.sites import weight_of
@@ -42,13 +43,12 @@ STYLES = {
     "stained glass": "stained glass",
 }
 PHOTO = "a photo"
-COLOURED = ("car", "hydrant", "balloon", "house")  # which the model hardly draws without a colour
-PLACES = ("in the savanna", "in the city")
 TRAINED_PLACES = ("", " in the forest", " in the desert", " on the beach")  # of the edits that erase a style
 FLOORS = (0.01, 0.1, math.inf)
 RESIST = (0.1, 0.3, 1.0, 3.0, math.inf)
 ROUNDS = (1, 3)
 RETAIN = 0.03  # chosen for the swap on training prompts
+MORE = 0.2  # of SPEED: at 0.03 seven of eight training prompts still show the zebra, at 0.1 four, at 0.2 and 0.4 one
 UNBOUNDED, LEAST = math.inf, 1e-3  # of the attack whose states are hardened against, and its ridge
 
 
@@ -94,16 +94,27 @@ class Erasure:
         others = [word for word in others if word not in (self.concept, self.guide)]
         return edits.uce(self.model, self.fit.train, tokens="all", preserve=others)
 
-    def speed(self) -> Edit:
-        """All tokens, and the share of the recipe's null space."""
+    def speed(self, retain: float) -> Edit:
+        """All tokens."""
         fit = self.fit
-        return edits.speed(self.model, fit.train, preserve=fit.kept, tokens="all", retain=RETAIN)
+        return edits.speed(self.model, fit.train, preserve=fit.kept, tokens="all", retain=retain)
 
     def oblique(self, rank: int = 4, **settings) -> Edit:
-        given = dict(corpus=self.corpus) | settings
-        return edits.oblique(
-            self.model, self.concept, self.guide, sites=ALL, templates=self.templates, rank=rank, **given
+        given = dict(corpus=self.corpus, sites=ALL) | settings
+        return edits.oblique(self.model, self.concept, self.guide, templates=self.templates, rank=rank, **given)
+
+    def by_layer(self) -> Edit:
+        """Oblique at rank 4, to other guides from layer to layer: no states are what all of them ask for."""
+        animals = [f"a {name}" for name in ("cow", "camel", "lion", "elephant", "giraffe")]
+        others = list(STYLES.values()) if self.concept in STYLES.values() else animals
+        guides = [self.guide, *(words for words in others if words not in (self.concept, self.guide))]
+        kept = to_keep(self.model, "text states", self.corpus)
+        layers = [site.name for site in self.model.sites(ALL)]
+        edit, *more = (
+            replace(self, guide=guides[i % len(guides)]).oblique(sites=layer, corpus=kept)
+            for i, layer in enumerate(layers)
         )
+        return sum(more, edit)
 
     def free(self, **given: float) -> Edit:
         """Oblique, at a floor or resistance; without a corpus where that has no effect."""
@@ -154,18 +165,19 @@ def of_style(model: Model, style: str, every: int = 1) -> Erasure:
     return Erasure(model, STYLES[style], PHOTO, tuple(templates[::every]), tuple(kept[::every]))
 
 
-def erasers(model: Model, every: int = 1) -> dict[str, Eraser]:
-    """Every edit that the study attacks, by name."""
-    own = of_subject(model, CONCEPT, GUIDE, every)
+def erasers(own: Erasure) -> dict[str, Eraser]:
+    """Every edit that erases it, by name."""
     found = {
         "LocoEdit": Eraser(own.locoedit),
         "UCE": Eraser(own.uce),
         "recipe": Eraser(own.recipe, "rounds", learned=False),
         "recipe x 1.2": Eraser(partial(own.recipe, scale=OVERSHOOT)),
         "recipe, null space": Eraser(partial(own.recipe, preservation="nullspace", retain=RETAIN), learned=False),
-        "SPEED": Eraser(own.speed, learned=False),
+        "SPEED": Eraser(partial(own.speed, RETAIN), learned=False),
+        f"SPEED, {MORE:g}": Eraser(partial(own.speed, MORE), learned=False),
         "oblique, rank 1": Eraser(partial(own.oblique, 1), learned=False),
         "oblique, rank 4": Eraser(own.oblique, "floor"),
+        "oblique, by layer": Eraser(own.by_layer, learned=False),
         "erase": Eraser(own.erase),
     }
     for floor in FLOORS:
@@ -178,30 +190,12 @@ def erasers(model: Model, every: int = 1) -> dict[str, Eraser]:
         found[f"recipe, hardened {rounds} x"] = Eraser(partial(own.hardened, rounds), "rounds", rounds == ROUNDS[-1])
     return found | {
         "Diff-QuickFix": Eraser(own.diff_quickfix, "text"),
-        "text encoder, last mlp": Eraser(partial(own.in_text, last_mlp(model)), "text", learned=False),
+        "text encoder, last mlp": Eraser(partial(own.in_text, last_mlp(own.model)), "text", learned=False),
     }
 
 
 def last_mlp(model: Model) -> str:
     return [site.name for site in model.sites("text_encoder.*.mlp")][-1]
-
-
-GRID_EDITORS: dict[str, Callable[[Erasure], Edit]] = {
-    "recipe x 1.2": partial(Erasure.recipe, scale=OVERSHOOT),
-    "oblique, rank 4": Erasure.oblique,
-    "resist 1": partial(Erasure.free, resist=1.0),
-}
-
-
-def grid(subjects: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Prompts of every subject in every style and as a photo, at every place: (prompt, subject, style)."""
-    phrase = {name: f"a red {name}" if name in COLOURED else with_article(name) for name in subjects}
-    return [
-        (f"{words} of {phrase[subject]} {place}", subject, style)
-        for subject in subjects
-        for style, words in {**STYLES, "none": PHOTO}.items()
-        for place in PLACES
-    ]
 
 
 def held_out(prompts: int) -> PromptSet:

@@ -155,9 +155,3 @@ def curves(table: pd.DataFrame, attacks: list[str]) -> Figure:
     figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle("What wins in the end: completion and relearning over their budgets (dashed: unedited)")
     return figure
-
-
-def grid_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over targets, of subjects and styles apart: UnlearnCanvas' columns, each beside the unedited model's."""
-    numbers = [name for name in table if name.split("_")[0].split(" ")[0] in ("UA", "IRA", "CRA")]
-    return table.groupby(["kind", "editor"], sort=False)[numbers].mean().reset_index()
