@@ -61,7 +61,7 @@ def erase(
     the same kind one direction left 0.05 of the pictures and four none, at as many changed controls (figures/swap_rank).
     resist: how much `oblique` withstands who looks for other states that show the concept, at the cost of other pictures. None is the
     default, for what it buys is bought dearly and is not the end of it: on the embedded model 1 keeps nearest states within 0.2 from
-    bringing anything back, of 12 pictures, and changes 0.22 of other pictures instead of 0.05; half of the concept is learned again
+    bringing anything back, of 12 pictures, and changes 0.22 of other pictures instead of 0.03; half of the concept is learned again
     in 50 gradient steps, from an edit that does not resist 0.14 to 0.49 (figures/hidden).
 
     keep: prompts whose pictures must stay, and whose states are kept with those of `oblique`'s corpus. Each is drawn once, prompt i
