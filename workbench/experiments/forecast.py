@@ -38,6 +38,10 @@ class Plan:
     pipeline, calls of the denoiser, and rows (of one half) in all of them; None where the experiment does not say beforehand. largest:
     rows of the largest batch. disk: bytes of results. seconds: on this machine, by one timed batch, as if each row took its share of it;
     memory: bytes at the peak of that batch (on CUDA those of tensors, else of the process). None where nothing was timed.
+
+    >>> found = wb.plan(wb.causal_trace, model, prompts, once, timed=False)
+    >>> found.experiment, found.largest, found.parts_kept
+    ('causal trace', 16, 0)
     """
 
     experiment: str
