@@ -155,7 +155,9 @@ def test_a_plan_counts_what_is_then_done(calls, tmp_path):
     assert 0.5 < found.disk / disk < 2
     left = wb.plan(wb.causal_trace, model, prompts, spec, **asked)
     assert (left.images, left.parts, left.parts_kept, left.rows) == (0, 0, 2, 0)
-    with pytest.raises(ValueError, match=r"plan\(screen\): it does several experiments"):
+    with pytest.raises(
+        ValueError, match=r"plan\(screen\): only what wb\.causal_trace, wb\.locogen, wb\.steer_sweep would do is known"
+    ):
         wb.plan(wb.screen, model, prompts)
 
 

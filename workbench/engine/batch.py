@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from types import MappingProxyType
 
 import torch
 from diffusers import AutoPipelineForImage2Image
@@ -76,9 +75,8 @@ class Settings:
 class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed.
 
-    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). texts: for worlds that are read without
-    being rows, at each site of a text encoder, the value there, (1, ...). steps: the first and last (exclusive) that it makes, the plan's;
-    all when left out.
+    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). steps: the first and last (exclusive) that it
+    makes, the plan's; all when left out.
     """
 
     graph = False  # whether values stay in autograd's graph
@@ -94,7 +92,6 @@ class Batch:
         folds: Sequence[Fold],
         sites: Sites,
         others: Mapping[tuple[str, Site], torch.Tensor],
-        texts: Mapping[tuple[str, Site], torch.Tensor] = MappingProxyType({}),
         steps: tuple[int, int] | None = None,
     ):
         self.model, self.worlds, self.seeds, self.plan, self.sites, self.others = (
@@ -105,7 +102,7 @@ class Batch:
             sites,
             others,
         )
-        self.texts, self.steps = texts, steps
+        self.steps = steps
         self.boundaries: dict[
             int, torch.Tensor
         ] = {}  # latents at the beginning of a step, as the pipeline has them between two

@@ -18,7 +18,7 @@ from workbench.metrics import measured
 if TYPE_CHECKING:
     from workbench.experiments.base import Experiment
 
-ROW_BYTES, SHARD_BYTES = 14, 7000  # of results on disk, measured: a row, and what a part's file has besides
+ROW_BYTES, SHARD_BYTES = 14, 7000  # of results on disk, about: a row, and what a part's file has besides
 ASKING: ContextVar[bool | None] = ContextVar("ASKING", default=None)  # whether plans are asked for, and timed
 
 
@@ -80,18 +80,19 @@ class Plan:
 def plan(experiment: Callable[..., Any], *arguments: Any, timed: bool = True, **keywords: Any) -> Plan:
     """What a call of an experiment would take: images, denoiser calls, disk, and by one timed batch time and memory on this machine.
 
-    experiment: a function that does one experiment, `wb.causal_trace`, `wb.locogen`, `wb.steer_sweep` ...; arguments, keywords: its own,
-    `folder=` among them, whose finished parts are taken off. Everything is checked as the experiment checks it. timed: False draws
-    nothing. Raises ValueError for functions that do several experiments, of which one decides on the next.
+    experiment: `wb.causal_trace`, `wb.locogen` or `wb.steer_sweep`, which do one experiment and know beforehand what it draws;
+    arguments, keywords: its own, `folder=` among them, whose finished parts are taken off. Everything is checked as the experiment
+    checks it. timed: False draws nothing. Raises ValueError for any other function.
 
     >>> found = wb.plan(wb.causal_trace, model, prompts, once, timed=False)
     >>> found.images, found.parts  # of two prompts: clean, corrupted and 36 restored each
     (76, 2)
     """
     name = getattr(experiment, "__name__", str(experiment))
-    if name in SEVERAL:
+    if name not in PLANNED:
         raise ValueError(
-            f"plan({name}): it does several experiments, of which one decides on the next; plan each by itself"
+            f"plan({name}): only what {', '.join(f'wb.{each}' for each in PLANNED)} would do is known beforehand; others do several "
+            "experiments, or let one picture decide on the next"
         )
     token = ASKING.set(timed)
     try:
@@ -100,12 +101,10 @@ def plan(experiment: Callable[..., Any], *arguments: Any, timed: bool = True, **
         return planned.plan
     finally:
         ASKING.reset(token)
-    raise ValueError(
-        f"plan({name}): it does no experiment; give a function that takes folder=, such as wb.causal_trace"
-    )
+    raise RuntimeError(f"plan({name}): it did no experiment")
 
 
-SEVERAL = {"screen", "locogen_search", "compare_localizers"}
+PLANNED = ("causal_trace", "locogen", "steer_sweep")
 
 
 def answer_plan(experiment: "Experiment", store: Store):
