@@ -75,8 +75,8 @@ class Settings:
 class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed.
 
-    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). steps: the first and last (exclusive) that it
-    makes, the plan's; all when left out.
+    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). steps: the first and last (exclusive)
+    that it makes, the plan's; all when left out.
     """
 
     graph = False  # whether values stay in autograd's graph
