@@ -161,7 +161,7 @@ def of_models(kit: Kit) -> Iterator[Group]:
         | dict(progress=FLAG, reuse=FLAG),
         {"record": "site"},
     )
-    planned = wb.plan(wb.locogen, model, "a zebra", "a lion", timed=False)
+    planned = wb.plan(wb.locogen, model, "a zebra", "a lion", timed=False, scorer=brightness)
     asked = dict(experiment=wb.locogen, model=model, prompts="a zebra", target="a lion", batch_size=1, timed=False)
     yield Group("plan", wb.plan, asked, dict(timed=FLAG))
     yield Group("Plan.seconds_on", planned.seconds_on, dict(workers=1), {"workers": COUNT})
@@ -205,7 +205,7 @@ def of_models(kit: Kit) -> Iterator[Group]:
             num_inference_steps=NONE | COUNT,
             guidance_scale=GUIDANCE - NONE,
             prompt=TEXT,
-            target=TEXT,
+            target=NONE | TEXT,
             seed=SEED,
             batch_size=NOTHING,
             progress=FLAG,

@@ -2,6 +2,7 @@
 
 import json
 
+import conftest
 import numpy as np
 import pytest
 import xarray as xr
@@ -98,7 +99,8 @@ def test_a_token_that_a_prompt_lacks_is_missing_not_zero(model, scorer):
     assert effects(found, "similarity").prompts.item() == 2
 
 
-def test_a_trace_that_was_stopped_goes_on(model, scorer, tmp_path, monkeypatch):
+def test_a_trace_that_was_stopped_goes_on(scorer, tmp_path, monkeypatch):
+    model = wb.load(conftest.sd1())
     spec = dict(sites=("text_encoder.0.mlp", "unet.mid.0.resnet"), draws=2)
     whole = trace(model, scorer, **spec)
     calls, measure = [], module.Tracing.measure

@@ -51,8 +51,7 @@ def test_without_interventions_it_is_the_plain_pipeline(model):
     assert ours.images.dims == ("world", "seed", "y", "x", "colour") and list(ours.images.world.values) == ["a", "b"]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_identity_interventions_change_nothing(model, guidance):
+def test_identity_interventions_change_nothing(model):
     width = model.sites("text_encoder.1.mlp")[0].sizes[-1]
     channels = model.sites("unet.mid.0.resnet")[0].sizes[0]
     out, context = model.sites("unet.mid*.cross.k")[0].sizes[-1], model.sites("unet.mid*.context")[0].sizes[-1]
@@ -71,10 +70,10 @@ def test_identity_interventions_change_nothing(model, guidance):
         model,
         World("clean", ZEBRA),
         *[World(name, ZEBRA, [what]) for name, what in identities.items()],
-        guidance_scale=guidance,
+        guidance_scale=3.0,
     )
     # row by row against the same batch without them: rows of one batch may round differently among themselves
-    plain = run(model, World("clean", ZEBRA), *[World(name, ZEBRA) for name in identities], guidance_scale=guidance)
+    plain = run(model, World("clean", ZEBRA), *[World(name, ZEBRA) for name in identities], guidance_scale=3.0)
     for name in identities:
         difference = float(np.abs(found.images.sel(world=name) - plain.images.sel(world=name)).max())
         # the same prompt encoded alone and in a batch sums in another order; all else is exact

@@ -98,7 +98,7 @@ def test_windows_steps_heads_and_inputs_are_told_apart(menagerie, scorer):
 
 def test_on_the_menagerie_the_object_is_in_the_later_layers(menagerie, scorer, tmp_path):
     """Half of the object's probability goes with two layers of up.1 and up.2; nothing with the first ones."""
-    prompts = wb.prompt_set("object")[:3]
+    prompts = wb.prompt_set("object")[:2]
     spec = LocoGenSpec(seeds=(0,), num_inference_steps=6, widths=(2,))
     found = locogen(menagerie, prompts, spec, scorer=scorer, folder=tmp_path / "all")
     effects = found.effects()
@@ -202,7 +202,7 @@ def test_directions_and_metrics_have_their_names(menagerie, scorer):
 def test_the_command_line_locates(tmp_path, monkeypatch, capsys):
     from workbench import cli
 
-    arguments = "workbench locate --prompts season --first 2 --seeds 0 --num-inference-steps 1 --batch-size 64"
+    arguments = "workbench locate --prompts season --first 1 --seeds 0 --num-inference-steps 1 --batch-size 64"
     monkeypatch.setattr("sys.argv", [*arguments.split(), "--widths", "1", "2", "--out", str(tmp_path / "locate")])
     cli.main()
     said = capsys.readouterr().out
@@ -218,4 +218,4 @@ def test_the_command_line_locates(tmp_path, monkeypatch, capsys):
     )
     cli.main()
     assert "causal tracing" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
-    assert wb.open_results(tmp_path / "c" / "trace").sizes["prompt"] == 2
+    assert wb.open_results(tmp_path / "c" / "trace").sizes["prompt"] == 1

@@ -228,7 +228,7 @@ class Model:
         """
         settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
         chosen, numbers = as_worlds(worlds), as_seeds(seeds)
-        if latents is not None and "latents" not in signature(type(self.pipeline).__call__).parameters:
+        if latents is not None and self.family.decoder is None:
             raise ValueError(
                 f"latents=: {type(self.pipeline).__name__} has no such argument, its noise is that of seeds=; leave latents out"
             )
