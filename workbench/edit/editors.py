@@ -157,11 +157,7 @@ def from_concepts(
             'corpus= has no effect with preservation="ridge"; give preservation="covariance" or "nullspace", or leave it out'
         )
     warn_of_untrained(model, (words for pair in pairs for words in (pair.subject, pair.replacement)), "concepts=", 3)
-    kept = [
-        one if isinstance(one, Prompt) else Prompt(template.format(one), one)
-        for one in preserve
-        for template in (strings(templates, "templates") if not isinstance(one, Prompt) else ("",))
-    ]
+    kept = preserved_prompts(preserve, strings(templates, "templates"))
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens
     found, diagnostics, solutions = [], {}, {}
     groups = by_input(model, editable(model, sites))
@@ -308,6 +304,15 @@ def as_pairs(concepts: Concepts, templates: str | Sequence[str]) -> list[Prompt]
     if same := [pair.subject for pair in pairs if plain(pair.subject) == plain(pair.replacement)]:
         raise ValueError(f"concepts=: {same[0]!r} is to act as itself, which changes nothing; name another guide")
     return pairs
+
+
+def preserved_prompts(preserve: Iterable[str | Prompt], templates: Sequence[str]) -> list[Prompt]:
+    """Prompts as they are, and words filled into the templates."""
+    return [
+        one if isinstance(one, Prompt) else Prompt(template.format(one), one)
+        for one in preserve
+        for template in ([""] if isinstance(one, Prompt) else templates)
+    ]
 
 
 def editable(model, sites) -> Sites:

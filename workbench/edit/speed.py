@@ -25,6 +25,7 @@ from workbench.edit.editors import (
     diagnose,
     editable,
     gather,
+    preserved_prompts,
     provenance,
     states,
     to_preserve,
@@ -88,11 +89,7 @@ def speed(
     (16, 'speed', 'unet.down.0.0.cross.v')
     """
     pairs = as_pairs(concepts, templates)
-    kept = [
-        one if isinstance(one, Prompt) else Prompt(template.format(one), one)
-        for one in preserve
-        for template in ([""] if isinstance(one, Prompt) else templates)
-    ]
+    kept = preserved_prompts(preserve, templates)
     if not kept:
         raise ValueError('preserve= is empty; give words or prompts that are to stay, such as ["a lion", "a cow"]')
     preserve_tokens = tokens if preserve_tokens is None else preserve_tokens

@@ -14,6 +14,12 @@ def grid_of(height: int, width: int, factor: int, patch: int = 1) -> tuple[int, 
     return height // factor, width // factor
 
 
+def transformer_size(pipeline) -> tuple[int, int]:
+    """Height and width in pixels that a pipeline with a transformer over latents draws when not told."""
+    side = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
+    return side, side
+
+
 def shift_of(pipeline, pixels: int, most: float) -> float:
     """How far a flow-matching schedule is shifted for a picture of so many of the denoiser's pixels. most: the largest, where the
     scheduler says none."""

@@ -12,15 +12,9 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 
 from workbench.families.base import IMAGE, PIXELS, POOLED, TEXT, Encoder, Family, Reading, Site
-from workbench.families.picture import end_sites, grid_of
+from workbench.families.picture import end_sites, grid_of, transformer_size
 from workbench.families.t5 import t5_sites
 from workbench.families.unet import transformer_sites
-
-
-def size(pipeline) -> tuple[int, int]:
-    """Height and width in pixels that the pipeline draws when not told."""
-    side = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
-    return side, side
 
 
 def latent_shape(pipeline, height: int, width: int) -> tuple[int, int, int]:
@@ -145,7 +139,7 @@ PIXART: Family = Family(
     encoders=(Encoder("text_encoder", "tokenizer"),),
     denoiser="transformer",
     sites=sites,
-    size=size,
+    size=transformer_size,
     latents=latent_shape,
     check=check,
     steps=20,

@@ -13,14 +13,8 @@ from diffusers.models.attention import JointTransformerBlock
 from workbench.families.base import PIXELS, POOLED, TEXT, Encoder, Family, Reading, Site
 from workbench.families.clip import clip_sites
 from workbench.families.joint import joint_sites
-from workbench.families.picture import end_sites, grid_of, shift_of
+from workbench.families.picture import end_sites, grid_of, shift_of, transformer_size
 from workbench.families.t5 import t5_sites
-
-
-def size(pipeline) -> tuple[int, int]:
-    """Height and width in pixels that the pipeline draws when not told."""
-    side = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
-    return side, side
 
 
 def latent_shape(pipeline, height: int, width: int) -> tuple[int, int, int]:
@@ -146,7 +140,7 @@ SD3: Family = Family(
     ),
     denoiser="transformer",
     sites=sites,
-    size=size,
+    size=transformer_size,
     latents=latent_shape,
     check=check,
     steps=28,
