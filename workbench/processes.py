@@ -30,6 +30,11 @@ def worked(
             yield from pool.imap_unordered(_work, [(job, end) for job in jobs])
 
 
+def job_name(*words: str) -> str:
+    """Words as the name of a finished job's file."""
+    return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in " ".join(words))
+
+
 def _start(make: Callable[..., Worker], about: tuple):
     torch.set_num_threads(1)
     _workers.append(make(*about))

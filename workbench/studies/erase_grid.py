@@ -24,7 +24,7 @@ from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import Estimate, share
 from workbench.files import write_bytes
 from workbench.interventions import World
-from workbench.processes import worked
+from workbench.processes import job_name, worked
 from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.recovery.case import Case
@@ -91,8 +91,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        words = f"{self.kind} {self.editor} {self.target}"
-        return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in words)
+        return job_name(self.kind, self.editor, self.target)
 
 
 def jobs(options: GridOptions) -> list[Job]:

@@ -23,7 +23,7 @@ from workbench.drawing import save
 from workbench.edit.low_rank import Edit
 from workbench.experiments.statistics import share
 from workbench.files import write_bytes
-from workbench.processes import worked
+from workbench.processes import job_name, worked
 from workbench.progress import Bar
 from workbench.prompts import PromptSet, prompt_set
 from workbench.recovery.specs import RecoverySpec
@@ -78,7 +78,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in f"{self.kind} {self.editor}")
+        return job_name(self.kind, self.editor)
 
 
 def main(options: HiddenOptions):
