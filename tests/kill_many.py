@@ -76,17 +76,17 @@ def _p2p(model: wb.Model, scorer: wb.Scorer, store: Store | None) -> pd.DataFram
 def child(study: Study, folder: Path, log: Path, answer: Path):
     """Do a study in this process, and write down which parts it begins to compute, and what it found."""
     torch.set_num_threads(1)
-    take = Shards.take
+    take_all = Shards.take_all
 
-    def logged(self: Shards, part: str, compute):
-        def begin():
+    def logged(self: Shards, parts: list[str], compute):
+        def begin(names: list[str]):
             with open(log, "a") as file:
-                file.write(f"{part}\n")
-            return compute()
+                file.writelines(f"{name}\n" for name in names)
+            return compute(names)
 
-        return take(self, part, begin)
+        return take_all(self, parts, begin)
 
-    Shards.take = logged
+    Shards.take_all = logged
     study(Folder(folder, lease_seconds=LEASE)).to_pickle(answer)
 
 

@@ -1,6 +1,7 @@
-"""Worlds that begin late start from latents of the steps before: the images are those of whole runs, in fewer calls."""
+"""What need not be computed: steps before a world's first intervention, rows of worlds whose text alone is read, places in a batch."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -92,6 +93,59 @@ def test_the_image_is_that_of_the_whole_run(calls, name, scheduler, dtype):
     assert (changed.sel(world=[w.name for w in worlds if w.name != "corrupted"]) > TOLERANCE[dtype]).any()
     own = {key: number for key, number in whole.fired.items() if key[0] not in ("clean", "corrupted")}
     assert {key: found.fired[key] for key in own}.keys() == own.keys()
+
+
+@pytest.mark.filterwarnings("ignore:negative_prompt= has no effect:UserWarning")
+@pytest.mark.parametrize(("name", "scheduler", "dtype"), CASES)
+def test_a_world_whose_text_alone_is_read_has_no_row(calls, name, scheduler, dtype):
+    """But where something is done to its text, or where the denoiser's values are read too."""
+    model = fresh(name, scheduler, dtype)
+    noise = wb.add_noise("text_encoder*.embedding", 1.0, tokens="subject")
+    sites = [site.name for site in model.sites.where(part="text") if site.read and site.kind in ("mlp", "hidden")][-4:]
+    clean, corrupted = World("clean", ZEBRA, subject="zebra"), World("corrupted", ZEBRA, noise, subject="zebra")
+    restored = [
+        World(f"restored {i}", ZEBRA, [noise, wb.restore(each, "clean")], "zebra") for i, each in enumerate(sites)
+    ]
+    found = model.run([clean, corrupted, *restored], batch_size=2, **QUICK)
+    assert set(calls) == {2} and len(calls) == 3 * len(model.calls(STEPS))
+    calls.clear()
+    whole = model.run([clean, corrupted, *restored], batch_size=6, **QUICK)
+    assert set(calls) == {6}
+    assert float(abs(found.images - whole.images).max()) <= TOLERANCE[dtype]
+    assert float(abs(whole["restored 3"] - whole["corrupted"]).max()) > 1e-3 and found.fired == whole.fired
+    calls.clear()
+    both = wb.restore([sites[-1], places(model)[0]], "clean")
+    reading = [World(f"of text {i}", ZEBRA, wb.restore(sites[-1], "corrupted"), "zebra") for i in range(2)]
+    reading.append(World("of the denoiser", ZEBRA, [noise, both], "zebra"))
+    model.run([clean, corrupted, *reading], batch_size=2, reuse=False, **QUICK)
+    assert calls == [2] * 4 * len(model.calls(STEPS))  # clean and corrupted, each of the three with what it reads
+
+
+def test_prompts_share_batches(calls, tmp_path):
+    """The numbers are those of each prompt by itself, in fewer batches, as a plan says; a kept part is not kept anew."""
+    model = fresh("sd")
+    model.num_inference_steps, model.guidance_scale = 2, 3.0
+    prompts = wb.PromptSet("three", (wb.Prompt(ZEBRA, "zebra"), wb.Prompt(LION, "lion"), wb.Prompt("a cat", "cat")))
+    prompts = wb.PromptSet("three", tuple(replace(each, target=LION) for each in prompts), {})
+    spec = wb.LocoGenSpec(windows=((0, 1), (1, 2), (2, 2)), seeds=(0, 1))
+    asked = dict(batch_size=8, scorer=wb.Metric("brightness", lambda images: images.mean((1, 2, 3))))
+    planned = wb.plan(wb.locogen, model, prompts, spec, timed=False, **asked)
+    found = wb.locogen(model, prompts, spec, folder=tmp_path / "all", **asked).data
+    together = list(calls)
+    assert (planned.calls, planned.rows, planned.images) == (len(together), sum(together), 30)
+    assert len(together) == 4 * 2  # batches of 8, 8, 8 and 6 rows, at two steps
+    calls.clear()
+    alone = [wb.locogen(model, prompts[p : p + 1], spec, **asked).data for p in range(3)]
+    assert len(calls) == 6 * 2
+    for p, own in enumerate(alone):
+        for kind in ("clean", "full", "patched"):
+            assert float(abs(found[kind].isel(prompt=p, drop=True) - own[kind].isel(prompt=0, drop=True)).max()) < 1e-4
+    (kept,) = (tmp_path / "all").glob("*prompt0001.parquet")
+    kept.unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()}
+    assert wb.locogen(model, prompts, spec, folder=tmp_path / "all", **asked).data.equals(found)  # bit for bit
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()}
+    assert before.items() < after.items()
 
 
 @pytest.mark.parametrize("scheduler", ("ddpm", "dpm++", "heun", "pndm"))

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from types import MappingProxyType
 
 import torch
 from diffusers import AutoPipelineForImage2Image
@@ -75,8 +76,9 @@ class Settings:
 class Batch:
     """Some worlds and seeds as the rows of one pipeline call, row = world * number of seeds + seed.
 
-    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). steps: the first and last (exclusive)
-    that it makes, the plan's; all when left out.
+    others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). source_texts: for each world that has no
+    row here, of which text states are read, what these are, (1, ...). steps: the first and last (exclusive) that it makes, the plan's;
+    all when left out.
     """
 
     graph = False  # whether values stay in autograd's graph
@@ -92,17 +94,11 @@ class Batch:
         folds: Sequence[Fold],
         sites: Sites,
         others: Mapping[tuple[str, Site], torch.Tensor],
+        source_texts: Mapping[tuple[str, Site], torch.Tensor] = MappingProxyType({}),
         steps: tuple[int, int] | None = None,
     ):
-        self.model, self.worlds, self.seeds, self.plan, self.sites, self.others = (
-            model,
-            worlds,
-            seeds,
-            plan,
-            sites,
-            others,
-        )
-        self.steps = steps
+        self.model, self.worlds, self.seeds, self.plan, self.sites = model, worlds, seeds, plan, sites
+        self.others, self.source_texts, self.steps = others, source_texts, steps
         self.boundaries: dict[
             int, torch.Tensor
         ] = {}  # latents at the beginning of a step, as the pipeline has them between two
@@ -388,8 +384,10 @@ class Batch:
     ) -> Context:
         """What an action's rule asked for, of some rows."""
         rule, source, other, maps = action.rule, None, None, (None, None)
-        if rule.source_world is not None:
+        if rule.source_world in self.index:
             source = value[self.rows(site, half, rule.source_world)]
+        elif rule.source_world is not None:
+            source = self.source_texts[rule.source_world, site].to(value).expand_as(value[rows])
         if rule.other_prompt is not None:
             other = self.others[rule.other_prompt, site].to(value)
         if rule.maps:

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
 
 from workbench.engine.calls import Calls
 from workbench.families import family_of
@@ -49,14 +51,25 @@ class Plan:
     guided: bool
     actions: tuple[Action, ...]
 
-    @property
+    @cached_property
     def reads(self) -> dict[str, tuple[str, ...]]:
-        """Names of the worlds that each world reads, by its name."""
-        found: dict[str, dict[str, None]] = {}
+        """Names of the worlds whose rows each world needs beside its own, by its name."""
+        sources: dict[str, dict[str, None]] = {}
         for action in self.actions:
-            if (source := action.rule.source_world) is not None:
-                found.setdefault(action.world, {})[source] = None
-        return {name: tuple(sources) for name, sources in found.items()}
+            if (source := action.rule.source_world) is not None and not self.reads_text_alone(action):
+                sources.setdefault(action.world, {})[source] = None
+        return {name: tuple(own) for name, own in sources.items()}
+
+    def reads_text_alone(self, action: Action) -> bool:
+        """Whether all that it reads is a text state of another world's prompt, to which nothing is done: no row of the denoiser is
+        needed for that."""
+        source = action.rule.source_world
+        own = action.site.part == "text" and action.halves == ("cond",)
+        return own and source is not None and source not in self._changed_in_text
+
+    @cached_property
+    def _changed_in_text(self) -> frozenset[str]:
+        return frozenset(action.world for action in self.actions if action.site.part == "text")
 
     def begins(self, world: str) -> int:
         """The first step in which something is done to a world in the denoising; the number of steps if nothing is."""
@@ -275,6 +288,22 @@ def closure(world: str, reads: Mapping[str, Sequence[str]], seen: tuple[str, ...
     return found | {world: None}
 
 
+def groups(worlds: Sequence[World], batch_size: int, reads: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
+    """Names of the worlds of each batch, every world with those whose rows it needs; raises ValueError where a batch is too small."""
+    together: list[dict[str, None]] = []
+    for world in worlds:
+        need = closure(world.name, reads)
+        if len(need) > batch_size:
+            raise ValueError(
+                f"world {world.name!r} with those that it reads, {list(need)}, is {len(need)} rows; raise batch_size={batch_size}"
+            )
+        if together and len(together[-1] | need) <= batch_size:
+            together[-1] |= need
+        else:
+            together.append(need)
+    return [tuple(names) for names in together]
+
+
 def batches(
     worlds: Sequence[World],
     seeds: Sequence[int],
@@ -282,19 +311,14 @@ def batches(
     reads: Mapping[str, Sequence[str]],
     known: Mapping[str, World],
 ) -> Iterator[tuple[list[World], list[int]]]:
-    """Worlds and seeds of each batch, every world with the worlds that it reads. known: all worlds by name."""
-    groups: list[dict[str, None]] = []
-    for world in worlds:
-        need = closure(world.name, reads)
-        if len(need) > batch_size:
-            raise ValueError(
-                f"world {world.name!r} with those that it reads, {list(need)}, is {len(need)} rows; raise batch_size={batch_size}"
-            )
-        if groups and len(groups[-1] | need) <= batch_size:
-            groups[-1] |= need
-        else:
-            groups.append(need)
-    for group in groups:
-        per = batch_size // len(group)
+    """Worlds and seeds of each batch, every world with the worlds whose rows it needs. known: all worlds by name."""
+    for names in groups(worlds, batch_size, reads):
+        per = batch_size // len(names)
         for at in range(0, len(seeds), per):
-            yield [known[name] for name in group], list(seeds[at : at + per])
+            yield [known[name] for name in names], list(seeds[at : at + per])
+
+
+def batches_of(worlds: int, seeds: int, batch_size: int) -> int:
+    """Number of batches for so many worlds that read no others."""
+    whole, rest = divmod(worlds, batch_size)
+    return whole * seeds + (ceil(seeds / (batch_size // rest)) if rest else 0)

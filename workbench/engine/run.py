@@ -20,7 +20,7 @@ from workbench.engine.plan import Plan, batches, check_reach, plan
 from workbench.engine.prefix import Held, Stage, resumable, stages, whole
 from workbench.engine.result import Run, not_finite
 from workbench.engine.switches import check_switches
-from workbench.engine.text import encode
+from workbench.engine.text import encode, text_values
 from workbench.families import family_of
 from workbench.interventions import World
 from workbench.locks import lock_of
@@ -88,7 +88,7 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, 
     beginnings = None if latents is None else dict(zip(seeds, latents))
     reusing = reuse and not record and settings.start is None
     layout = laid_out(model.pipeline, prepared, known, drawn, seeds, batch_size, held if reusing else None)
-    others = other_values(model.pipeline, prepared)
+    others, source_texts = other_values(model.pipeline, prepared), texts_read(model, known, layout)
     kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
     fired: Counter[tuple[str, int]] = Counter()
     with Bar(sum(len(stage.plan.calls) for stage, _, _ in layout), "denoising", "call", shown=progress) as bar:
@@ -96,7 +96,7 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, 
             steps = None
             if len(stage.plan.calls) < len(prepared.calls):
                 steps = (stage.start, stage.start + len(stage.plan.calls))  # one call a step
-            batch = Batch(model, group, some, stage.plan, recorded, folds, sites, others, steps=steps)
+            batch = Batch(model, group, some, stage.plan, recorded, folds, sites, others, source_texts, steps)
             begin = None if beginnings is None else torch.stack([beginnings[seed] for seed in some])
             rows = [(world.name, seed) for world in group for seed in some]
             begun = None
@@ -202,6 +202,31 @@ def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tenso
                 module = getattr(pipeline, site.component).get_submodule(site.module.partition(".")[2])
                 values[prompt, site] = module(given)
     return values
+
+
+def texts_read(
+    model, known: Mapping[str, World], layout: Sequence[tuple[Stage, Sequence[World], Sequence[int]]]
+) -> dict[tuple[str, Site], torch.Tensor]:
+    """Text states (1, ...) that worlds of a batch read of others without a row in it, by the other's name and the site."""
+    needed: dict[str, list[Site]] = {}
+    for stage, group, _ in layout:
+        names = {world.name for world in group}
+        for action in stage.plan.actions:
+            source = action.rule.source_world
+            if (
+                source is None
+                or source in names
+                or action.world not in names
+                or not stage.plan.reads_text_alone(action)
+            ):
+                continue
+            if action.site not in needed.setdefault(source, []):
+                needed[source].append(action.site)
+    return {
+        (name, site): value
+        for name, sites in needed.items()
+        for site, value in text_values(model, [known[name].prompt], sites).items()
+    }
 
 
 def _own_pooled(pipeline, site: Site, pooled: torch.Tensor) -> torch.Tensor:

@@ -3,19 +3,18 @@
     class Brightness(Experiment):
         name = "brightness"
 
-        def check(self, p):
-            return self.plan(self.worlds(p))                    # how many images a part takes
+        def comparison(self, p):
+            return Comparison(p, worlds, places)  # what a part draws, whose images are scored against the first world's
 
-        def measure(self, p, bar):
-            return self.score(p, self.worlds(p), places, bar)   # its rows
+What does more than that has its own `check`, how many images a part takes, and `measure`, its rows.
 
 A part is finished or not: who stops an experiment loses at most the part it is at. Parts may be divided among processes.
 A study whose next question hangs on its last answer (a search, a bisection) gives its parts in `stages`.
 """
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +38,30 @@ from workbench.sites import Site
 
 Part = tuple[Any, ...]
 Kept = Callable[[str], pd.DataFrame | None]
+MOST = 6  # batches that the pictures of parts which are drawn together fill at most
+WASTE = 0.1  # the share of rows that batches may lack before a further part is drawn with them
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Worlds of one prompt, whose images are scored, distances against those of the first.
+
+    prompt: its number. places: the columns of each world's rows that say where it stands. read: further worlds for these to read, which
+    are not scored.
+    """
+
+    prompt: int
+    worlds: Sequence[World]
+    places: Sequence[Row]
+    read: Sequence[World] = ()
+
+    def named(self, prefix: str) -> "Comparison":
+        """The same with other names of worlds, so that those of several comparisons can be told apart."""
+        return replace(
+            self,
+            worlds=[_named(world, prefix) for world in self.worlds],
+            read=[_named(world, prefix) for world in self.read],
+        )
 
 
 class Experiment(ABC):
@@ -54,9 +77,6 @@ class Experiment(ABC):
     """Columns that belong to others, such as {"strengths": ("trial",)}: settings beside their axes."""
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     """Whose versions the numbers may hang on."""
-    counted: ClassVar[bool] = False
-    """Whether all that `measure` asks of the denoiser is what `check` gives to `plan`, so that it can be counted beforehand."""
-    counting: Work | None = None
 
     def __init__(
         self,
@@ -107,13 +127,55 @@ class Experiment(ABC):
         """How many images all takes; raises for what does not fit the model."""
         return sum(self.check(*part) for part in self.parts().values())
 
-    @abstractmethod
+    def comparison(self, *part: Any) -> Comparison:
+        """What a part draws, where scoring these images is all that it does: parts may then share batches."""
+        raise NotImplementedError(f"{type(self).__name__} has neither a comparison nor its own check and measure")
+
+    @property
+    def compares(self) -> bool:
+        """Whether scoring images is all that a part does."""
+        return type(self).measure is Experiment.measure
+
+    @property
+    def counted(self) -> bool:
+        """Whether `count` knows all that is asked of the denoiser."""
+        return self.compares or type(self).count is not Experiment.count
+
     def check(self, *part: Any) -> int:
         """How many images a part takes; raises for what does not fit the model."""
+        comparison = self.comparison(*part)
+        return self.plan(comparison.worlds, read=comparison.read)
 
-    @abstractmethod
     def measure(self, *part_and_bar: Any) -> list[Row]:
         """Long-form rows of a part; the bar, given last, counts the images."""
+        *part, bar = part_and_bar
+        return self.compare([self.comparison(*part)], bar)[0]
+
+    def measure_all(self, group: Mapping[str, Part], names: Sequence[str], bar: Bar) -> list[list[Row]]:
+        """The rows of some parts of a group that is measured together. The others' worlds are drawn with them, if they are kept too: rows
+        hang, by rounding, on who shares a batch."""
+        if self.compares:
+            own = [name in names for name in group]
+            return self.compare([self.comparison(*part) for part in group.values()], bar, own)
+        return [self.measure(*group[name], bar) for name in names]
+
+    def together(self, parts: Mapping[str, Part]) -> Iterator[list[str]]:
+        """Names of the parts that are measured together, so that batches are full: neighbours, at most MOST batches of them."""
+        names = list(parts)
+        while names:
+            worlds, best, least = 0, 1, float("inf")
+            for number, name in enumerate(names, 1) if self.compares else ():
+                worlds += len(self.comparison(*parts[name]).worlds)
+                batches = engine.batches_of(worlds, len(self.spec.seeds), self.batch_size)
+                if number > 1 and batches > MOST:
+                    break
+                lacking = batches * self.batch_size / (worlds * len(self.spec.seeds)) - 1
+                if lacking < least:
+                    best, least = number, lacking
+                if lacking <= WASTE:
+                    break
+            yield names[:best]
+            del names[:best]
 
     def complete(self, folder: str | Path | Store | None) -> Shards:
         """Do all parts that the folder lacks. Without a folder they are kept in memory."""
@@ -127,29 +189,27 @@ class Experiment(ABC):
         """All rows as labelled arrays, one for each kind of world."""
         return results.dataset(self.complete(folder))
 
-    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), scored: bool = True) -> int:
-        """Check the interventions of worlds against the model, and count their images.
-
-        read: further worlds for them to read. scored: whether `score` is what draws them, in runs of its own; else `run`, in one.
-        """
-        settings = self.model._settings(self.steps, self.guidance)
-        if self.counting is None:
-            prepare(self.model, [*read, *worlds], settings)
-        else:
-            held: Held = {}
-            runs = self.slices([worlds[i] for i in order_of(worlds)], read) if scored else [(worlds, read)]
-            for drawn, sources in runs:
-                more = dict(batch_size=self.batch_size, read=sources, held=held if scored else None)
-                engine.count_work(self.model, drawn, self.spec.seeds, settings, self.counting, **more)
+    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = ()) -> int:
+        """Check the interventions of worlds against the model, and count their images. read: further worlds for them to read."""
+        prepare(self.model, [*read, *worlds], self.settings)
         return len(worlds) * len(self.spec.seeds)
 
-    def work(self, *part: Any, into: Work | None) -> int:
-        """How many images a part takes; adds to `into`, where it is given, what that takes of the denoiser."""
-        self.counting = into
-        try:
-            return self.check(*part)
-        finally:
-            self.counting = None
+    @property
+    def settings(self) -> engine.Settings:
+        return self.model._settings(self.steps, self.guidance)
+
+    def count(self, parts: Mapping[str, Part], work: Work):
+        """Add what parts take of the denoiser."""
+        every = self.parts()
+        for names in self.together(every):
+            if not parts.keys() & set(names):
+                continue
+            held: Held = {}
+            group = [self.comparison(*every[name]) for name in names]
+            for drawn, sources in self.slices(_named_apart(group)):
+                worlds = [world for _, world, _ in drawn]
+                more = dict(batch_size=self.batch_size, read=sources, held=held)
+                engine.count_work(self.model, worlds, self.spec.seeds, self.settings, work, **more)
 
     @property
     def staged(self) -> bool:
@@ -174,7 +234,7 @@ class Experiment(ABC):
             self.model,
             worlds,
             self.spec.seeds,
-            self.model._settings(self.steps, self.guidance),
+            self.settings,
             batch_size=self.batch_size,
             record=as_record(record),
             progress=False,
@@ -182,35 +242,41 @@ class Experiment(ABC):
             held=held,
         )
 
-    def slices(
-        self, worlds: Sequence[World], read: Sequence[World]
-    ) -> Iterator[tuple[Sequence[World], Sequence[World]]]:
-        """What `score` draws in each of its runs, and the worlds that these may read: no more images in memory than a batch for a seed."""
-        per = max(1, self.batch_size - 1 - len(read))
-        for at in range(1, len(worlds), per):
-            some = worlds[at : at + per]
-            yield ([worlds[0], *some], read) if at == 1 else (some, [worlds[0], *read])
+    def slices(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[list[tuple[int, World, Row]], list[World]]]:
+        """What is drawn in each run, (number of the comparison, world, place), and the worlds that these may read: no more images in
+        memory than a batch for a seed."""
+        scored = {}
+        for number, each in enumerate(comparisons):
+            for i in order_of(each.worlds):
+                scored[each.worlds[i].name] = (number, each.worlds[i], each.places[i])
+        known = {world.name: world for each in comparisons for world in (*each.read, *each.worlds)}
+        reads = prepare(self.model, list(known.values()), self.settings).reads
+        for names in engine.groups([world for _, world, _ in scored.values()], self.batch_size, reads):
+            drawn = [scored.pop(name) for name in names if name in scored]
+            if drawn:
+                yield drawn, _sources([world for _, world, _ in drawn], known)
 
     def score(
         self, p: int, worlds: Sequence[World], places: Sequence[Row], bar: Bar, *, read: Sequence[World] = ()
     ) -> list[Row]:
-        """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value.
+        """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value; see `Comparison`."""
+        return self.compare([Comparison(p, worlds, places, read)], bar)[0]
 
-        The first world is the reference of the distances, and may be read by the others. read: further worlds for them to read, which
-        are not scored.
-        """
-        order = order_of(worlds)
-        worlds, places = [worlds[i] for i in order], [places[i] for i in order]
-        rows, reference, places_left = [], None, iter(places)
-        held: Held = {}
-        for drawn, sources in self.slices(worlds, read):
-            run = self.run(drawn, read=sources, held=held)
-            reference = run.images.sel(world=worlds[0].name) if reference is None else reference
-            scored = list(zip(drawn, places_left))
-            for world, place in scored:
-                rows += self.metric_rows(p, place, run.images.sel(world=world.name), reference)
-            bar.update(len(scored) * len(self.spec.seeds))
-        return rows
+    def compare(self, comparisons: Sequence[Comparison], bar: Bar, own: Sequence[bool] = (True,)) -> list[list[Row]]:
+        """The same for several comparisons, whose worlds share batches. own: of each, whether its rows are wanted."""
+        rows: dict[int, list[Row]] = {n: [] for n, wanted in enumerate(own) if wanted}
+        comparisons, held = _named_apart(comparisons), {}
+        first = {each.worlds[0].name for each in comparisons}
+        reference = None
+        for drawn, sources in self.slices(comparisons):
+            images = self.run([world for _, world, _ in drawn], read=sources, held=held).images
+            references = {n: images.sel(world=world.name) for n, world, _ in drawn if world.name in first}
+            for n, world, place in drawn:
+                reference = references.get(n, reference)  # comparisons are drawn one behind the other
+                if n in rows:
+                    rows[n] += self.metric_rows(comparisons[n].prompt, place, images.sel(world=world.name), reference)
+            bar.update(sum(n in rows for n, _, _ in drawn) * len(self.spec.seeds))
+        return list(rows.values())
 
     def metric_rows(self, p: int, place: Row, images: xr.DataArray, reference: xr.DataArray) -> list[Row]:
         """Rows of one world's images (seed, y, x, colour) of a prompt."""
@@ -231,3 +297,33 @@ def order_of(worlds: Sequence[World]) -> list[int]:
     steps = [world.interventions[-1].steps if world.interventions else None for world in worlds]
     first = {each: number for number, each in reversed(list(enumerate(steps)))}
     return sorted(range(len(worlds)), key=lambda i: (i > 0, first[steps[i]]))
+
+
+def _named(world: World, prefix: str) -> World:
+    interventions = [
+        each
+        if each.rule.source_world is None
+        else replace(each, rule=each.rule.reading(f"{prefix}{each.rule.source_world}"))
+        for each in world.interventions
+    ]
+    return replace(world, name=f"{prefix}{world.name}", interventions=interventions)
+
+
+def _named_apart(comparisons: Sequence[Comparison]) -> Sequence[Comparison]:
+    """Comparisons with names of worlds that no other has; one alone stays as it is."""
+    if len(comparisons) == 1:
+        return comparisons
+    return [each.named(f"{number}: ") for number, each in enumerate(comparisons)]
+
+
+def _sources(worlds: Sequence[World], known: Mapping[str, World]) -> list[World]:
+    """All worlds besides these that they read, and that those read."""
+    named = {world.name: world for world in worlds}
+    waiting = list(worlds)
+    while waiting:
+        for each in waiting.pop().interventions:
+            source = each.rule.source_world
+            if source is not None and source in known and source not in named:
+                named[source] = known[source]
+                waiting.append(known[source])
+    return list(named.values())[len(worlds) :]

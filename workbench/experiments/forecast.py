@@ -130,8 +130,8 @@ def plan_of(experiment: "Experiment", store: Store, *, timed: bool = True) -> Pl
     left = {name: part for name, part in parts.items() if name not in kept}
     again = experiment.again(left)
     work = Work() if experiment.counted else None
-    for part in (left | dict(again)).values():
-        experiment.work(*part, into=work)
+    if work is not None:
+        experiment.count(left | dict(again), work)
     images = sum(experiment.check(*part) for part in left.values())
     metrics = 1 if experiment.measures is None else len(experiment.measures.names(experiment.prompts))
     disk = images * metrics * ROW_BYTES + len(left) * SHARD_BYTES

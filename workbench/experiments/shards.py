@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from importlib.metadata import version
 from itertools import count
@@ -66,15 +67,28 @@ class Shards:
 
     def take(self, part: str, compute: Callable[[], Iterable[Row]]) -> pd.DataFrame | None:
         """The rows of a part: kept ones, else computed and kept; None while another worker is at it."""
-        if (kept := self.rows(part)) is not None:
-            return kept
-        lease = self.store.lease(self._stem(part))
-        if lease is None:
-            return None
-        with lease:
-            kept = self.rows(part)  # finished between the two looks?
+        return self.take_all([part], lambda _: [compute()]).get(part)
+
+    def take_all(
+        self, parts: Sequence[str], compute: Callable[[list[str]], Iterable[Iterable[Row]]]
+    ) -> dict[str, pd.DataFrame]:
+        """The same of parts that are computed together: none of them while another worker is at one.
+
+        compute: names of those that are not kept -> the rows of each, in this order.
+        """
+        kept = {part: rows for part in parts if (rows := self.rows(part)) is not None}
+        with ExitStack() as leases:
+            for part in parts:
+                if part in kept:
+                    continue
+                if (lease := self.store.lease(self._stem(part))) is None:
+                    return kept
+                leases.enter_context(lease)
+            kept |= {part: rows for part in parts if part not in kept and (rows := self.rows(part)) is not None}
             self._warn()
-            return self._write(part, compute()) if kept is None else kept
+            own = [part for part in parts if part not in kept]
+            rows = compute(own) if own else []
+            return kept | {part: self._write(part, each) for part, each in zip(own, rows, strict=True)}
 
     def table(self) -> pd.DataFrame:
         """All rows so far, long-form."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.experiments.forecast import answer_plan
-from workbench.experiments.shards import Shards
+from workbench.experiments.shards import Row, Shards
 from workbench.experiments.store import Memory, Store
 from workbench.progress import Bar
 
@@ -30,22 +30,30 @@ def complete(experiment: "Experiment", store: Store) -> Shards:
 
 def _divide(experiment: "Experiment", shards: Shards, parts: Mapping[str, tuple[Any, ...]], bar: Bar):
     """Do the parts that nobody has done or is doing, and wait for the others."""
+    computed: set[str] = set()
     waiting, said = dict(parts), False
+    groups = [{name: parts[name] for name in names} for names in experiment.together(parts)]
     while waiting:
         before = len(waiting)
-        for name, part in list(waiting.items()):
-            counted = bar.done
-            if shards.take(name, partial(experiment.measure, *part, bar)) is None:
-                continue
-            if bar.done == counted:  # it was there
-                bar.skip(experiment.check(*part))
-            del waiting[name]
+        for group in groups:
+            left = [name for name in group if name in waiting]
+            for name in shards.take_all(left, partial(_measured, experiment, group, bar, computed)):
+                part = waiting.pop(name)
+                if name not in computed:  # it was there
+                    bar.skip(experiment.check(*part))
         if waiting and len(waiting) == before:
             if not said:
                 some = ", ".join(list(waiting)[:3])
                 bar.say(f"{experiment.name}: waiting for {some}, which another process is at, or was when it died")
                 said = True
             time.sleep(LOOK)
+
+
+def _measured(
+    experiment: "Experiment", group: Mapping[str, tuple[Any, ...]], bar: Bar, computed: set[str], names: list[str]
+) -> list[list[Row]]:
+    computed.update(names)
+    return experiment.measure_all(group, names, bar)
 
 
 @contextmanager

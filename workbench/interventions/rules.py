@@ -8,9 +8,9 @@ channels) the result is written to is the engine's part.
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +79,12 @@ class Rule:
 
     @property
     def source_world(self) -> str | None:
-        """The other world that it reads, if any."""
+        """The other world that it reads, if any: its field `world`."""
         return None
+
+    def reading(self, world: str) -> Self:
+        """The same rule, which reads a world of another name."""
+        return replace(self, world=world)  # type: ignore[type-var, call-arg]
 
     @property
     def other_prompt(self) -> str | None:

@@ -14,7 +14,7 @@ import xarray as xr
 
 from workbench.arguments import checked, instance_of
 from workbench.engine.gradients import check_apart
-from workbench.experiments.base import Experiment
+from workbench.experiments.base import Comparison, Experiment
 from workbench.experiments.results import site_facts
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
@@ -22,7 +22,6 @@ from workbench.interventions import Intervention, World, ablate, add_noise, rest
 from workbench.localize.specs import CorruptionSpec, TraceSpec
 from workbench.metrics import Measures, Scoring
 from workbench.models import Model
-from workbench.progress import Bar
 from workbench.prompts import Prompt, Prompts, PromptSet
 from workbench.sites import Site, Sites
 from workbench.steps import WHOLE, Window, unless_whole
@@ -130,7 +129,6 @@ class Tracing(Corrupting):
     """One causal trace: what is asked, with everything that answers it."""
 
     name = "causal trace"
-    counted = True
     spec: TraceSpec
 
     def identity(self) -> dict[str, Any]:
@@ -148,17 +146,12 @@ class Tracing(Corrupting):
         """Sites of several text encoders that are restored together, by their common name."""
         return self.sites().joint() if self.spec.joint and self.spec.window == 1 and not self.spec.over else {}
 
-    def check(self, p: int, draw: int) -> int:
-        targets = [each for target in self.targets(p) for each in self.single(target)]
-        return self.plan(self.worlds(p, draw, targets))
-
-    def measure(self, p: int, draw: int, bar: Bar) -> list[Row]:
+    def comparison(self, p: int, draw: int) -> Comparison:
         """Rows (world, metric, prompt, draw, seed, site, token, steps, [head or channel,] value)."""
         targets = [each for target in self.targets(p) for each in self.single(target)]
-        worlds = self.worlds(p, draw, targets)
         places: list[Row] = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
         places += [dict(world="restored", draw=draw, **target.place) for target in targets]
-        return self.score(p, worlds, places, bar)
+        return Comparison(p, self.worlds(p, draw, targets), places)
 
     def targets(self, p: int) -> list[Target]:
         """Everything that is restored in a prompt, in execution order."""

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.experiments.base import Experiment
+from workbench.experiments.base import Comparison, Experiment
 from workbench.experiments.shards import Row
 from workbench.interventions import Intervention, World, replace_prompt, restore
 from workbench.localize.specs import PORTS, LocoGenSpec
 from workbench.metrics import Measures
 from workbench.models import Model
-from workbench.progress import Bar
 from workbench.prompts import Prompt, PromptSet
 from workbench.sites import Sites
 from workbench.steps import Window, unless_whole
@@ -45,7 +44,6 @@ class Generating(Experiment):
     """One LocoGen experiment. A part is a prompt."""
 
     name = "LocoGen"
-    counted = True
     spec: LocoGenSpec
 
     def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, measures: Measures | None, batch_size: int):
@@ -129,12 +127,7 @@ class Generating(Experiment):
         sites = [f"{layer}.{port}" for layer in layers for port in ports]
         return replace_prompt(sites, prompt.target, steps=steps, heads=heads)
 
-    def check(self, p: int) -> int:
-        worlds = self.worlds(p)
-        self.plan(worlds, read=self.read(p))
-        return len(worlds) * len(self.spec.seeds)
-
-    def measure(self, p: int, bar: Bar) -> list[Row]:
+    def comparison(self, p: int) -> Comparison:
         """Rows (world, metric, prompt, seed, site, width, inputs, heads, steps, value)."""
         places: list[Row] = [dict(world="clean"), dict(world="full")]
         if self.pooled:
@@ -150,7 +143,7 @@ class Generating(Experiment):
                     steps=str(patch.steps),
                 )
             )
-        return self.score(p, self.worlds(p), places, bar, read=self.read(p))
+        return Comparison(p, self.worlds(p), places, self.read(p))
 
 
 def window_numbers(start: int, width: int) -> str:

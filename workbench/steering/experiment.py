@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from workbench.arguments import Check, fit, line
+from workbench.engine import Work, count_work
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
@@ -137,7 +138,6 @@ class Steered(Experiment):
     """
 
     name = "steering"
-    counted = True
     spec: SteerSpec
 
     def __init__(
@@ -184,7 +184,12 @@ class Steered(Experiment):
         ]
 
     def check(self, variant: Variant) -> int:
-        return self.plan(self.worlds(variant), scored=False)
+        return self.plan(self.worlds(variant))
+
+    def count(self, parts: Mapping[str, Any], work: Work):
+        for (variant,) in parts.values():
+            more = dict(batch_size=self.batch_size)
+            count_work(self.model, self.worlds(variant), self.spec.seeds, self.settings, work, **more)
 
     def again(self, left: Mapping[str, Any]) -> dict[str, tuple[Variant]]:
         return {UNSTEERED: (self.plain,)} if left and UNSTEERED not in left else {}
