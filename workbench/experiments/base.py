@@ -3,8 +3,8 @@
     class Brightness(Experiment):
         name = "brightness"
 
-        def comparison(self, p):
-            return Comparison(p, worlds, places)  # what a part draws, whose images are scored against the first world's
+        def drawing(self, p):
+            return Drawing(p, worlds, places)  # what a part draws, whose images are scored against the first world's
 
 What does more than that has its own `check`, how many images a part takes, and `measure`, its rows.
 
@@ -14,7 +14,7 @@ A study whose next question hangs on its last answer (a search, a bisection) giv
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from workbench import engine
 from workbench.engine import Fold, Run, Work, prepare
 from workbench.engine.prefix import Held
 from workbench.experiments import results
+from workbench.experiments.drawing import Drawing, named_apart, order_of, sources_of
 from workbench.experiments.shards import PACKAGES, Row, Shards
 from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store, as_store
@@ -40,28 +41,6 @@ Part = tuple[Any, ...]
 Kept = Callable[[str], pd.DataFrame | None]
 MOST = 6  # batches that the pictures of parts which are drawn together fill at most
 WASTE = 0.1  # the share of rows that batches may lack before a further part is drawn with them
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Worlds of one prompt, whose images are scored, distances against those of the first.
-
-    prompt: its number. places: the columns of each world's rows that say where it stands. read: further worlds for these to read, which
-    are not scored.
-    """
-
-    prompt: int
-    worlds: Sequence[World]
-    places: Sequence[Row]
-    read: Sequence[World] = ()
-
-    def named(self, prefix: str) -> "Comparison":
-        """The same with other names of worlds, so that those of several comparisons can be told apart."""
-        return replace(
-            self,
-            worlds=[_named(world, prefix) for world in self.worlds],
-            read=[_named(world, prefix) for world in self.read],
-        )
 
 
 class Experiment(ABC):
@@ -127,49 +106,51 @@ class Experiment(ABC):
         """How many images all takes; raises for what does not fit the model."""
         return sum(self.check(*part) for part in self.parts().values())
 
-    def comparison(self, *part: Any) -> Comparison:
+    def drawing(self, *part: Any) -> Drawing:
         """What a part draws, where scoring these images is all that it does: parts may then share batches."""
-        raise NotImplementedError(f"{type(self).__name__} has neither a comparison nor its own check and measure")
+        raise NotImplementedError(f"{type(self).__name__} has neither a drawing nor its own check and measure")
 
     @property
-    def compares(self) -> bool:
+    def only_draws(self) -> bool:
         """Whether scoring images is all that a part does."""
         return type(self).measure is Experiment.measure
 
     @property
     def counted(self) -> bool:
         """Whether `count` knows all that is asked of the denoiser."""
-        return self.compares or type(self).count is not Experiment.count
+        return self.only_draws or type(self).count is not Experiment.count
 
     def check(self, *part: Any) -> int:
         """How many images a part takes; raises for what does not fit the model."""
-        comparison = self.comparison(*part)
-        return self.plan(comparison.worlds, read=comparison.read)
+        drawing = self.drawing(*part)
+        return self.plan(drawing.worlds, read=drawing.read, seeds=drawing.seeds)
 
     def measure(self, *part_and_bar: Any) -> list[Row]:
         """Long-form rows of a part; the bar, given last, counts the images."""
         *part, bar = part_and_bar
-        return self.compare([self.comparison(*part)], bar)[0]
+        return self.score_all([self.drawing(*part)], bar)[0]
 
     def measure_all(self, group: Mapping[str, Part], names: Sequence[str], bar: Bar) -> list[list[Row]]:
         """The rows of some parts of a group that is measured together. The others' worlds are drawn with them, if they are kept too: rows
         hang, by rounding, on who shares a batch."""
-        if self.compares:
+        if self.only_draws:
             own = [name in names for name in group]
-            return self.compare([self.comparison(*part) for part in group.values()], bar, own)
+            return self.score_all([self.drawing(*part) for part in group.values()], bar, own)
         return [self.measure(*group[name], bar) for name in names]
 
     def together(self, parts: Mapping[str, Part]) -> Iterator[list[str]]:
         """Names of the parts that are measured together, so that batches are full: neighbours, at most MOST batches of them."""
         names = list(parts)
         while names:
-            worlds, best, least = 0, 1, float("inf")
-            for number, name in enumerate(names, 1) if self.compares else ():
-                worlds += len(self.comparison(*parts[name]).worlds)
-                batches = engine.batches_of(worlds, len(self.spec.seeds), self.batch_size)
-                if number > 1 and batches > MOST:
+            worlds, best, least, own = 0, 1, float("inf"), None
+            for number, name in enumerate(names, 1) if self.only_draws else ():
+                drawing = self.drawing(*parts[name])
+                seeds = tuple(self.seeds_of(drawing.seeds))
+                worlds += len(drawing.worlds)
+                batches = engine.batches_of(worlds, len(seeds), self.batch_size)
+                if number > 1 and (batches > MOST or seeds != own):
                     break
-                lacking = batches * self.batch_size / (worlds * len(self.spec.seeds)) - 1
+                own, lacking = seeds, batches * self.batch_size / (worlds * len(seeds)) - 1
                 if lacking < least:
                     best, least = number, lacking
                 if lacking <= WASTE:
@@ -189,10 +170,14 @@ class Experiment(ABC):
         """All rows as labelled arrays, one for each kind of world."""
         return results.dataset(self.complete(folder))
 
-    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = ()) -> int:
-        """Check the interventions of worlds against the model, and count their images. read: further worlds for them to read."""
+    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), seeds: Sequence[int] | None = None) -> int:
+        """Check the interventions of worlds against the model, and count their images. read, seeds: as of a `Drawing`."""
         prepare(self.model, [*read, *worlds], self.settings)
-        return len(worlds) * len(self.spec.seeds)
+        return len(worlds) * len(self.seeds_of(seeds))
+
+    def seeds_of(self, seeds: Sequence[int] | None) -> Sequence[int]:
+        """Those, or, left out, the spec's."""
+        return self.spec.seeds if seeds is None else seeds
 
     @property
     def settings(self) -> engine.Settings:
@@ -205,11 +190,11 @@ class Experiment(ABC):
             if not parts.keys() & set(names):
                 continue
             held: Held = {}
-            group = [self.comparison(*every[name]) for name in names]
-            for drawn, sources in self.slices(_named_apart(group)):
+            group = [self.drawing(*every[name]) for name in names]
+            for drawn, sources in self.slices(named_apart(group)):
                 worlds = [world for _, world, _ in drawn]
                 more = dict(batch_size=self.batch_size, read=sources, held=held)
-                engine.count_work(self.model, worlds, self.spec.seeds, self.settings, work, **more)
+                engine.count_work(self.model, worlds, self.seeds_of(group[0].seeds), self.settings, work, **more)
 
     @property
     def staged(self) -> bool:
@@ -226,14 +211,15 @@ class Experiment(ABC):
         record: Sequence[str | Fold] = (),
         *,
         read: Sequence[World] = (),
+        seeds: Sequence[int] | None = None,
         held: Held | None = None,
     ) -> Run:
-        """Worlds from all seeds. read, held: further worlds for them to read, and latents that runs share; see `workbench.engine.run`."""
+        """Worlds from all seeds. read, seeds: as of a `Drawing`. held: latents that runs share; see `workbench.engine.run`."""
         self.model._warn_of_long(world.prompt for world in (*read, *worlds))
         return engine.run(
             self.model,
             worlds,
-            self.spec.seeds,
+            self.seeds_of(seeds),
             self.settings,
             batch_size=self.batch_size,
             record=as_record(record),
@@ -242,88 +228,57 @@ class Experiment(ABC):
             held=held,
         )
 
-    def slices(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[list[tuple[int, World, Row]], list[World]]]:
-        """What is drawn in each run, (number of the comparison, world, place), and the worlds that these may read: no more images in
+    def slices(self, drawings: Sequence[Drawing]) -> Iterator[tuple[list[tuple[int, World, Row]], list[World]]]:
+        """What is drawn in each run, (number of the drawing, world, place), and the worlds that these may read: no more images in
         memory than a batch for a seed."""
         scored = {}
-        for number, each in enumerate(comparisons):
+        for number, each in enumerate(drawings):
             for i in order_of(each.worlds):
                 scored[each.worlds[i].name] = (number, each.worlds[i], each.places[i])
-        known = {world.name: world for each in comparisons for world in (*each.read, *each.worlds)}
+        known = {world.name: world for each in drawings for world in (*each.read, *each.worlds)}
         reads = prepare(self.model, list(known.values()), self.settings).reads
         for names in engine.groups([world for _, world, _ in scored.values()], self.batch_size, reads):
             drawn = [scored.pop(name) for name in names if name in scored]
             if drawn:
-                yield drawn, _sources([world for _, world, _ in drawn], known)
+                yield drawn, sources_of([world for _, world, _ in drawn], known)
 
     def score(
         self, p: int, worlds: Sequence[World], places: Sequence[Row], bar: Bar, *, read: Sequence[World] = ()
     ) -> list[Row]:
-        """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value; see `Comparison`."""
-        return self.compare([Comparison(p, worlds, places, read)], bar)[0]
+        """Every metric of every image, one row each: a world's place, with metric, prompt, seed and value; see `Drawing`."""
+        return self.score_all([Drawing(p, worlds, places, read)], bar)[0]
 
-    def compare(self, comparisons: Sequence[Comparison], bar: Bar, own: Sequence[bool] = (True,)) -> list[list[Row]]:
-        """The same for several comparisons, whose worlds share batches. own: of each, whether its rows are wanted."""
+    def score_all(self, drawings: Sequence[Drawing], bar: Bar, own: Sequence[bool] = (True,)) -> list[list[Row]]:
+        """The same for several drawings of the same seeds, whose worlds share batches. own: of each, whether its rows are wanted."""
         rows: dict[int, list[Row]] = {n: [] for n, wanted in enumerate(own) if wanted}
-        comparisons, held = _named_apart(comparisons), {}
-        first = {each.worlds[0].name for each in comparisons}
-        reference = None
-        for drawn, sources in self.slices(comparisons):
-            images = self.run([world for _, world, _ in drawn], read=sources, held=held).images
+        drawings, held = named_apart(drawings), {}
+        first = {each.worlds[0].name for each in drawings}
+        reference, seeds = None, drawings[0].seeds
+        for drawn, sources in self.slices(drawings):
+            images = self.run([world for _, world, _ in drawn], read=sources, seeds=seeds, held=held).images
             references = {n: images.sel(world=world.name) for n, world, _ in drawn if world.name in first}
             for n, world, place in drawn:
-                reference = references.get(n, reference)  # comparisons are drawn one behind the other
+                reference = references.get(n, reference)  # drawings are drawn one behind the other
                 if n in rows:
-                    rows[n] += self.metric_rows(comparisons[n].prompt, place, images.sel(world=world.name), reference)
-            bar.update(sum(n in rows for n, _, _ in drawn) * len(self.spec.seeds))
+                    rows[n] += self.metric_rows(drawings[n].prompt, place, images.sel(world=world.name), reference)
+            bar.update(sum(n in rows for n, _, _ in drawn) * images.sizes["seed"])
         return list(rows.values())
 
     def metric_rows(self, p: int, place: Row, images: xr.DataArray, reference: xr.DataArray) -> list[Row]:
         """Rows of one world's images (seed, y, x, colour) of a prompt."""
         values_by_metric = measured(self.measures, images, reference, self.prompts[p], self.prompts.labels)
-        return self.value_rows(p, place, values_by_metric)
+        return self.value_rows(p, place, values_by_metric, images.seed.values.tolist())
 
-    def value_rows(self, p: int, place: Row, values_by_metric: Mapping[str, Sequence[float]]) -> list[Row]:
+    def value_rows(
+        self,
+        p: int,
+        place: Row,
+        values_by_metric: Mapping[str, Sequence[float]],
+        seeds: Sequence[int] | None = None,
+    ) -> list[Row]:
         """One row for each metric and seed."""
         return [
             {**place, "metric": metric, "prompt": p, "seed": seed, "value": float(value)}
             for metric, values in values_by_metric.items()
-            for seed, value in zip(self.spec.seeds, values, strict=True)
+            for seed, value in zip(self.seeds_of(seeds), values, strict=True)
         ]
-
-
-def order_of(worlds: Sequence[World]) -> list[int]:
-    """The order in which worlds are drawn: the first, then those together whose last interventions act in the same steps."""
-    steps = [world.interventions[-1].steps if world.interventions else None for world in worlds]
-    first = {each: number for number, each in reversed(list(enumerate(steps)))}
-    return sorted(range(len(worlds)), key=lambda i: (i > 0, first[steps[i]]))
-
-
-def _named(world: World, prefix: str) -> World:
-    interventions = [
-        each
-        if each.rule.source_world is None
-        else replace(each, rule=each.rule.reading(f"{prefix}{each.rule.source_world}"))
-        for each in world.interventions
-    ]
-    return replace(world, name=f"{prefix}{world.name}", interventions=interventions)
-
-
-def _named_apart(comparisons: Sequence[Comparison]) -> Sequence[Comparison]:
-    """Comparisons with names of worlds that no other has; one alone stays as it is."""
-    if len(comparisons) == 1:
-        return comparisons
-    return [each.named(f"{number}: ") for number, each in enumerate(comparisons)]
-
-
-def _sources(worlds: Sequence[World], known: Mapping[str, World]) -> list[World]:
-    """All worlds besides these that they read, and that those read."""
-    named = {world.name: world for world in worlds}
-    waiting = list(worlds)
-    while waiting:
-        for each in waiting.pop().interventions:
-            source = each.rule.source_world
-            if source is not None and source in known and source not in named:
-                named[source] = known[source]
-                waiting.append(known[source])
-    return list(named.values())[len(worlds) :]

@@ -14,7 +14,8 @@ import xarray as xr
 
 from workbench.arguments import checked, instance_of
 from workbench.engine.gradients import check_apart
-from workbench.experiments.base import Comparison, Experiment
+from workbench.experiments.base import Experiment
+from workbench.experiments.drawing import Drawing
 from workbench.experiments.results import site_facts
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
@@ -146,12 +147,12 @@ class Tracing(Corrupting):
         """Sites of several text encoders that are restored together, by their common name."""
         return self.sites().joint() if self.spec.joint and self.spec.window == 1 and not self.spec.over else {}
 
-    def comparison(self, p: int, draw: int) -> Comparison:
+    def drawing(self, p: int, draw: int) -> Drawing:
         """Rows (world, metric, prompt, draw, seed, site, token, steps, [head or channel,] value)."""
         targets = [each for target in self.targets(p) for each in self.single(target)]
         places: list[Row] = [dict(world="clean", draw=None), dict(world="corrupted", draw=draw)]
         places += [dict(world="restored", draw=draw, **target.place) for target in targets]
-        return Comparison(p, self.worlds(p, draw, targets), places)
+        return Drawing(p, self.worlds(p, draw, targets), places)
 
     def targets(self, p: int) -> list[Target]:
         """Everything that is restored in a prompt, in execution order."""

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.experiments.base import Comparison, Experiment
+from workbench.experiments.base import Experiment
+from workbench.experiments.drawing import Drawing
 from workbench.experiments.shards import Row
 from workbench.interventions import Intervention, World, replace_prompt, restore
 from workbench.localize.specs import PORTS, LocoGenSpec
@@ -127,7 +128,7 @@ class Generating(Experiment):
         sites = [f"{layer}.{port}" for layer in layers for port in ports]
         return replace_prompt(sites, prompt.target, steps=steps, heads=heads)
 
-    def comparison(self, p: int) -> Comparison:
+    def drawing(self, p: int) -> Drawing:
         """Rows (world, metric, prompt, seed, site, width, inputs, heads, steps, value)."""
         places: list[Row] = [dict(world="clean"), dict(world="full")]
         if self.pooled:
@@ -143,7 +144,7 @@ class Generating(Experiment):
                     steps=str(patch.steps),
                 )
             )
-        return Comparison(p, self.worlds(p), places, self.read(p))
+        return Drawing(p, self.worlds(p), places, self.read(p))
 
 
 def window_numbers(start: int, width: int) -> str:
