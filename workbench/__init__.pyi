@@ -9,10 +9,13 @@ from .engine import Fold as Fold
 from .engine import Run as Run
 from .experiments.forecast import Plan as Plan
 from .experiments.forecast import plan as plan
+from .experiments.racing import Race as Race
+from .experiments.racing import race as race
 from .experiments.results import effects as effects
 from .experiments.results import open_results as open_results
 from .experiments.results import strongest as strongest
 from .experiments.results import with_interval as with_interval
+from .experiments.spec import RaceSpec as RaceSpec
 from .interventions import Intervention as Intervention
 from .interventions import Window as Window
 from .interventions import World as World

@@ -54,6 +54,8 @@ class Experiment(ABC):
     """What every row has."""
     coordinates: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Columns that belong to others, such as {"strengths": ("trial",)}: settings beside their axes."""
+    raced: ClassVar[tuple[str, str] | None] = None
+    """The kind of world whose places may race against each other, and that which their effects are taken from."""
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     """Whose versions the numbers may hang on."""
 
@@ -93,6 +95,18 @@ class Experiment(ABC):
     def sites(self) -> Sequence[Site]:
         """Those that rows name in their column `site`."""
         return ()
+
+    def metric_names(self) -> list[str]:
+        """What is measured of images."""
+        return [] if self.measures is None else self.measures.names(self.prompts)
+
+    def by_units(self) -> "Experiment":
+        """The same with parts that only draw, each of all candidates, as a race needs them."""
+        return self
+
+    def raced_by(self, metric: str, direction: str | None) -> tuple[str, int, int]:
+        """The metric that a race is decided by; 1 where effects are rises of it, -1 where falls; 1 where the largest are best, or -1."""
+        return metric, 1, -1 if direction == "min" else 1
 
     def parts(self) -> Mapping[str, Part]:
         """Each part's name, and what `check` and `measure` are called with."""

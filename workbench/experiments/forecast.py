@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from workbench.arguments import checked, function
 from workbench.engine import Work
 from workbench.experiments.shards import Shards
 from workbench.experiments.store import Store
+from workbench.experiments.work import do_instead
 from workbench.interventions import World
 from workbench.memory import peak_bytes
 from workbench.metrics import measured
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from workbench.experiments.base import Experiment
 
 ROW_BYTES, SHARD_BYTES = 14, 7000  # of results on disk, about: a row, and what a part's file has besides
-ASKING: ContextVar[bool | None] = ContextVar("ASKING", default=None)  # whether plans are asked for, and timed
-
-
-class Planned(BaseException):
-    """Raised in place of the first part, with the plan."""
-
-    def __init__(self, plan: "Plan"):
-        super().__init__(plan)
-        self.plan = plan
 
 
 @dataclass(frozen=True)
@@ -94,29 +86,10 @@ def plan(experiment: Callable[..., Any], *arguments: Any, timed: bool = True, **
             f"plan({name}): only what {', '.join(f'wb.{each}' for each in PLANNED)} would do is known beforehand; others do several "
             "experiments, or let one picture decide on the next"
         )
-    token = ASKING.set(timed)
-    try:
-        experiment(*arguments, **keywords)
-    except Planned as planned:
-        return planned.plan
-    finally:
-        ASKING.reset(token)
-    raise RuntimeError(f"plan({name}): it did no experiment")
+    return do_instead(partial(plan_of, timed=timed), experiment, arguments, keywords)
 
 
 PLANNED = ("causal_trace", "locogen", "steer_sweep")
-
-
-def answer_plan(experiment: "Experiment", store: Store):
-    """Raise the plan of an experiment, where one is asked for."""
-    if (timed := ASKING.get()) is None:
-        return
-    experiment.total()
-    token = ASKING.set(None)
-    try:
-        raise Planned(plan_of(experiment, store, timed=timed))
-    finally:
-        ASKING.reset(token)
 
 
 def plan_of(experiment: "Experiment", store: Store, *, timed: bool = True) -> Plan:
@@ -125,6 +98,7 @@ def plan_of(experiment: "Experiment", store: Store, *, timed: bool = True) -> Pl
         raise ValueError(
             f"plan: {experiment.name} asks what its last answers lead to, so that its parts are not known beforehand"
         )
+    experiment.total()  # checks everything
     parts = experiment.parts()
     kept = Shards(experiment.identity(), store, experiment.packages).parts if store.names() else []
     left = {name: part for name, part in parts.items() if name not in kept}

@@ -27,7 +27,17 @@ from workbench.inputs import shown, text
 
 NEAR_ZERO = 1e-4  # a total effect below it is rounding: recovery is then undefined
 OVER = ("prompt", "seed", "draw")  # what flips its sign in a test, the first that is averaged over
-PLACES = ("site", "token", "width", "inputs", "heads", "head", "channel", "steps")  # what an effect is an effect of
+PLACES = (
+    "site",
+    "token",
+    "width",
+    "inputs",
+    "heads",
+    "head",
+    "channel",
+    "steps",
+    "strength",
+)  # what an effect is an effect of
 FACTS = ("layer", "kind", "part")  # of sites, beside their axis
 UNITS = {
     "probability": "probability",
@@ -42,6 +52,18 @@ UNITS = {
     "concept_similarity": "cosine",
     "opposite_similarity": "cosine",
 }
+
+
+BOUNDS = {
+    "probability": (0.0, 1.0),
+    "similarity": (-1.0, 1.0),
+    "pixel_distance": (0.0, 1.0),
+    "ssim": (-1.0, 1.0),
+    "concept": (0.0, 1.0),
+    "concept_probability": (0.0, 1.0),
+    "concept_similarity": (-1.0, 1.0),
+    "opposite_similarity": (-1.0, 1.0),
+}  # of single pictures
 
 
 def site_facts(site: Site) -> dict[str, str]:
@@ -177,7 +199,12 @@ def _described(data: xr.Dataset, spec: Mapping[str, Any]) -> xr.Dataset:
 
 
 def measured_by(data: xr.Dataset, metric: str) -> xr.Dataset:
-    """The scores by one metric; raises KeyError for one that was not measured."""
+    """The scores by one metric; raises KeyError for one that was not measured, ValueError for scores of a race."""
+    if json.loads(data.attrs.get("spec", "{}")).get("race"):
+        raise ValueError(
+            "these are the scores of a race, which drew a candidate the more often the better it did: averages of them have no ordinary "
+            "intervals; read the race's own table, or run without race="
+        )
     if metric not in data.metric.values:
         raise KeyError(f"metric={metric!r} was not measured; the trace has {', '.join(map(str, data.metric.values))}")
     return data.sel(metric=metric, drop=True)

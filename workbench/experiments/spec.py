@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from functools import partial
+from typing import Any, Literal, Self
 
-from workbench.arguments import Check, fit
+from workbench.arguments import Check, fit, level, one_of, optional
+from workbench.inputs import count
+from workbench.schema import whole
 from workbench.steps import Window
 
 
@@ -35,6 +38,33 @@ class Spec:
     def _checks(self) -> dict[str, Check]:
         """What each field may be, by name; the ones that `workbench.arguments` knows besides."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceSpec:
+    """How candidates race: prompts, draws and seeds are added only to those that may yet be among the best.
+
+    >>> wb.RaceSpec(best=1).level
+    0.95
+    """
+
+    best: int = 3
+    """So many candidates (sites, windows, strengths) are looked for."""
+    metric: str = "probability"
+    """Of the picture; one that has bounds: a probability, a share, a similarity or a distance."""
+    direction: Literal["min", "max"] | None = None
+    """Which effects are best. Of a causal trace and a sweep "max", the largest, when left out. Of LocoGen "min", the largest fall of the
+    prompt's attribute, when left out; "max" is the largest rise of the target's."""
+    level: float = 0.95
+    """With this probability none of the true best is given up."""
+    units: int = 4
+    """So many units (a prompt with a draw and a seed) are drawn until it is asked again who may leave."""
+    order: int = 0
+    """Seed of the random order of the units."""
+
+    def __post_init__(self):
+        own = dict(best=count, direction=optional(one_of("min", "max")), level=level, units=count)
+        fit(self, **own, order=partial(whole, least=0, most=2**32 - 1))
 
 
 def _restored(value: Any) -> Any:

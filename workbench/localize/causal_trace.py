@@ -130,6 +130,7 @@ class Tracing(Corrupting):
     """One causal trace: what is asked, with everything that answers it."""
 
     name = "causal trace"
+    raced = ("restored", "corrupted")
     spec: TraceSpec
 
     def identity(self) -> dict[str, Any]:

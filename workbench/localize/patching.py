@@ -45,6 +45,7 @@ class Generating(Experiment):
     """One LocoGen experiment. A part is a prompt."""
 
     name = "LocoGen"
+    raced = ("patched", "clean")
     spec: LocoGenSpec
 
     def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, measures: Measures | None, batch_size: int):
@@ -71,6 +72,9 @@ class Generating(Experiment):
 
     def sites(self) -> Sites:
         return cross_layers(self.model)
+
+    def raced_by(self, metric: str, direction: str | None) -> tuple[str, int, int]:
+        return (f"target_{metric}", 1, 1) if direction == "max" else (metric, -1, 1)
 
     def patches(self) -> Iterator[Patch]:
         heads = (None,) if self.spec.heads is None else self.spec.heads

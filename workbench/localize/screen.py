@@ -15,8 +15,11 @@ import xarray as xr
 from scipy import stats
 
 from workbench.arguments import checked, instance_of
+from workbench.experiments.racing import LEFT, Race, Racing
 from workbench.experiments.results import effects, measured_by
+from workbench.experiments.spec import RaceSpec
 from workbench.experiments.statistics import LEVEL, Estimate
+from workbench.experiments.store import as_store
 from workbench.inputs import count
 from workbench.localize.attribution import NOISE, Attributing
 from workbench.localize.causal_trace import Target, Tracing
@@ -103,6 +106,10 @@ def screen(
 
     Both are 1 where every site was patched. Both speak of effects as measured on these prompts and seeds.
 
+    With `race` in the spec the proposed sites race (`wb.race`): who is certainly beaten is patched no further. Its effect in the table is
+    the mean over the `units` that were drawn, its `standing` "left", its place behind the others. The best and the controls are patched
+    everywhere; intervals are those of the race.
+
     prompts, subject, scorer, folder (one subfolder each for both parts), batch_size: as for `wb.causal_trace` and `wb.attribute`.
     Raises what these raise, before anything is generated; ValueError for fewer sites than are verified.
 
@@ -138,15 +145,20 @@ def screen(
     name = NOISE if spec.form == "step" else spec.metric
     table = candidates_of(measured_by(attributed, name).attributed, spec)
     verifying = Verifying(everything, table[table.role != ""])
-    verified = verifying.dataset(folders["verified"])
-    table = _judged(table, effects(verified, metric))
+    if spec.race:
+        raced = verifying.raced_beside(table, RaceSpec(best=spec.best, metric=metric), folders["verified"])
+        verified, drawn, exact = raced.data, raced.pictures, _effects_of_race(raced)
+    else:
+        verified, drawn = verifying.dataset(folders["verified"]), verifying.total()
+        exact = _effects_of_sites(effects(verified, metric))
+    table = _judged(table, exact)
     return Screen(
         attributed,
         verified,
         table,
         promised_recall(table, spec.best),
         guaranteed_recall(table, spec.best),
-        pictures=attributing.total() + verifying.total(),
+        pictures=attributing.total() + drawn,
         pictures_of_all=pictures_of_all,
         backward=spec.points * len(chosen) * spec.draws * len(spec.seeds),
     )
@@ -172,6 +184,13 @@ class Verifying(Tracing):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"candidates": sorted(map(list, self.candidates))}
 
+    def raced_beside(self, table: pd.DataFrame, race: RaceSpec, folder: str | Path | None) -> Race:
+        """The proposed candidates race; controls are patched everywhere."""
+        controls = table[table.role == "control"]
+        return Racing(self, race, {tuple(row) for row in controls[self.axes].itertuples(index=False)}).to_the_end(
+            as_store(folder)
+        )
+
     def single(self, target: Target) -> Sequence[Target]:
         places: list[tuple[Target, Mapping[str, Any]]] = [(each, each.place) for each in super().single(target)]
         return [each for each, place in places if tuple(place[axis] for axis in self.axes) in self.candidates]
@@ -190,16 +209,30 @@ def candidates_of(attributed: xr.DataArray, spec: ScreenSpec) -> pd.DataFrame:
     return table.assign(role=roles)
 
 
-def _judged(table: pd.DataFrame, found: xr.Dataset) -> pd.DataFrame:
-    """With the exact effects of those that were patched, the largest first."""
+def _effects_of_sites(found: xr.Dataset) -> pd.DataFrame:
+    """Exact effects of the candidates that were patched, a row each."""
     names = [*(f"indirect_effect{end}" for end in ("", "_low", "_high")), "significant"]
-    exact = found[names].to_dataframe().reset_index().dropna(subset=["indirect_effect"])
+    return found[names].to_dataframe().reset_index().dropna(subset=["indirect_effect"])
+
+
+def _effects_of_race(race: Race) -> pd.DataFrame:
+    """The same of a race, with who left it."""
+    table = race.table.rename(
+        columns={"effect": "indirect_effect", "low": "indirect_effect_low", "high": "indirect_effect_high"}
+    )
+    return table.assign(significant=(table.indirect_effect_low > 0) | (table.indirect_effect_high < 0))
+
+
+def _judged(table: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
+    """With the exact effects of those that were patched, the largest first, and behind them who left a race."""
     axes = [axis for axis in PLACES if axis in table]
+    names = [*(f"indirect_effect{end}" for end in ("", "_low", "_high")), "significant"]
+    names += [name for name in ("standing", "units") if name in exact]
     joined = table.merge(exact[[*axes, *names]], on=axes, how="left")
     joined["significant"] = joined.significant.eq(True)
-    return joined.sort_values("indirect_effect", ascending=False, kind="stable", na_position="last").reset_index(
-        drop=True
-    )
+    left = joined.standing.eq(LEFT) if "standing" in joined else pd.Series(False, joined.index)
+    order = np.lexsort((-joined.indirect_effect, left, joined.indirect_effect.isna()))
+    return joined.iloc[order].reset_index(drop=True)
 
 
 def promised_recall(table: pd.DataFrame, best: int, *, draws: int = DRAWS, level: float = LEVEL) -> Estimate:

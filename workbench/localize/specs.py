@@ -167,9 +167,13 @@ class ScreenSpec(AttributionSpec):
     """So many, which attribution puts first, are patched exactly."""
     controls: int = 4
     """So many of the others, drawn at random, are patched too: what attribution misses is told by them. 0 for none, and no promise."""
+    race: bool = False
+    """Whether the proposed sites race: a site is patched in further prompts, draws and seeds only while it may be among the best."""
 
     def _checks(self) -> dict[str, Check]:
-        return super()._checks() | dict(best=count, verified=count, controls=partial(whole, least=0, most=10**6))
+        return super()._checks() | dict(
+            best=count, verified=count, controls=partial(whole, least=0, most=10**6), race=flag
+        )
 
     def __post_init__(self):
         super().__post_init__()

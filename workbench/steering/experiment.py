@@ -14,6 +14,7 @@ import xarray as xr
 from workbench.arguments import Check, fit, line
 from workbench.engine import Work, count_work
 from workbench.experiments.base import Experiment
+from workbench.experiments.drawing import Drawing
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
 from workbench.inputs import text
@@ -131,13 +132,12 @@ class SteerSpec(Spec):
         return dict(unit=self.unit, keep_norm=self.keep_norm, tokens=self.tokens, steps=self.steps)
 
 
-class Steered(Experiment):
-    """Variants of steering on the same prompts and seeds; the first part is the unsteered images.
+class Steering(Experiment):
+    """Variants of steering on the same prompts and seeds, measured for a concept.
 
-    variants: by the names of their parts. steered_sites: which the column `site` names, where there is one.
+    variants: by their names. steered_sites: which the column `site` names, where there is one.
     """
 
-    name = "steering"
     spec: SteerSpec
 
     def __init__(
@@ -157,13 +157,14 @@ class Steered(Experiment):
         super().__init__(model, spec, prompts=prompts, measures=measures, batch_size=batch_size)
         self.scorer = measures.scorer
         self.concept, self.variants, self.steered_sites = concept, variants or {}, steered_sites
-        self.plain = Variant({}, [()] * len(prompts))
+
+    def metric_names(self) -> list[str]:
+        return [*super().metric_names(), *self.concept.metrics]
 
     def require(self, *fields: str):
         """Raise KeyError, before anything is drawn, where these fields of the spec name metrics that will not be measured."""
-        names = [*self.measures.names(self.prompts), *self.concept.metrics]
         for name in fields:
-            if (metric := getattr(self.spec, name)) not in names:
+            if (metric := getattr(self.spec, name)) not in (names := self.metric_names()):
                 raise KeyError(f"{name}={metric!r} is not measured here; there are {', '.join(names)}")
 
     def identity(self) -> dict[str, Any]:
@@ -172,6 +173,41 @@ class Steered(Experiment):
 
     def sites(self) -> Sites:
         return self.model.sites(*self.steered_sites)
+
+    def metric_rows(self, p: int, place: Row, images: xr.DataArray, reference: xr.DataArray) -> list[Row]:
+        by_metric = self.concept.measured(self.scorer, self.scorer.image_embeddings(images))
+        concept = self.value_rows(p, place, by_metric, images.seed.values.tolist())
+        return super().metric_rows(p, place, images, reference) + concept
+
+
+class SteeredPrompts(Steering):
+    """A part is a prompt, under every variant."""
+
+    name = "steering of prompts"
+    raced = (STEERED, UNSTEERED)
+
+    def drawing(self, p: int) -> Drawing:
+        """Rows (world, metric, prompt, seed, value), and where the variant stands."""
+        prompt, worlds, places = self.prompts[p], [world_of(UNSTEERED, self.prompts[p], ())], [{"world": UNSTEERED}]
+        for name, variant in self.variants.items():
+            worlds.append(world_of(name, prompt, variant.interventions[p]))
+            places.append({"world": STEERED, **variant.place})
+        return Drawing(p, worlds, places)
+
+
+class Steered(Steering):
+    """A part is a variant, on all prompts; the first is the unsteered images."""
+
+    name = "steering"
+
+    def by_units(self) -> SteeredPrompts:
+        given = (self.model, self.prompts, self.concept, self.spec, self.measures, self.batch_size)
+        return SteeredPrompts(*given, self.variants, self.steered_sites)
+
+    @property
+    def plain(self) -> Variant:
+        """Nothing is done to any prompt."""
+        return Variant({}, [()] * len(self.prompts))
 
     def parts(self) -> dict[str, tuple[Variant]]:
         return {UNSTEERED: (self.plain,)} | {name: (variant,) for name, variant in self.variants.items()}
@@ -209,8 +245,6 @@ class Steered(Experiment):
                 place |= variant.own[p]
             mine = images.sel(world=str(p))
             rows += self.metric_rows(p, place, mine, self.reference.sel(world=str(p)))
-            embedded = self.scorer.image_embeddings(mine)
-            rows += self.value_rows(p, place, self.concept.measured(self.scorer, embedded))
         bar.update(images.sizes["world"] * images.sizes["seed"])
         return rows
 
