@@ -72,6 +72,10 @@ class Kit:
         self.effects = wb.effects(self.trace, "brightness", resamples=2)
         generate = wb.LocoGenSpec(windows=((0, 1),), **quick)
         self.locogen = wb.locogen(model, self.prompts, generate, scorer=brightness)
+        several = wb.LocoGenSpec(windows=((0, 1), (1, 1)), **quick)
+        self.races = dict(experiment=wb.locogen, model=model, prompts=self.prompts, spec=several, scorer=brightness)
+        self.races |= dict(race=wb.RaceSpec(best=1, metric="ssim"), batch_size=16)
+        self.raced = wb.race(**self.races)
         self.maps = wb.attention_maps(model, "a zebra", num_inference_steps=1, sites="unet.mid.cross")
         self.joint = wb.load(tiny_transformers.sd3(), max_sequence_length=4)
         self.inversion = wb.Inversion("a zebra", 1, 1.0, torch.zeros(2, *self.run.latents.shape[2:]))
@@ -164,6 +168,8 @@ def of_models(kit: Kit) -> Iterator[Group]:
     planned = wb.plan(wb.locogen, model, "a zebra", "a lion", timed=False, scorer=brightness)
     asked = dict(experiment=wb.locogen, model=model, prompts="a zebra", target="a lion", batch_size=1, timed=False)
     yield Group("plan", wb.plan, asked, dict(timed=FLAG))
+    yield Group("race", wb.race, kit.races, dict(batch_size=COUNT))
+    yield Group("Race.best", kit.raced.best, dict(number=1), dict(number=NOTHING))
     yield Group("Plan.seconds_on", planned.seconds_on, dict(workers=1), {"workers": COUNT})
     yield Group(
         "Model.generate",
@@ -359,7 +365,7 @@ def of_specs() -> Iterator[Group]:
             widths=counts, windows=NONE, inputs=NOTHING, heads=NONE | kind("0", "np.int64(2)", "[2, 3]"), steps=NONE
         ),
         wb.AttributionSpec: attribute,
-        wb.ScreenSpec: attribute | dict(best=COUNT, verified=NOTHING, controls=kind("0", "np.int64(2)")),
+        wb.ScreenSpec: attribute | dict(best=COUNT, verified=NOTHING, controls=kind("0", "np.int64(2)"), race=FLAG),
         wb.AttentionSpec: spec,
         wb.RecoverySpec: spec | recovery,
         wb.SteerSpec: steer,
@@ -372,6 +378,14 @@ def of_specs() -> Iterator[Group]:
             concept=WORD,
             fidelity=WORD,
             sampler_seed=kind("0", "np.int64(2)"),
+        ),
+        wb.RaceSpec: dict(
+            best=COUNT,
+            metric=WORD,
+            direction=NONE,
+            level=kind("0.5", "np.float64(0.5)"),
+            units=COUNT,
+            order=kind("0", "np.int64(2)"),
         ),
         wb.AdaptiveSpec: steer
         | dict(strongest=POSITIVE, rounds=COUNT, budget=NOT_NEGATIVE, fidelity=WORD, margin=NUMBER),

@@ -3,6 +3,7 @@
 What they need is imported when they run, so that their help and mistyped options are answered at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ import tyro
 
 import workbench as wb
 from workbench.cli.common import Common, beside
+from workbench.experiments.spec import Spec
 from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
 
@@ -35,6 +37,8 @@ class Question(Common):
     folder: Path | None = None
     """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
+    race: int | None = None
+    """Only name so many best sites: prompts and seeds are added only to those that may yet be among them."""
     plan: bool = False
     """Print what is left to do, with time and memory by one timed batch, and do nothing."""
     out: Path = Path("runs/question")
@@ -50,6 +54,18 @@ class Question(Common):
     def some_prompts(self) -> "wb.PromptSet":
         every = wb.prompt_set(self.prompts)
         return every if self.first is None else every[: count(self.first, "--first")]
+
+    def raced(self, experiment: Callable[..., object], spec: Spec, direction: Literal["min", "max"] | None = None):
+        """Race, print who is best and write OUT.csv."""
+        if self.plan:
+            raise ValueError(
+                "--plan with --race: how many pictures it takes hangs on what it sees; plan without --race says how many at most"
+            )
+        how = wb.RaceSpec(best=count(self.race, "--race"), metric=self.metric, direction=direction)
+        found = wb.race(experiment, self.load(), self.some_prompts(), spec, race=how, **self.common())
+        found.table.to_csv(beside(self.out, ".csv"), index=False)
+        print(found.table.round(3).to_string(index=False))
+        print(f"{found.pictures} of {found.pictures_of_all} pictures drawn; wrote {self.out}.csv")
 
     def save(self, table: "pd.DataFrame", figure: "Figure"):
         """Print the head of a table, and write it and its figure beside each other."""
@@ -69,6 +85,8 @@ class Trace(Question):
     def run(self):
         from workbench.cli.pictures import overview
 
+        if self.race is not None:
+            return self.raced(wb.causal_trace, self.spec)
         if self.plan:
             print(wb.plan(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common()))
             return
@@ -103,15 +121,16 @@ class Locate(Question):
 
         from workbench.drawing import WIDTH
 
+        if self.race is not None and not self.compare:
+            return self.raced(wb.locogen, self.spec, self.direction)
         model, prompts, spec = self.load(), self.some_prompts(), self.spec
         if self.plan and not self.compare:
             print(wb.plan(wb.locogen, model, prompts, spec, **self.common()))
             return
         if self.compare:
-            if self.plan:
-                raise ValueError(
-                    "--plan with --compare: it does several experiments, of which each is planned by itself"
-                )
+            for name, asked in (("--plan", self.plan), ("--race", self.race is not None)):
+                if asked:
+                    raise ValueError(f"{name} with --compare: it does several experiments; ask of each by itself")
             trace = TraceSpec(
                 sites=("unet.*.cross",),
                 noise_multiple=self.noise_multiple,

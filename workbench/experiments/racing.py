@@ -35,14 +35,14 @@ class Race:
     """What a race found.
 
     data: scores as the experiment returns them, NaN where a candidate was no longer drawn. Averages of them have no ordinary intervals,
-    since they stopped the race; `table` has such as hold whenever one stops: a row for each candidate, the best first, then by how long
-    they stayed: where it stands; `standing`, "best" (one of those looked for), "open" (never beaten, but not among the first when all units
-    were drawn) or "left"; `effect`, as the experiment's own `effects` have it, its mean over the `units` that were drawn, with `low` and
-    `high`, which hold the mean over all units, each by itself at the race's level. pictures: how many were drawn; pictures_of_all: how many
-    all units of all candidates take.
+    since they stopped the race; `table` has such as hold whenever one stops. table: a row for each candidate, the best first, then by how
+    long they stayed: where it stands; `standing`; `effect`, as the experiment's own `effects` have it, its mean over the `units` that were
+    drawn, with `low` and `high`, which hold the mean over all units, each by itself at the race's level. standing: "best", one of those
+    looked for; "left", beaten; "open", not beaten, though all units were drawn and others are first; "beside", a screening's control,
+    which does not race. pictures: how many were drawn; pictures_of_all: how many all units of all candidates take.
 
     >>> found = wb.race(wb.causal_trace, model, prompts, once, race=wb.RaceSpec(best=1))
-    >>> found.table.standing.value_counts()["best"], found.pictures <= found.pictures_of_all
+    >>> int((found.table.standing == "best").sum()), found.pictures <= found.pictures_of_all
     (1, True)
     """
 
@@ -81,8 +81,8 @@ def race(experiment: Callable[..., Any], *arguments: Any, race: RaceSpec | None 
     bounds, KeyError for one that is not measured, all before anything is drawn.
 
     >>> found = wb.race(wb.locogen, model, prompts, wb.LocoGenSpec(widths=(8,), seeds=(0,)), race=wb.RaceSpec(best=1))
-    >>> found.table[["site", "standing", "units"]].iloc[0].to_dict()["standing"]
-    'best'
+    >>> found.table.standing[0], found.times_fewer >= 1
+    ('best', True)
     """
     name = getattr(experiment, "__name__", str(experiment))
     if name not in RACED:

@@ -53,8 +53,8 @@ class RaceSpec:
     metric: str = "probability"
     """Of the picture; one that has bounds: a probability, a share, a similarity or a distance."""
     direction: Literal["min", "max"] | None = None
-    """Which effects are best. Of a causal trace and a sweep "max", the largest, when left out. Of LocoGen "min", the largest fall of the
-    prompt's attribute, when left out; "max" is the largest rise of the target's."""
+    """Which effects are best. Of a causal trace and a sweep "max", the largest, when left out, but "min" of a trace's pixel distance. Of
+    LocoGen "min", the largest fall of the prompt's attribute, when left out; "max" is the largest rise of the target's."""
     level: float = 0.95
     """With this probability none of the true best is given up."""
     units: int = 4

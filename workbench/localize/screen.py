@@ -65,7 +65,7 @@ class Screen:
         >>> len(wb.screen(model, prompts, spec).best(2))
         2
         """
-        verified = self.table[self.table.role != ""]
+        verified = _in_full(self.table[self.table.role != ""])
         if number > len(verified):
             raise ValueError(f"number={number}: {len(verified)} were verified; ask for as many at most, or verify more")
         return tuple(verified.site[:number])
@@ -235,6 +235,11 @@ def _judged(table: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
     return joined.iloc[order].reset_index(drop=True)
 
 
+def _in_full(table: pd.DataFrame) -> pd.DataFrame:
+    """Without those that left a race."""
+    return table[table.standing != LEFT] if "standing" in table else table
+
+
 def promised_recall(table: pd.DataFrame, best: int, *, draws: int = DRAWS, level: float = LEVEL) -> Estimate:
     """Share of the true best that is among the patched candidates, by the controls' residuals; see `screen`.
 
@@ -262,8 +267,8 @@ def promised_recall(table: pd.DataFrame, best: int, *, draws: int = DRAWS, level
 
 def guaranteed_recall(table: pd.DataFrame, best: int, *, level: float = LEVEL) -> float:
     """At least this share of the true best is among the patched candidates, with a confidence of `level`; see `screen`."""
-    proposed, controls = (table[table.role == role].indirect_effect for role in ("proposed", "control"))
-    others = len(table) - len(proposed)
+    proposed, controls = (_in_full(table[table.role == role]).indirect_effect for role in ("proposed", "control"))
+    others = int((table.role != "proposed").sum())
     above = int((controls > proposed.nlargest(best).iloc[-1]).sum())
     possible = [
         number
