@@ -1,6 +1,5 @@
 """Races: whoever leaves is certainly beaten, however often one looks, and what is drawn is what a whole run would draw."""
 
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
