@@ -26,6 +26,7 @@ from workbench import engine
 from workbench.engine import Fold, Run, Work, prepare
 from workbench.engine.prefix import Held
 from workbench.experiments import results
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import PACKAGES, Row, Shards
 from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store, as_store
@@ -115,17 +116,17 @@ class Experiment(ABC):
     def measure(self, *part_and_bar: Any) -> list[Row]:
         """Long-form rows of a part; the bar, given last, counts the images."""
 
-    def complete(self, folder: str | Path | Store | None) -> Shards:
-        """Do all parts that the folder lacks. Without a folder they are kept in memory."""
-        return complete(self, as_store(folder))
+    def complete(self, folder: str | Path | Store | None, executor: Executor | str | None = None) -> Shards:
+        """Do all parts that the folder lacks. Without a folder they are kept in memory. executor: who does them; this process left out."""
+        return complete(self, as_store(folder), executor)
 
-    def table(self, folder: str | Path | Store | None = None) -> pd.DataFrame:
+    def table(self, folder: str | Path | Store | None = None, executor: Executor | str | None = None) -> pd.DataFrame:
         """All rows."""
-        return self.complete(folder).table()
+        return self.complete(folder, executor).table()
 
-    def dataset(self, folder: str | Path | Store | None = None) -> xr.Dataset:
+    def dataset(self, folder: str | Path | Store | None = None, executor: Executor | str | None = None) -> xr.Dataset:
         """All rows as labelled arrays, one for each kind of world."""
-        return results.dataset(self.complete(folder))
+        return results.dataset(self.complete(folder, executor))
 
     def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), scored: bool = True) -> int:
         """Check the interventions of worlds against the model, and count their images.

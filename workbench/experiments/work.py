@@ -1,11 +1,10 @@
-"""Doing the parts of an experiment: here, and beside any other process that shares the folder."""
+"""Doing the parts of an experiment, whoever does them."""
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from workbench.experiments.executors import Executor, Unfinished, as_executor
 from workbench.experiments.forecast import answer_plan
 from workbench.experiments.shards import Shards
 from workbench.experiments.store import Memory, Store
@@ -14,38 +13,19 @@ from workbench.progress import Bar
 if TYPE_CHECKING:
     from workbench.experiments.base import Experiment
 
-LOOK = 0.5  # seconds between two looks at parts that others are at
 
-
-def complete(experiment: "Experiment", store: Store) -> Shards:
+def complete(experiment: "Experiment", store: Store, executor: Executor | str | None = None) -> Shards:
     """All parts of an experiment, those that are kept not computed again. Everything is checked before the first is."""
     answer_plan(experiment, store)
+    executor = as_executor(executor)
+    executor.check(store)
     total = experiment.total()
     shards = Shards(experiment.identity(), store, experiment.packages)
     with Bar(total, experiment.name) as bar, _how_to_go_on(shards):
-        for parts in experiment.stages(shards.rows):
-            _divide(experiment, shards, parts, bar)
+        with executor.at_work(experiment, shards) as finish:
+            for parts in experiment.stages(shards.rows):
+                finish(parts, bar)
     return shards
-
-
-def _divide(experiment: "Experiment", shards: Shards, parts: Mapping[str, tuple[Any, ...]], bar: Bar):
-    """Do the parts that nobody has done or is doing, and wait for the others."""
-    waiting, said = dict(parts), False
-    while waiting:
-        before = len(waiting)
-        for name, part in list(waiting.items()):
-            counted = bar.done
-            if shards.take(name, partial(experiment.measure, *part, bar)) is None:
-                continue
-            if bar.done == counted:  # it was there
-                bar.skip(experiment.check(*part))
-            del waiting[name]
-        if waiting and len(waiting) == before:
-            if not said:
-                some = ", ".join(list(waiting)[:3])
-                bar.say(f"{experiment.name}: waiting for {some}, which another process is at, or was when it died")
-                said = True
-            time.sleep(LOOK)
 
 
 @contextmanager
@@ -53,6 +33,8 @@ def _how_to_go_on(shards: Shards) -> Iterator[None]:
     """Say with every error and interrupt what is kept."""
     try:
         yield
+    except Unfinished:
+        raise
     except BaseException as error:
         if isinstance(shards.store, Memory):
             kept = "nothing is kept; give folder= to keep what is finished"

@@ -15,6 +15,7 @@ import xarray as xr
 from scipy import stats
 
 from workbench.arguments import checked, instance_of
+from workbench.experiments.executors import Executor
 from workbench.experiments.results import effects, measured_by
 from workbench.experiments.statistics import LEVEL, Estimate
 from workbench.inputs import count
@@ -83,6 +84,7 @@ def screen(
     metric: str = "probability",
     scorer: Scoring = None,
     folder: str | Path | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Screen:
     """Find the sites with the largest indirect effects without patching every one: attribution proposes, exact patching decides.
@@ -103,7 +105,7 @@ def screen(
 
     Both are 1 where every site was patched. Both speak of effects as measured on these prompts and seeds.
 
-    prompts, subject, scorer, folder (one subfolder each for both parts), batch_size: as for `wb.causal_trace` and `wb.attribute`.
+    prompts, subject, scorer, folder (one subfolder each for both parts), executor, batch_size: as for `wb.causal_trace` and `wb.attribute`.
     Raises what these raise, before anything is generated; ValueError for fewer sites than are verified.
 
     >>> spec = wb.ScreenSpec(sites=("text_encoder.*.{attention,mlp}",), verified=4, controls=2, seeds=(0,), draws=1)
@@ -134,11 +136,11 @@ def screen(
         raise ValueError(
             f"verified={spec.verified}: the spec's sites make {candidates} candidates; verify fewer, or name more sites"
         )
-    attributed = attributing.dataset(folders["attributed"])
+    attributed = attributing.dataset(folders["attributed"], executor)
     name = NOISE if spec.form == "step" else spec.metric
     table = candidates_of(measured_by(attributed, name).attributed, spec)
     verifying = Verifying(everything, table[table.role != ""])
-    verified = verifying.dataset(folders["verified"])
+    verified = verifying.dataset(folders["verified"], executor)
     table = _judged(table, effects(verified, metric))
     return Screen(
         attributed,
