@@ -1,6 +1,5 @@
 """Parts divided among shares and among Ray's workers: one process's rows, or a sentence that says why not."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -138,10 +137,10 @@ def test_a_share_waits_for_nobody_and_says_what_is_left(tiny_model, tmp_path, mo
     with folder.lease(f"{name}-prompt0000-draw00"):  # somebody else is at it
         with pytest.raises(wb.Unfinished, match="5 of 6 parts are in"):
             trace(tiny_model, tmp_path, wb.Share(1, 2))
-    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path, wb.Share(1, 2)), whole)
+    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path, wb.Share(1, 2)), whole, check_exact=True)
     monkeypatch.setattr(Experiment, "run", lambda *args, **kwargs: pytest.fail("computed again"))
-    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path, wb.Share(2, 2)), whole)
-    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path), whole)
+    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path, wb.Share(2, 2)), whole, check_exact=True)
+    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path), whole, check_exact=True)
 
 
 def test_shares_go_from_stage_to_stage(tiny_model, tmp_path):
@@ -272,22 +271,23 @@ def ray():
 
 
 def test_workers_give_one_processes_rows(tiny_model, ray, tmp_path):
-    """A model that is in memory alone, one with an edit, one of a folder; functions of a person's own; a search, part by part."""
-    pd.testing.assert_frame_equal(trace(tiny_model, tmp_path / "memory", ray), trace(tiny_model))
-    edit = wb.edit.uce(tiny_model, {"a zebra": "a lion"}, lam=1.0)
+    """A model that is in memory alone, one with an edit, one of a folder, which is mapped; functions of a person's own."""
+
+    def check(name: str, model: wb.Model) -> pd.DataFrame:
+        whole = trace(model, scorer=doubled)
+        pd.testing.assert_frame_equal(trace(model, tmp_path / name, ray, doubled), whole, check_exact=True)
+        return whole
+
     times = 2.0
     doubled = wb.Metric("doubled", lambda images: images.mean((1, 2, 3)) * times)
-    with tiny_model.applied(edit):
-        whole = trace(tiny_model, scorer=doubled)
-        pd.testing.assert_frame_equal(trace(tiny_model, tmp_path / "edited", ray, doubled), whole)
+    plain = check("memory", tiny_model)
+    with tiny_model.applied(wb.edit.uce(tiny_model, {"a zebra": "a lion"}, lam=1.0)):
+        edited = check("edited", tiny_model)
         tiny_model.save_pretrained(tmp_path / "model")
-    assert not whole.equals(trace(tiny_model, scorer=doubled))
     loaded = wb.load(tmp_path / "model")
-    pd.testing.assert_frame_equal(trace(loaded, tmp_path / "loaded", ray, doubled), whole)
+    check("loaded", loaded)
     loaded.commit(wb.edit.uce(loaded, {"a lion": "a zebra"}, lam=1.0))  # no longer what the folder holds
-    pd.testing.assert_frame_equal(trace(loaded, tmp_path / "again", ray, doubled), trace(loaded, scorer=doubled))
-    versions = json.loads(wb.open_results(tmp_path / "again").attrs["versions"])
-    assert versions["torch"] == torch.__version__
+    assert not any(table.equals(plain) for table in (edited, check("again", loaded)))
 
 
 def test_workers_search(ray, tmp_path):
@@ -296,7 +296,7 @@ def test_workers_search(ray, tmp_path):
     concept = wb.Concept("winter", "summer", {"winter": ("winter",), "summer": ("summer",)}, "winter")
     direction = wb.direction(model, ["a zebra in winter"], ["a zebra in summer"], "text_encoder.0.mlp")
     search = partial(wb.steer_search, model, PROMPTS, direction, concept, wb.SearchSpec(trials=2, **QUICK))
-    pd.testing.assert_frame_equal(search(folder=tmp_path, executor=ray).table, search().table)
+    pd.testing.assert_frame_equal(search(folder=tmp_path, executor=ray).table, search().table, check_exact=True)
 
 
 def test_what_a_worker_raises_is_raised_here(tiny_model, ray, tmp_path):

@@ -4,13 +4,11 @@ A model reaches a worker by the hub id or folder that it was loaded from, else o
 worker's own record of it must be the driver's, and so must all else that the rows depend on, or nothing is computed.
 """
 
-import io
 import json
 import os
 import pickle
 import platform
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -23,6 +21,7 @@ import torch
 import transformers
 
 from workbench.commits import commits_of
+from workbench.experiments.packing import begins, packed, unpacked
 from workbench.experiments.shards import Shards, differences
 from workbench.experiments.store import Store
 from workbench.models import Model, load
@@ -30,8 +29,6 @@ from workbench.progress import Bar
 
 if TYPE_CHECKING:
     from workbench.experiments.base import Experiment
-
-HELD: ContextVar[Model] = ContextVar("HELD")  # the model that what is unpacked belongs to
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class Parcel:
     threads: int
     device: str
     record: Mapping[str, Any]
+    begins: list[int]
     source: Mapping[str, Any] | None
     settings: tuple[int, float, int | None]
     log: str
@@ -61,10 +59,15 @@ class Parcel:
             threads,
             model.pipeline.device.type,
             plain(model.record),
+            begins(model),
             model.source,
             (model.num_inference_steps, model.guidance_scale, model.max_sequence_length),
             commits_of(model.pipeline).to_json(),
         )
+
+    def is_of(self, model: Model) -> bool:
+        """Whether a model is the driver's, to the last bit of what it computes."""
+        return plain(model.record) == self.record and begins(model) == self.begins
 
     def loaded(self) -> Model | None:
         """The model as it was loaded in the driver; None where that is another, or cannot be had."""
@@ -74,12 +77,11 @@ class Parcel:
             found = load(**self.source, device=self.device, max_sequence_length=self.settings[2])
         except (OSError, ValueError):
             return None
-        return None if plain(found.record) != self.record else found
+        return found if self.is_of(found) else None
 
     def unpacked(self, pipeline: bytes) -> Model:
         """The model that the driver has in memory; raises ValueError where something of it was lost."""
-        held = torch.load(io.BytesIO(pipeline), map_location=self.device, weights_only=False)
-        found = Model(held, *self.settings)
+        found = Model(pickle.loads(pipeline), *self.settings)
         if other := differences(self.record, plain(found.record), ("here", "in a worker")):
             raise ValueError(
                 f"executor='ray': the model does not reach workers as it is here:{other}\nwrite it by model.save_pretrained(folder), and "
@@ -111,7 +113,7 @@ class Worker:
             )
         if pipeline is not None:
             self.model = parcel.unpacked(pipeline)
-        elif self.model is None or plain(self.model.record) != parcel.record:
+        elif self.model is None or not parcel.is_of(self.model):
             self.model = parcel.loaded()
         if self.model is None:
             return False
@@ -164,62 +166,3 @@ def check_hooks(model: Model):
                     f"executor='ray': {name}.{path} has hooks, of which nobody could tell whether workers have them too; remove them, or "
                     "leave executor= out"
                 )
-
-
-def packed_model(model: Model) -> bytes:
-    """A pipeline that is only in memory."""
-    try:
-        return _saved(model.pipeline, import_module("ray.cloudpickle").Pickler)
-    except Exception as error:
-        raise ValueError(
-            f"executor='ray': the model is only in this process, and cannot be sent to workers ({error}); write it by "
-            "model.save_pretrained(folder), and give wb.load(folder)"
-        ) from error
-
-
-def packed(value: Any, experiment: "Experiment", what: str) -> bytes:
-    """Something of an experiment, all but its model."""
-    model = experiment.model
-    owned = {id(part): name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    owned |= {id(model): "", id(model.pipeline): "pipeline"}
-
-    class Pickler(import_module("ray.cloudpickle").Pickler):
-        def reducer_override(self, value):
-            if id(value) in owned:
-                return of_here, (owned[id(value)],)
-            if isinstance(value, Model):
-                raise pickle.PicklingError("it holds a second model")
-            if isinstance(value, torch.device):  # a worker sees one GPU
-                return torch.device, (value.type,)
-            return super().reducer_override(value)
-
-    try:
-        return _saved(value, Pickler)
-    except Exception as error:
-        raise ValueError(
-            f"executor='ray': {what} of {experiment.name} cannot be sent to workers ({error}); functions in rules, metrics and editors may "
-            "hold no open files, locks or connections; processes of your own may share the folder= instead, as with wb.Share"
-        ) from error
-
-
-def unpacked(content: bytes, model: Model) -> Any:
-    """What `packed` packed, around a model."""
-    token = HELD.set(model)
-    try:
-        return torch.load(io.BytesIO(content), map_location=model.pipeline.device, weights_only=False)
-    finally:
-        HELD.reset(token)
-
-
-def of_here(name: str) -> Any:
-    """The model, its pipeline, or one of its components, as what is unpacked knows them."""
-    model = HELD.get()
-    return model if not name else model.pipeline if name == "pipeline" else getattr(model.pipeline, name)
-
-
-def _saved(value: Any, pickler: type) -> bytes:
-    """By torch, so that tensors come back on any device."""
-    buffer = io.BytesIO()
-    by = type("Pickling", (), {"Pickler": pickler, "__name__": "pickle"})
-    torch.save(value, buffer, pickle_module=by, pickle_protocol=pickle.HIGHEST_PROTOCOL)
-    return buffer.getvalue()

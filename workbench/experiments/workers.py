@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import fit, optional
 from workbench.experiments.executors import LOOK, Executor, Finish, waited_for
-from workbench.experiments.parcels import Parcel, Worker, packed, packed_model, ray_module
+from workbench.experiments.packing import packed, packed_model
+from workbench.experiments.parcels import Parcel, Worker, ray_module
 from workbench.experiments.shards import Shards
 from workbench.experiments.store import Store
 from workbench.inputs import count, text
@@ -174,8 +175,8 @@ class Team:
                 hand.parcel = parcel
                 self.deaths.pop("the start", None)
             else:
-                self.idle.remove(hand)
                 self._start(hand, by_value=True)
+                self.idle.remove(hand)
 
     def _ended(self, done: Any, hand: Hand, at: str, bar: Bar) -> bool:
         """Whether a worker lives that was at something; raises what the worker did, RuntimeError where it is one of many that died."""
