@@ -7,15 +7,18 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import conftest
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_readme import run_all
 
 import workbench as wb
 from workbench.experiments import workers as workers_module
@@ -297,6 +300,24 @@ def test_workers_search(ray, tmp_path):
     direction = wb.direction(model, ["a zebra in winter"], ["a zebra in summer"], "text_encoder.0.mlp")
     search = partial(wb.steer_search, model, PROMPTS, direction, concept, wb.SearchSpec(trials=2, **QUICK))
     pd.testing.assert_frame_equal(search(folder=tmp_path, executor=ray).table, search().table, check_exact=True)
+
+
+def test_the_page_on_clusters_does_what_it_says(ray, tmp_path, monkeypatch):
+    """In few steps, its jobs done at once."""
+
+    class AtOnce:
+        def __init__(self, folder: str):
+            self.update_parameters = lambda **parameters: None
+
+        def map_array(self, function, *columns):
+            return [SimpleNamespace(result=partial(str, function(*row))) for row in zip(*columns, strict=True)]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wb.Model, "num_inference_steps", property(lambda self: 1, lambda self, steps: None), False)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=AtOnce))
+    monkeypatch.setattr(wb, "Ray", lambda workers: nullcontext(ray), False)
+    ran = run_all("docs/cluster.md")
+    assert ran["found"].equals(ran["trace"]) and ran["again"].clean.sizes["prompt"] == 2
 
 
 def test_what_a_worker_raises_is_raised_here(tiny_model, ray, tmp_path):

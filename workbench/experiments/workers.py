@@ -52,29 +52,29 @@ class Ray(Executor):
 
     def __post_init__(self):
         fit(self, address=optional(text), workers=optional(count), threads=count)
-        self._team: Team | None = None
+        self.team: Team | None = None
 
     def check(self, store: Store):
         ray = ray_module()
         super().check(store)
-        if self.address is not None and self._team is None and ray.is_initialized():
+        if self.address is not None and self.team is None and ray.is_initialized():
             raise ValueError(
                 f"executor={self.address!r}: this process is connected to Ray already; leave the address out (executor='ray') to use "
                 "that one, or call ray.shutdown() first"
             )
 
     def __enter__(self) -> "Ray":
-        self._team = Team(self)
+        self.team = Team(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any):
-        team, self._team = self._team, None
+        team, self.team = self.team, None
         team.end()
 
     @contextmanager
     def at_work(self, experiment: "Experiment", shards: Shards) -> Iterator[Finish]:
-        with nullcontext(self) if self._team else self:
-            with self._team.at_work(experiment, shards) as finish:
+        with nullcontext(self) if self.team else self:
+            with self.team.at_work(experiment, shards) as finish:
                 yield finish
 
 
