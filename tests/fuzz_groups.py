@@ -40,7 +40,7 @@ SIZE = NONE
 PLACES = dict(tokens=POSITIONS | kind("'qux'"), steps=STEPS, heads=AXIS, channels=AXIS, rows=NONE)
 SETTINGS = dict(num_inference_steps=NONE | COUNT, guidance_scale=GUIDANCE)
 RUN = SETTINGS | dict(seeds=SEEDS, batch_size=COUNT)
-EXPERIMENT = dict(model=NOTHING, scorer=NONE, folder=NONE | PATH, batch_size=COUNT)
+EXPERIMENT = dict(model=NOTHING, scorer=NONE, folder=NONE | PATH, executor=NONE, batch_size=COUNT)
 NAMES = kind("'qux'", "['qux']")
 CONTENT = kind("'qux'")
 
@@ -629,7 +629,7 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         "localizers",
         wb.localizers,
         {},
-        dict(metric=WORD, scorer=NONE, folder=NONE | PATH, batch_size=COUNT),
+        dict(metric=WORD, scorer=NONE, folder=NONE | PATH, executor=NONE, batch_size=COUNT),
     )
     yield Group(
         "locogen",
@@ -664,7 +664,7 @@ def of_experiments(kit: Kit) -> Iterator[Group]:
         "attention_contribution",
         wb.attention_contribution,
         dict(model=kit.model, prompts=kit.prompts, spec=wb.AttentionSpec(**quick)),
-        prompts | dict(model=NOTHING, spec=NONE, folder=NONE | PATH, batch_size=COUNT),
+        prompts | dict(model=NOTHING, spec=NONE, folder=NONE | PATH, executor=NONE, batch_size=COUNT),
         prompt,
     )
     yield Group(

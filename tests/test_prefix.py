@@ -1,7 +1,6 @@
 """What need not be computed: steps before a world's first intervention, rows of worlds whose text alone is read, places in a batch."""
 
 import copy
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -124,26 +123,31 @@ def test_a_world_whose_text_alone_is_read_has_no_row(calls, name, scheduler, dty
 def test_prompts_share_batches(calls, tmp_path):
     """The numbers are those of each prompt by itself, in fewer batches, as a plan says; a kept part is not kept anew."""
     model = fresh("sd")
-    model.num_inference_steps, model.guidance_scale = 2, 3.0
-    prompts = wb.PromptSet("three", (wb.Prompt(ZEBRA, "zebra"), wb.Prompt(LION, "lion"), wb.Prompt("a cat", "cat")))
-    prompts = wb.PromptSet("three", tuple(replace(each, target=LION) for each in prompts), {})
+    model.num_inference_steps, model.guidance_scale = 1, 3.0
+    animals = ("zebra", "lion", "cat", "dog", "cow", "horse", "bear", "fox")
+    texts = [f"a {animal} {place}" for animal in animals for place in ("in the savanna", "on the beach")]
+    prompts = wb.PromptSet("sixteen", tuple(wb.Prompt(text, target="a giraffe") for text in texts), {})
     spec = wb.LocoGenSpec(windows=((0, 1), (1, 2), (2, 2)), seeds=(0, 1))
-    asked = dict(batch_size=8, scorer=wb.Metric("brightness", lambda images: images.mean((1, 2, 3))))
+    asked = dict(batch_size=10, scorer=wb.Metric("brightness", lambda images: images.mean((1, 2, 3))))
     planned = wb.plan(wb.locogen, model, prompts, spec, timed=False, **asked)
-    found = wb.locogen(model, prompts, spec, folder=tmp_path / "all", **asked).data
-    together = list(calls)
-    assert (planned.calls, planned.rows, planned.images) == (len(together), sum(together), 30)
-    assert len(together) == 4 * 2  # batches of 8, 8, 8 and 6 rows, at two steps
+    wb.locogen(model, prompts, spec, **asked)
+    assert (planned.calls, planned.rows, planned.images) == (len(calls), sum(calls), 160) and set(calls) == {10}
     calls.clear()
-    alone = [wb.locogen(model, prompts[p : p + 1], spec, **asked).data for p in range(3)]
-    assert len(calls) == 6 * 2
-    for p, own in enumerate(alone):
+    wb.locogen(model, prompts[:15], spec, **asked)
+    assert calls == [10] * 15  # too few parts to be drawn together, where processes may divide them
+    asked["batch_size"] = 8
+    calls.clear()
+    both = wb.locogen(model, prompts, spec, folder=tmp_path / "all", **asked).data
+    assert calls == [8, 8, 4] * 8  # two prompts, five worlds each: eight worlds by each seed, and two by both
+    calls.clear()
+    alone = [wb.locogen(model, prompts[p : p + 1], spec, **asked).data for p in (0, 1, 15)]
+    assert calls == [5, 5] * 3
+    for p, own in zip((0, 1, 15), alone):
         for kind in ("clean", "full", "patched"):
-            assert float(abs(found[kind].isel(prompt=p, drop=True) - own[kind].isel(prompt=0, drop=True)).max()) < 1e-4
-    (kept,) = (tmp_path / "all").glob("*prompt0001.parquet")
-    kept.unlink()
+            assert float(abs(both[kind].isel(prompt=p, drop=True) - own[kind].isel(prompt=0, drop=True)).max()) < 1e-4
+    next((tmp_path / "all").glob("*prompt0001.parquet")).unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()}
-    assert wb.locogen(model, prompts, spec, folder=tmp_path / "all", **asked).data.equals(found)  # bit for bit
+    assert wb.locogen(model, prompts, spec, folder=tmp_path / "all", **asked).data.equals(both)  # bit for bit
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()}
     assert before.items() < after.items()
 

@@ -7,6 +7,9 @@ from .checks import check as check
 from .edit.low_rank import Edit as Edit
 from .engine import Fold as Fold
 from .engine import Run as Run
+from .experiments.executors import Executor as Executor
+from .experiments.executors import Share as Share
+from .experiments.executors import Unfinished as Unfinished
 from .experiments.forecast import Plan as Plan
 from .experiments.forecast import plan as plan
 from .experiments.racing import Race as Race
@@ -16,6 +19,7 @@ from .experiments.results import open_results as open_results
 from .experiments.results import strongest as strongest
 from .experiments.results import with_interval as with_interval
 from .experiments.spec import RaceSpec as RaceSpec
+from .experiments.workers import Ray as Ray
 from .interventions import Intervention as Intervention
 from .interventions import Window as Window
 from .interventions import World as World

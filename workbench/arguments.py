@@ -111,6 +111,11 @@ def store(value: Any, argument: str) -> Any:
     return instance_of("workbench.experiments.store:Store", fix="the path of a folder, or a store")(value, argument)
 
 
+def executor(value: Any, argument: str) -> Any:
+    """Who does the parts of an experiment."""
+    return import_module("workbench.experiments.executors").as_executor(value, argument)
+
+
 def prompt_set(value: Any, argument: str) -> Any:
     """Prompts, as `PromptSet.of` takes them."""
     return import_module("workbench.prompts").PromptSet.of(value)
@@ -149,6 +154,7 @@ ARGUMENTS: dict[str, Check] = {
     "title": line,
     "path": user_path,
     "folder": store,
+    "executor": executor,
     "concept": instance_of("workbench.steering.experiment:Concept"),
     "edit": instance_of("workbench.edit.low_rank:Edit"),
     "ax": instance_of("matplotlib.axes:Axes"),

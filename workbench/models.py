@@ -74,6 +74,9 @@ class Model:
     32
     """
 
+    source: Mapping[str, Any] | None = None
+    """What `load` was given to find it in files, for another process to find the same; None for a live pipeline."""
+
     @checked(pipeline=instance_of("diffusers:DiffusionPipeline"))
     def __init__(
         self,
@@ -643,4 +646,15 @@ def load(
         verify=verify,
     )
     length = defaults.max_sequence_length if max_sequence_length is None else max_sequence_length
-    return Model(pipeline, defaults.num_inference_steps, defaults.guidance_scale, length)
+    model = Model(pipeline, defaults.num_inference_steps, defaults.guidance_scale, length)
+    files = dict(
+        revision=revision, variant=variant, safety_checker=safety_checker, config=_anywhere(config), verify=verify
+    )
+    model.source = dict(source=_anywhere(source), dtype=dtype, **files)
+    return model
+
+
+def _anywhere(source: str | Path | None) -> str | Path | None:
+    """A path as every process of this machine finds it; names that are none as they are."""
+    path = None if source is None else Path(source).expanduser()
+    return path.absolute() if path is not None and path.exists() else source

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from workbench.experiments.executors import Unfinished
 from workbench.steps import Window
 
 
@@ -144,10 +145,12 @@ def main():
             options.run()
         else:
             named(command.main)(options)
+    except Unfinished as rest:
+        print(rest.told("the same command without --shard does what is left, if anything, and draws"))
     except KeyboardInterrupt as interrupt:
         notes = getattr(interrupt, "__notes__", [])  # of an experiment, that say what is kept
         raise SystemExit("\nstopped" + "".join(f": {note}" for note in notes[:1])) from None
     except BrokenPipeError:  # whoever read what we print has gone, as `head` does
         raise SystemExit(1) from None
-    except (ValueError, KeyError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, FloatingPointError, MemoryError, RuntimeError, ImportError) as error:
         raise SystemExit(f"workbench: {error.args[0] if isinstance(error, KeyError) else error}") from None

@@ -36,3 +36,28 @@ class Common:
         if (out := getattr(self, "out", None)) is not None:
             check_out(out)
         return wb.load(self.model, device=self.device)
+
+
+@dataclass
+class Divided(Common):
+    """Commands whose experiments may be done by many."""
+
+    folder: Path | None = None
+    """Where finished parts are kept; the same command goes on where it was stopped."""
+    executor: str | None = None
+    """Who does the parts: "ray", workers on this machine; "auto" or "ray://host:10001", a Ray cluster's; this process when left out."""
+    shard: str | None = None
+    """Of a job array: "2/8" does every eighth part, from the second on, and waits for nobody. Numbered from 1; needs --folder."""
+
+    def load(self) -> "wb.Model":
+        self.who()
+        return super().load()
+
+    def who(self) -> "wb.Executor | str | None":
+        """What the options say of who does the parts; raises ValueError where they do not fit each other."""
+        given = "--executor" if self.executor is not None else f"--shard {self.shard}"
+        if self.executor is not None and self.shard is not None:
+            raise ValueError(f"{given} and --shard: give one of both; Ray's workers divide the parts by themselves")
+        if self.folder is None and (self.executor is not None or self.shard is not None):
+            raise ValueError(f"{given} needs --folder, in which all who share the work leave their parts")
+        return self.executor if self.shard is None else wb.Share.named(self.shard, "--shard")

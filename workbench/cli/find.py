@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 import workbench as wb
-from workbench.cli.common import Common, beside
+from workbench.cli.common import Common, Divided, beside
 from workbench.experiments.spec import Spec
 from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Question(Common):
+class Question(Divided):
     """What every localizer is asked on."""
 
     prompts: str = "object"
@@ -34,8 +34,6 @@ class Question(Common):
     """An open_clip model; the embedded grader when left out."""
     pretrained: str | None = None
     """Its weights."""
-    folder: Path | None = None
-    """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
     race: int | None = None
     """Only name so many best sites: prompts and seeds are added only to those that may yet be among them."""
@@ -47,6 +45,7 @@ class Question(Common):
     def common(self) -> dict:
         return dict(
             folder=self.folder,
+            executor=self.who(),
             batch_size=self.batch_size,
             scorer=wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
         )

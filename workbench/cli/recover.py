@@ -10,13 +10,13 @@ from typing import Annotated
 import tyro
 
 import workbench as wb
-from workbench.cli.common import Common, beside
+from workbench.cli.common import Divided, beside
 from workbench.inputs import count
 from workbench.recovery.specs import RecoverySpec
 
 
 @dataclass
-class Recover(Common):
+class Recover(Divided):
     """Attack an edited model: is a concept gone, or only hidden? Write OUT.png, OUT.csv and print every attack beside its controls."""
 
     edit: Path = Path("runs/edit.safetensors")
@@ -30,8 +30,6 @@ class Recover(Common):
     """An open_clip model; the embedded grader when left out."""
     pretrained: str | None = None
     """Its weights."""
-    folder: Path | None = None
-    """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
     out: Path = Path("runs/recover")
     """OUT.png and OUT.csv, and OUT_ATTACK.png of attacks that have a curve."""
@@ -49,6 +47,7 @@ class Recover(Common):
             self.spec,
             scorer=wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
             folder=self.folder,
+            executor=self.who(),
             batch_size=self.batch_size,
         )
         found.table().to_csv(beside(self.out, ".csv"), index=False)

@@ -16,6 +16,7 @@ import pandas as pd
 from workbench.arguments import checked, fit, function, instance_of, optional
 from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
 from workbench.experiments.statistics import mean
@@ -155,6 +156,7 @@ def score_cases(
     guidance_scale: float | None = None,
     scorer: Scorer | None = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
     """Every case's edit, made, applied and judged: rows (case, old, new, measure, prompt, counterpart, seed, unedited, edited).
@@ -179,7 +181,7 @@ def score_cases(
             f"editor returned {shown(wrong[0])}: give a function of model, old and new that returns an edit, such as wb.edit.uce's"
         )
     spec = Spec(seeds=tuple(seeds), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    return Cases(model, spec, chosen, edits, scorer or default_scorer(model), batch_size).table(folder)
+    return Cases(model, spec, chosen, edits, scorer or default_scorer(model), batch_size).table(folder, executor)
 
 
 class Cases(Experiment):

@@ -26,6 +26,7 @@ from workbench.engine import Fold, Run, Work, prepare
 from workbench.engine.prefix import Held
 from workbench.experiments import results
 from workbench.experiments.drawing import Drawing, named_apart, order_of, sources_of
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import PACKAGES, Row, Shards
 from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store, as_store
@@ -40,6 +41,7 @@ from workbench.sites import Site
 Part = tuple[Any, ...]
 Kept = Callable[[str], pd.DataFrame | None]
 MOST = 6  # batches that the pictures of parts which are drawn together fill at most
+GROUPS = 8  # of parts drawn together there are as many at least, so that processes may divide them
 WASTE = 0.1  # the share of rows that batches may lack before a further part is drawn with them
 
 
@@ -152,12 +154,13 @@ class Experiment(ABC):
             return self.score_all([self.drawing(*part) for part in group.values()], bar, own)
         return [self.measure(*group[name], bar) for name in names]
 
-    def together(self, parts: Mapping[str, Part]) -> Iterator[list[str]]:
-        """Names of the parts that are measured together, so that batches are full: neighbours, at most MOST batches of them."""
-        names = list(parts)
+    def together(self, parts: Mapping[str, Part]) -> list[dict[str, Part]]:
+        """The parts in groups that are measured together, so that batches are full: neighbours, at most MOST batches of them."""
+        names, groups = list(parts), []
+        largest = max(1, len(parts) // GROUPS)
         while names:
             worlds, best, least, own = 0, 1, float("inf"), None
-            for number, name in enumerate(names, 1) if self.only_draws else ():
+            for number, name in enumerate(names[:largest], 1) if self.only_draws and largest > 1 else ():
                 drawing = self.drawing(*parts[name])
                 seeds = tuple(self.seeds_of(drawing.seeds))
                 worlds += len(drawing.worlds)
@@ -169,20 +172,21 @@ class Experiment(ABC):
                     best, least = number, lacking
                 if lacking <= WASTE:
                     break
-            yield names[:best]
+            groups.append({name: parts[name] for name in names[:best]})
             del names[:best]
+        return groups
 
-    def complete(self, folder: str | Path | Store | None) -> Shards:
-        """Do all parts that the folder lacks. Without a folder they are kept in memory."""
-        return complete(self, as_store(folder))
+    def complete(self, folder: str | Path | Store | None, executor: Executor | str | None = None) -> Shards:
+        """Do all parts that the folder lacks. Without a folder they are kept in memory. executor: who does them; this process left out."""
+        return complete(self, as_store(folder), executor)
 
-    def table(self, folder: str | Path | Store | None = None) -> pd.DataFrame:
+    def table(self, folder: str | Path | Store | None = None, executor: Executor | str | None = None) -> pd.DataFrame:
         """All rows."""
-        return self.complete(folder).table()
+        return self.complete(folder, executor).table()
 
-    def dataset(self, folder: str | Path | Store | None = None) -> xr.Dataset:
+    def dataset(self, folder: str | Path | Store | None = None, executor: Executor | str | None = None) -> xr.Dataset:
         """All rows as labelled arrays, one for each kind of world."""
-        return results.dataset(self.complete(folder))
+        return results.dataset(self.complete(folder, executor))
 
     def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), seeds: Sequence[int] | None = None) -> int:
         """Check the interventions of worlds against the model, and count their images. read, seeds: as of a `Drawing`."""
@@ -199,16 +203,15 @@ class Experiment(ABC):
 
     def count(self, parts: Mapping[str, Part], work: Work):
         """Add what parts take of the denoiser."""
-        every = self.parts()
-        for names in self.together(every):
-            if not parts.keys() & set(names):
+        for group in self.together(self.parts()):
+            if not parts.keys() & group.keys():
                 continue
             held: Held = {}
-            group = [self.drawing(*every[name]) for name in names]
-            for drawn, sources in self.slices(named_apart(group)):
+            drawings = [self.drawing(*part) for part in group.values()]
+            for drawn, sources in self.slices(named_apart(drawings)):
                 worlds = [world for _, world, _ in drawn]
                 more = dict(batch_size=self.batch_size, read=sources, held=held)
-                engine.count_work(self.model, worlds, self.seeds_of(group[0].seeds), self.settings, work, **more)
+                engine.count_work(self.model, worlds, self.seeds_of(drawings[0].seeds), self.settings, work, **more)
 
     @property
     def staged(self) -> bool:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +85,7 @@ def plan(experiment: Callable[..., Any], *arguments: Any, timed: bool = True, **
             f"plan({name}): only what {', '.join(f'wb.{each}' for each in PLANNED)} would do is known beforehand; others do several "
             "experiments, or let one picture decide on the next"
         )
-    return do_instead(partial(plan_of, timed=timed), experiment, arguments, keywords)
+    return do_instead(lambda asked, store, _: plan_of(asked, store, timed=timed), experiment, arguments, keywords)
 
 
 PLANNED = ("causal_trace", "locogen", "steer_sweep")

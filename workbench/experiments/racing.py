@@ -19,6 +19,7 @@ from workbench.experiments import results
 from workbench.experiments.anytime import beaten, mean_intervals
 from workbench.experiments.base import Experiment, Kept, Part
 from workbench.experiments.drawing import Drawing
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import RaceSpec
 from workbench.experiments.store import Store
@@ -95,8 +96,8 @@ def race(experiment: Callable[..., Any], *arguments: Any, race: RaceSpec | None 
 RACED = ("causal_trace", "locogen", "steer_sweep")
 
 
-def _raced(race: RaceSpec, experiment: Experiment, store: Store) -> Race:
-    return Racing(experiment.by_units(), race).to_the_end(store)
+def _raced(race: RaceSpec, experiment: Experiment, store: Store, executor: Executor) -> Race:
+    return Racing(experiment.by_units(), race).to_the_end(store, executor)
 
 
 class Racing(Experiment):
@@ -228,9 +229,9 @@ class Racing(Experiment):
         worlds, places = [whole.worlds[i] for i in kept], [whole.places[i] for i in kept]
         return replace(whole, worlds=worlds, places=places, seeds=(seed,))
 
-    def to_the_end(self, store: Store) -> Race:
+    def to_the_end(self, store: Store, executor: Executor | str | None = None) -> Race:
         """Race, or go on with it."""
-        shards = self.complete(store)
+        shards = self.complete(store, executor)
         effects = self.effects(shards.rows, self.units)
         units = (~np.isnan(effects)).sum(0)
         low, high = mean_intervals(effects, self.present.sum(0), -self.spread, self.spread, self.race.level)

@@ -108,6 +108,9 @@ class Folder(Store):
     def __str__(self):
         return str(self.path)
 
+    def __getstate__(self):
+        return vars(self) | {"path": self.path.absolute()}  # other processes may stand elsewhere
+
     def create(self, name: str, data: bytes) -> bool:
         path = self.path / name
         if path.exists():

@@ -22,6 +22,7 @@ from PIL import Image
 from workbench.arguments import checked, instance_of, optional, prompt_set
 from workbench.engine import Fold, Run
 from workbench.experiments.base import Experiment
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store
@@ -327,6 +328,7 @@ def attention_contribution(
     spec: AttentionSpec | None = None,
     *,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> xr.Dataset:
     """What the concept's words put into each cross-attention layer's output, in one clean run of each prompt.
@@ -346,7 +348,7 @@ def attention_contribution(
     {'site': 16, 'metric': 4, 'prompt': 2, 'seed': 1}
     """
     prompts.require("subject", by="attention_contribution")
-    return Looking(model, spec or AttentionSpec(), prompts=prompts, batch_size=batch_size).dataset(folder)
+    return Looking(model, spec or AttentionSpec(), prompts=prompts, batch_size=batch_size).dataset(folder, executor)
 
 
 class Looking(Experiment):

@@ -15,6 +15,7 @@ import xarray as xr
 from workbench.arguments import checked, instance_of, warn
 from workbench.engine.gradients import Attribution
 from workbench.engine.text import text_values
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
 from workbench.interventions import World, add_noise, scale, steer
@@ -39,6 +40,7 @@ def attribute(
     subject: str = "",
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 8,
 ) -> xr.Dataset:
     """Attribute to every site its share of what the corruption of each prompt's subject does: a causal trace to first order.
@@ -67,7 +69,7 @@ def attribute(
     chosen, spec = PromptSet.of(prompts, subject=subject), spec or AttributionSpec()
     chosen.require("subject", by="an attribution")
     measures = Measures(None) if spec.form == "step" and scorer is None else Measures.of(scorer, model)
-    return Attributing(model, spec, prompts=chosen, measures=measures, batch_size=batch_size).dataset(folder)
+    return Attributing(model, spec, prompts=chosen, measures=measures, batch_size=batch_size).dataset(folder, executor)
 
 
 class Attributing(Tracing):

@@ -16,6 +16,7 @@ from workbench.arguments import checked, instance_of
 from workbench.engine.gradients import check_apart
 from workbench.experiments.base import Experiment
 from workbench.experiments.drawing import Drawing
+from workbench.experiments.executors import Executor
 from workbench.experiments.results import site_facts
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
@@ -61,6 +62,7 @@ def causal_trace(
     subject: str = "",
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> xr.Dataset:
     """Trace where a model keeps the concept that each prompt's subject words name.
@@ -72,7 +74,10 @@ def causal_trace(
     `pixel_distance` and `ssim` to the clean image.
 
     folder: where finished parts are kept (one per prompt and draw); the same call goes on where it was stopped, and
-    `open_results` reads it. Returns a Dataset with `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed)
+    `open_results` reads it. executor: who does the parts, this process left out: `wb.Share(2, 8)`, one of eight shares of a job array;
+    "ray", workers on this machine; "auto" or "ray://host:10001", workers of a cluster; see `wb.Ray`.
+
+    Returns a Dataset with `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed)
     and `restored` (metric, prompt, draw, seed, site, token, steps, and head or channel where spec.over says so); NaN where a
     prompt has no such token. Everything needed to do it again is in `attrs`; `workbench.effects` averages it.
 
@@ -88,7 +93,9 @@ def causal_trace(
     """
     chosen, measures = PromptSet.of(prompts, subject=subject), Measures.of(scorer, model)
     chosen.require("subject", by="a causal trace")
-    return Tracing(model, spec or TraceSpec(), prompts=chosen, measures=measures, batch_size=batch_size).dataset(folder)
+    return Tracing(model, spec or TraceSpec(), prompts=chosen, measures=measures, batch_size=batch_size).dataset(
+        folder, executor
+    )
 
 
 class Corrupting(Experiment):

@@ -12,6 +12,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from workbench.arguments import checked, function, instance_of, mapping_of, prompt_set
+from workbench.experiments.executors import Executor, Unfinished
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
 from workbench.inputs import count, shown, text
 from workbench.localize.localizers import FOUR, Localizer, layers_of
@@ -21,7 +22,7 @@ from workbench.metrics import Scoring
 from workbench.models import Model
 from workbench.prompts import PromptSet
 
-DEFAULTS = {"metric": "probability", "scorer": None, "folder": None, "batch_size": 16}
+DEFAULTS = {"metric": "probability", "scorer": None, "folder": None, "executor": None, "batch_size": 16}
 
 
 def a_mapping_of_localizers(value: Any, argument: str) -> dict[str, Localizer]:
@@ -121,6 +122,7 @@ def compare_localizers(
     metric: str = "probability",
     scorer: Scoring = None,
     folder: str | Path | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Comparison:
     """Score layers by several localizers, on the same prompts, seeds, steps and guidance.
@@ -128,7 +130,7 @@ def compare_localizers(
     spec: the layers (its sites), seeds, steps, guidance, and how concepts are corrupted; the cross-attention layers when left out.
     localizers: any functions (model, prompts, spec) -> scores (prompt, seed, layer) by name, layer the names of the spec's sites,
     larger for a layer that matters more; left out, causal tracing, LocoGen, entropy of the subject's map and attention contribution.
-    `wb.localizers(...)` has these and others, for a mapping of your own, and then takes metric, scorer, folder and batch_size in
+    `wb.localizers(...)` has these and others, for a mapping of your own, and then takes metric, scorer, folder, executor and batch_size in
     this function's place. metric: of tracing and LocoGen. folder: one subfolder for each experiment.
 
     Raises `wb.Abstains` where a localizer cannot speak of the layers or prompts, ValueError for scores that do not fit the others.
@@ -145,7 +147,7 @@ def compare_localizers(
     ({'localizer': 2, 'prompt': 1, 'seed': 1, 'layer': 16}, ('unet.up.3.1.cross', 'unet.up.3.2.cross'))
     """
     spec = spec or TraceSpec(sites=(model.family.layers,))
-    settings = dict(metric=metric, scorer=scorer, folder=folder, batch_size=batch_size)
+    settings = dict(metric=metric, scorer=scorer, folder=folder, executor=executor, batch_size=batch_size)
     if localizers is None:
         known = table_of_localizers(**settings)
         localizers = {name: known[name] for name in FOUR}
@@ -155,10 +157,14 @@ def compare_localizers(
             f"wb.localizers({given[0]}=...)"
         )
     layers = layers_of(model, spec)
-    scores = {
-        name: _fitting(localizer(model, prompts, spec), name, prompts, spec, layers)
-        for name, localizer in localizers.items()
-    }
+    scores, unfinished = {}, []
+    for name, localizer in localizers.items():
+        try:
+            scores[name] = _fitting(localizer(model, prompts, spec), name, prompts, spec, layers)
+        except Unfinished as rest:  # its share of the others is done as well
+            unfinished.append(rest)
+    if unfinished:
+        raise unfinished[0]
     joined = xr.concat(list(scores.values()), dim=pd.Index(list(scores), name="localizer"), join="exact")
     return Comparison(joined)
 

@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.arguments import checked, fit, instance_of
+from workbench.experiments.executors import Executor
 from workbench.experiments.results import NEAR_ZERO, measured_by, scores
 from workbench.experiments.shards import Row
 from workbench.experiments.statistics import LEVEL, RESAMPLES, crossed_weights, ends, weighted_means
@@ -162,6 +163,7 @@ def faithfulness(
     subject: str = "",
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Faithfulness:
     """How much of each prompt's concept the first sites of a ranking keep, when all its other sites have the corrupted world's values.
@@ -187,7 +189,7 @@ def faithfulness(
     chosen.require("subject", by="faithfulness")
     names: Any = ranking
     keeping = Keeping(model, names, spec or FaithfulnessSpec(), chosen, measures, batch_size)
-    return Faithfulness(keeping.dataset(folder))
+    return Faithfulness(keeping.dataset(folder, executor))
 
 
 class Keeping(Corrupting):

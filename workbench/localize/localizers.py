@@ -16,6 +16,7 @@ from typing import Any
 import xarray as xr
 
 from workbench.arguments import checked
+from workbench.experiments.executors import Executor
 from workbench.experiments.results import measured_by
 from workbench.experiments.store import Store
 from workbench.localize.attention import AttentionSpec, attention_contribution
@@ -53,6 +54,7 @@ def localizers(
     metric: str = "probability",
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> dict[str, Localizer]:
     """The localizers that come with the workbench, by name; each `(model, prompts, spec)` -> scores (prompt, seed, layer).
@@ -69,8 +71,8 @@ def localizers(
     - "head relevance": heads of a cross-attention layer that answer to the subject, and not to words of other attributes, each
       counted by the share of calls in which it does (`head_relevance`).
 
-    metric: of tracing and LocoGen. scorer: as for `causal_trace`. folder: one subfolder for each experiment; probing and head
-    relevance, which draw one or two images for each prompt and seed, keep none. batch_size: of images.
+    metric: of tracing and LocoGen. scorer, executor: as for `causal_trace`. folder: one subfolder for each experiment; probing and head
+    relevance, which draw one or two images for each prompt and seed, keep none and are done here. batch_size: of images.
     A localizer raises `wb.Abstains` for layers or prompts that it cannot speak of.
 
     >>> spec = wb.TraceSpec(sites=("text_encoder.{0,1}.mlp",), seeds=(0,), draws=1)
@@ -80,21 +82,27 @@ def localizers(
     """
     if scorer is not None:
         scorer = Measures.of(scorer)
-    settings = dict(metric=metric, scorer=scorer, folder=folder, batch_size=batch_size)
+    settings = dict(metric=metric, scorer=scorer, folder=folder, executor=executor, batch_size=batch_size)
     return {name: partial(localizer, **settings) for name, localizer in LOCALIZERS.items()}
 
 
-def by_tracing(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, batch_size: int):
+def by_tracing(
+    model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, executor, batch_size: int
+):
     """Indirect effect of restoring each layer."""
     _one_place(prompts, spec, "causal tracing")
     measures = Measures.of(scorer, model)
     measures.require(metric, prompts, "metric")
-    found = causal_trace(model, prompts, spec, scorer=measures, folder=_inside(folder, "trace"), batch_size=batch_size)
+    found = causal_trace(
+        model, prompts, spec, scorer=measures, folder=_inside(folder, "trace"), executor=executor, batch_size=batch_size
+    )
     by = measured_by(found, metric)
     return _scores((by.restored - by.corrupted).mean("draw"))
 
 
-def by_locogen(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, batch_size: int):
+def by_locogen(
+    model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, executor, batch_size: int
+):
     """Direct effect of the target prompt at each layer."""
     layers = _cross_layers(model, spec, "LocoGen")
     if lacking := [prompt.prompt for prompt in prompts if not prompt.target]:
@@ -103,12 +111,29 @@ def by_locogen(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str
     measures.require(metric, prompts, "metric")
     numbers = [model.sites(model.family.layers).index(site) for site in layers]
     asked = LocoGenSpec(windows=tuple((number, 1) for number in numbers), **_common(spec))
-    found = locogen(model, prompts, asked, scorer=measures, folder=_inside(folder, "locogen"), batch_size=batch_size)
+    found = locogen(
+        model,
+        prompts,
+        asked,
+        scorer=measures,
+        folder=_inside(folder, "locogen"),
+        executor=executor,
+        batch_size=batch_size,
+    )
     return _scores(found.direct(metric, width=1))
 
 
 def by_attention(
-    model: Model, prompts: PromptSet, spec: TraceSpec, *, name: str, metric: str, scorer, folder, batch_size: int
+    model: Model,
+    prompts: PromptSet,
+    spec: TraceSpec,
+    *,
+    name: str,
+    metric: str,
+    scorer,
+    folder,
+    executor,
+    batch_size: int,
 ):
     """What a clean run's attention maps say of each layer."""
     layers = _cross_layers(model, spec, name)
@@ -117,14 +142,28 @@ def by_attention(
             f"{name} looks at the subject's words, which a prompt does not name; give Prompt(..., subject=...)"
         )
     found = attention_contribution(
-        model, prompts, AttentionSpec(**_common(spec)), folder=_inside(folder, "attention"), batch_size=batch_size
+        model,
+        prompts,
+        AttentionSpec(**_common(spec)),
+        folder=_inside(folder, "attention"),
+        executor=executor,
+        batch_size=batch_size,
     )
     value = 1 - measured_by(found, "entropy").clean if name == "low entropy" else measured_by(found, name).clean
     return _scores(value).sel(layer=[site.name for site in layers])
 
 
 def by_attribution(
-    model: Model, prompts: PromptSet, spec: TraceSpec, *, form: str, metric: str, scorer, folder, batch_size: int
+    model: Model,
+    prompts: PromptSet,
+    spec: TraceSpec,
+    *,
+    form: str,
+    metric: str,
+    scorer,
+    folder,
+    executor,
+    batch_size: int,
 ):
     """Indirect effect of each layer to first order."""
     name = "attribution" if form == "image" else "step attribution"
@@ -138,12 +177,15 @@ def by_attribution(
         asked,
         scorer=None if form == "step" else scorer,
         folder=_inside(folder, name.replace(" ", "-")),
+        executor=executor,
         batch_size=batch_size,
     )
     return _scores(measured_by(found, NOISE if form == "step" else asked.metric).attributed.mean("draw"))
 
 
-def by_probing(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, batch_size: int):
+def by_probing(
+    model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, executor, batch_size: int
+):
     """Held-out margin of a linear probe at each layer."""
     _one_place(prompts, spec, "probing")
     _single_layers(spec, "probing")
@@ -164,7 +206,7 @@ def by_probing(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str
 
 
 def by_head_relevance(
-    model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, batch_size: int
+    model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str, scorer, folder, executor, batch_size: int
 ):
     """How much of each layer's heads answers to the subject's words.
 

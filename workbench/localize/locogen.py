@@ -13,6 +13,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from workbench.arguments import checked, fit, instance_of, line, one_of, prompt_set
+from workbench.experiments.executors import Executor
 from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
 from workbench.experiments.store import Store
@@ -218,6 +219,7 @@ def locogen(
     subject: str = "",
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> LocoGen:
     """Find the cross-attention layers whose text input decides an attribute.
@@ -241,7 +243,7 @@ def locogen(
     if isinstance(target, LocoGenSpec):
         target, spec = "", target
     chosen, measures = PromptSet.of(prompts, subject=subject, target=target), Measures.of(scorer, model)
-    return LocoGen(Generating(model, chosen, spec or LocoGenSpec(), measures, batch_size).dataset(folder))
+    return LocoGen(Generating(model, chosen, spec or LocoGenSpec(), measures, batch_size).dataset(folder, executor))
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def locogen_search(
     direction: Toward = "min",
     scorer: Scoring = None,
     folder: str | Path | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> LocoGenSearch:
     """LocoGen from coarse to fine: whole blocks of the UNet first, then only the windows that touch the `keep` best blocks.
@@ -287,7 +290,13 @@ def locogen_search(
     if width > layers:
         raise ValueError(f"width={width}: the model has {layers} cross-attention layers; give as many at most")
     coarse = locogen(
-        model, prompts, replace(spec, windows=groups), scorer=scorer, folder=coarse_folder, batch_size=batch_size
+        model,
+        prompts,
+        replace(spec, windows=groups),
+        scorer=scorer,
+        folder=coarse_folder,
+        executor=executor,
+        batch_size=batch_size,
     )
     found = coarse.effects(metric, direction).direct_effect
     found = found.max([axis for axis in found.dims if axis != "site"])
@@ -299,7 +308,13 @@ def locogen_search(
     ]
     windows = tuple((start, width) for start in touching)
     fine = locogen(
-        model, prompts, replace(spec, windows=windows), scorer=scorer, folder=fine_folder, batch_size=batch_size
+        model,
+        prompts,
+        replace(spec, windows=windows),
+        scorer=scorer,
+        folder=fine_folder,
+        executor=executor,
+        batch_size=batch_size,
     )
     return LocoGenSearch(coarse, fine, len({*groups, *windows}), layers - width + 1)
 

@@ -15,6 +15,7 @@ import xarray as xr
 from scipy import stats
 
 from workbench.arguments import checked, instance_of
+from workbench.experiments.executors import Executor
 from workbench.experiments.racing import LEFT, Race, Racing
 from workbench.experiments.results import effects, measured_by
 from workbench.experiments.spec import RaceSpec
@@ -86,6 +87,7 @@ def screen(
     metric: str = "probability",
     scorer: Scoring = None,
     folder: str | Path | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Screen:
     """Find the sites with the largest indirect effects without patching every one: attribution proposes, exact patching decides.
@@ -110,7 +112,7 @@ def screen(
     the mean over the `units` that were drawn, its `standing` "left", its place behind the others. The best and the controls are patched
     everywhere; intervals are those of the race.
 
-    prompts, subject, scorer, folder (one subfolder each for both parts), batch_size: as for `wb.causal_trace` and `wb.attribute`.
+    prompts, subject, scorer, folder (one subfolder each for both parts), executor, batch_size: as for `wb.causal_trace` and `wb.attribute`.
     Raises what these raise, before anything is generated; ValueError for fewer sites than are verified.
 
     >>> spec = wb.ScreenSpec(sites=("text_encoder.*.{attention,mlp}",), verified=4, controls=2, seeds=(0,), draws=1)
@@ -141,15 +143,16 @@ def screen(
         raise ValueError(
             f"verified={spec.verified}: the spec's sites make {candidates} candidates; verify fewer, or name more sites"
         )
-    attributed = attributing.dataset(folders["attributed"])
+    attributed = attributing.dataset(folders["attributed"], executor)
     name = NOISE if spec.form == "step" else spec.metric
     table = candidates_of(measured_by(attributed, name).attributed, spec)
     verifying = Verifying(everything, table[table.role != ""])
     if spec.race:
-        raced = verifying.raced_beside(table, RaceSpec(best=spec.best, metric=metric), folders["verified"])
+        how = RaceSpec(best=spec.best, metric=metric)
+        raced = verifying.raced_beside(table, how, folders["verified"], executor)
         verified, drawn, exact = raced.data, raced.pictures, _effects_of_race(raced)
     else:
-        verified, drawn = verifying.dataset(folders["verified"]), verifying.total()
+        verified, drawn = verifying.dataset(folders["verified"], executor), verifying.total()
         exact = _effects_of_sites(effects(verified, metric))
     table = _judged(table, exact)
     return Screen(
@@ -184,12 +187,12 @@ class Verifying(Tracing):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"candidates": sorted(map(list, self.candidates))}
 
-    def raced_beside(self, table: pd.DataFrame, race: RaceSpec, folder: str | Path | None) -> Race:
+    def raced_beside(
+        self, table: pd.DataFrame, race: RaceSpec, folder: str | Path | None, executor: Executor | str | None
+    ) -> Race:
         """The proposed candidates race; controls are patched everywhere."""
-        controls = table[table.role == "control"]
-        return Racing(self, race, {tuple(row) for row in controls[self.axes].itertuples(index=False)}).to_the_end(
-            as_store(folder)
-        )
+        controls = table[table.role == "control"][self.axes].itertuples(index=False)
+        return Racing(self, race, {tuple(row) for row in controls}).to_the_end(as_store(folder), executor)
 
     def single(self, target: Target) -> Sequence[Target]:
         places: list[tuple[Target, Mapping[str, Any]]] = [(each, each.place) for each in super().single(target)]

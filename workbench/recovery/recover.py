@@ -11,6 +11,7 @@ import xarray as xr
 from workbench.arguments import checked, instance_of
 from workbench.edit.low_rank import Edit
 from workbench.experiments.base import Experiment, Kept, Part
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
 from workbench.interventions import World
@@ -43,6 +44,7 @@ def recover(
     subject: str = "",
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Recovery:
     """Try to bring back a concept that an edit took away: is it gone, or only hidden?
@@ -81,7 +83,7 @@ def recover(
     """
     chosen, measures = PromptSet.of(prompts, subject=subject), Measures.of(scorer, model)
     recovering = Recovering(model, edit, spec or RecoverySpec(), chosen, measures, batch_size)
-    return Recovery(recovering.dataset(folder))
+    return Recovery(recovering.dataset(folder, executor))
 
 
 class Recovering(Experiment):

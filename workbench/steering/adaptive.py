@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.arguments import Check, at_least_zero, checked, instance_of, mapping_of, prompt_set
 from workbench.experiments.base import Kept
+from workbench.experiments.executors import Executor
 from workbench.experiments.store import Store
 from workbench.inputs import count, number, text
 from workbench.metrics import Scoring
@@ -63,6 +64,7 @@ def adaptive_strength(
     strengths: Mapping[str, float] | None = None,
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
     """For each prompt the least strength that brings the concept, or the largest within a fidelity budget where none does.
@@ -86,7 +88,7 @@ def adaptive_strength(
         )
     relative = dict(strengths or dict.fromkeys(direction.sites, 1.0))
     study = Adapting(model, prompts, direction, concept, spec, relative, scorer, batch_size)
-    study.complete(folder)
+    study.complete(folder, executor)
     return study.bisection.table(prompts)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from workbench.arguments import Check, checked, instance_of, prompt_set
 from workbench.experiments.base import Kept
+from workbench.experiments.executors import Executor
 from workbench.experiments.shards import PACKAGES
 from workbench.experiments.statistics import mean, pareto
 from workbench.experiments.store import Store
@@ -184,6 +185,7 @@ def steer_search(
     *,
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Search:
     """Search sets of layers and a strength for each: most concept at most fidelity, by a tree-structured Parzen estimator.
@@ -196,7 +198,7 @@ def steer_search(
     >>> len(found.table), len(found.sites)
     (3, 12)
     """
-    shards = Searching(model, prompts, direction, concept, spec, scorer, batch_size).complete(folder)
+    shards = Searching(model, prompts, direction, concept, spec, scorer, batch_size).complete(folder, executor)
     rows = [search_means(shards.rows(UNSTEERED), spec)]
     for trial_number in range(spec.trials):
         trial = shards.rows(trial_name(trial_number))

@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.arguments import Check, checked, fit, instance_of, numbers, prompt_set
+from workbench.experiments.executors import Executor
 from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, pareto
 from workbench.experiments.store import Store
@@ -129,6 +130,7 @@ def steer_sweep(
     *,
     scorer: Scoring = None,
     folder: str | Path | Store | None = None,
+    executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Sweep:
     """Steer by every site of a direction at every strength, and measure concept, fidelity and distance to the unsteered image.
@@ -147,7 +149,7 @@ def steer_sweep(
     variants = variants_of(direction, spec, len(prompts))
     study = Steered(model, prompts, concept, spec, scorer, batch_size, variants, direction.sites)
     sites = list(dict.fromkeys(variant.place["site"] for variant in variants.values()))
-    return Sweep(study.dataset(folder).sel(site=sites, strength=sorted(spec.strengths)))
+    return Sweep(study.dataset(folder, executor).sel(site=sites, strength=sorted(spec.strengths)))
 
 
 def variants_of(direction: Direction, spec: SweepSpec, prompts: int) -> dict[str, Variant]:
