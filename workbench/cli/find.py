@@ -32,8 +32,8 @@ class Question(Common):
     """An open_clip model; the embedded grader when left out."""
     pretrained: str | None = None
     """Its weights."""
-    folder: Path | None = None
-    """Where finished parts are kept; the same command goes on where it was stopped."""
+    folder: str | None = None
+    """Where finished parts are kept, a path or an address such as s3://bucket/trace; the same command goes on where it was stopped."""
     batch_size: int = 16
     plan: bool = False
     """Print what is left to do, with time and memory by one timed batch, and do nothing."""

@@ -30,8 +30,8 @@ class Recover(Common):
     """An open_clip model; the embedded grader when left out."""
     pretrained: str | None = None
     """Its weights."""
-    folder: Path | None = None
-    """Where finished parts are kept; the same command goes on where it was stopped."""
+    folder: str | None = None
+    """Where finished parts are kept, a path or an address such as s3://bucket/recover; the same command goes on where it was stopped."""
     batch_size: int = 16
     out: Path = Path("runs/recover")
     """OUT.png and OUT.csv, and OUT_ATTACK.png of attacks that have a curve."""

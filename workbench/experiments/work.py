@@ -14,8 +14,6 @@ from workbench.progress import Bar
 if TYPE_CHECKING:
     from workbench.experiments.base import Experiment
 
-LOOK = 0.5  # seconds between two looks at parts that others are at
-
 
 def complete(experiment: "Experiment", store: Store) -> Shards:
     """All parts of an experiment, those that are kept not computed again. Everything is checked before the first is."""
@@ -45,7 +43,7 @@ def _divide(experiment: "Experiment", shards: Shards, parts: Mapping[str, tuple[
                 some = ", ".join(list(waiting)[:3])
                 bar.say(f"{experiment.name}: waiting for {some}, which another process is at, or was when it died")
                 said = True
-            time.sleep(LOOK)
+            time.sleep(shards.store.look)
 
 
 @contextmanager

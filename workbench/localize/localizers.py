@@ -17,7 +17,7 @@ import xarray as xr
 
 from workbench.arguments import checked
 from workbench.experiments.results import measured_by
-from workbench.experiments.store import Store
+from workbench.experiments.store import Store, as_store
 from workbench.localize.attention import AttentionSpec, attention_contribution
 from workbench.localize.attribution import NOISE, attribute
 from workbench.localize.causal_trace import causal_trace
@@ -89,7 +89,9 @@ def by_tracing(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str
     _one_place(prompts, spec, "causal tracing")
     measures = Measures.of(scorer, model)
     measures.require(metric, prompts, "metric")
-    found = causal_trace(model, prompts, spec, scorer=measures, folder=_inside(folder, "trace"), batch_size=batch_size)
+    found = causal_trace(
+        model, prompts, spec, scorer=measures, folder=as_store(folder).within("trace"), batch_size=batch_size
+    )
     by = measured_by(found, metric)
     return _scores((by.restored - by.corrupted).mean("draw"))
 
@@ -103,7 +105,9 @@ def by_locogen(model: Model, prompts: PromptSet, spec: TraceSpec, *, metric: str
     measures.require(metric, prompts, "metric")
     numbers = [model.sites(model.family.layers).index(site) for site in layers]
     asked = LocoGenSpec(windows=tuple((number, 1) for number in numbers), **_common(spec))
-    found = locogen(model, prompts, asked, scorer=measures, folder=_inside(folder, "locogen"), batch_size=batch_size)
+    found = locogen(
+        model, prompts, asked, scorer=measures, folder=as_store(folder).within("locogen"), batch_size=batch_size
+    )
     return _scores(found.direct(metric, width=1))
 
 
@@ -117,7 +121,11 @@ def by_attention(
             f"{name} looks at the subject's words, which a prompt does not name; give Prompt(..., subject=...)"
         )
     found = attention_contribution(
-        model, prompts, AttentionSpec(**_common(spec)), folder=_inside(folder, "attention"), batch_size=batch_size
+        model,
+        prompts,
+        AttentionSpec(**_common(spec)),
+        folder=as_store(folder).within("attention"),
+        batch_size=batch_size,
     )
     value = 1 - measured_by(found, "entropy").clean if name == "low entropy" else measured_by(found, name).clean
     return _scores(value).sel(layer=[site.name for site in layers])
@@ -137,7 +145,7 @@ def by_attribution(
         prompts,
         asked,
         scorer=None if form == "step" else scorer,
-        folder=_inside(folder, name.replace(" ", "-")),
+        folder=as_store(folder).within(name.replace(" ", "-")),
         batch_size=batch_size,
     )
     return _scores(measured_by(found, NOISE if form == "step" else asked.metric).attributed.mean("draw"))
@@ -246,13 +254,6 @@ def _cross_layers(model: Model, spec: TraceSpec, name: str) -> Sites:
 
 def _common(spec: TraceSpec) -> dict[str, Any]:
     return dict(seeds=spec.seeds, num_inference_steps=spec.num_inference_steps, guidance_scale=spec.guidance_scale)
-
-
-def _inside(folder: str | Path | Store | None, name: str) -> Path | None:
-    """An experiment's own folder."""
-    if isinstance(folder, Store):
-        raise ValueError(f"folder={folder}: give the path of a folder, in which each localizer has its own")
-    return None if folder is None else Path(folder) / name
 
 
 def _scores(values: xr.DataArray) -> xr.DataArray:

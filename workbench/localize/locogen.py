@@ -15,7 +15,7 @@ import xarray as xr
 from workbench.arguments import checked, fit, instance_of, line, one_of, prompt_set
 from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
-from workbench.experiments.store import Store
+from workbench.experiments.store import Store, as_store
 from workbench.inputs import count, shown, text
 from workbench.localize.patching import Generating, blocks, cross_layers, window_numbers
 from workbench.localize.specs import LocoGenSpec
@@ -268,7 +268,7 @@ def locogen_search(
     metric: str = "probability",
     direction: Toward = "min",
     scorer: Scoring = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> LocoGenSearch:
     """LocoGen from coarse to fine: whole blocks of the UNet first, then only the windows that touch the `keep` best blocks.
@@ -282,12 +282,17 @@ def locogen_search(
     """
     spec, scorer = spec or LocoGenSpec(), Measures.of(scorer, model)
     scorer.require(metric if direction == "min" else f"target_{metric}", prompts, "metric")
-    coarse_folder, fine_folder = (None if folder is None else Path(folder) / name for name in ("coarse", "fine"))
+    store = as_store(folder)
     groups, layers = blocks(model), len(cross_layers(model))
     if width > layers:
         raise ValueError(f"width={width}: the model has {layers} cross-attention layers; give as many at most")
     coarse = locogen(
-        model, prompts, replace(spec, windows=groups), scorer=scorer, folder=coarse_folder, batch_size=batch_size
+        model,
+        prompts,
+        replace(spec, windows=groups),
+        scorer=scorer,
+        folder=store.within("coarse"),
+        batch_size=batch_size,
     )
     found = coarse.effects(metric, direction).direct_effect
     found = found.max([axis for axis in found.dims if axis != "site"])
@@ -299,7 +304,12 @@ def locogen_search(
     ]
     windows = tuple((start, width) for start in touching)
     fine = locogen(
-        model, prompts, replace(spec, windows=windows), scorer=scorer, folder=fine_folder, batch_size=batch_size
+        model,
+        prompts,
+        replace(spec, windows=windows),
+        scorer=scorer,
+        folder=store.within("fine"),
+        batch_size=batch_size,
     )
     return LocoGenSearch(coarse, fine, len({*groups, *windows}), layers - width + 1)
 

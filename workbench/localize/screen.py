@@ -17,6 +17,7 @@ from scipy import stats
 from workbench.arguments import checked, instance_of
 from workbench.experiments.results import effects, measured_by
 from workbench.experiments.statistics import LEVEL, Estimate
+from workbench.experiments.store import Store, as_store
 from workbench.inputs import count
 from workbench.localize.attribution import NOISE, Attributing
 from workbench.localize.causal_trace import Target, Tracing
@@ -82,7 +83,7 @@ def screen(
     subject: str = "",
     metric: str = "probability",
     scorer: Scoring = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     batch_size: int = 16,
 ) -> Screen:
     """Find the sites with the largest indirect effects without patching every one: attribution proposes, exact patching decides.
@@ -128,17 +129,17 @@ def screen(
         model, TraceSpec(**_fields(spec, TraceSpec)), prompts=chosen, measures=measures, batch_size=batch_size
     )
     pictures_of_all = everything.total()
-    folders = {name: None if folder is None else Path(folder) / name for name in ("attributed", "verified")}
+    store = as_store(folder)
     candidates = sum(len(everything.single(target)) for target in everything.targets(0))
     if candidates < spec.verified:
         raise ValueError(
             f"verified={spec.verified}: the spec's sites make {candidates} candidates; verify fewer, or name more sites"
         )
-    attributed = attributing.dataset(folders["attributed"])
+    attributed = attributing.dataset(store.within("attributed"))
     name = NOISE if spec.form == "step" else spec.metric
     table = candidates_of(measured_by(attributed, name).attributed, spec)
     verifying = Verifying(everything, table[table.role != ""])
-    verified = verifying.dataset(folders["verified"])
+    verified = verifying.dataset(store.within("verified"))
     table = _judged(table, effects(verified, metric))
     return Screen(
         attributed,
