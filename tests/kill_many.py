@@ -1,5 +1,7 @@
 """Studies that are killed at random moments and begun again: `make kills`, or `python tests/kill_many.py --kills 100`.
 
+With --s3 their parts are kept in an S3 server of their own, which lives through all kills.
+
 Every study runs in a process of its own, which gets SIGKILL after a random time, until it finishes in spite of that. Then its
 results must be those of a run that nobody disturbed, bit for bit, and no part that was finished may have been begun again.
 """
@@ -7,12 +9,13 @@ results must be those of a run that nobody disturbed, bit for bit, and no part t
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +23,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 import tyro
+from s3 import BUCKET, s3_server
 
 import workbench as wb
+from workbench.experiments.remote import at_address
 from workbench.experiments.results import open_table
 from workbench.experiments.shards import Shards
 from workbench.experiments.store import Folder, Store
+from workbench.inputs import is_address
 from workbench.prompts import PromptSet, prompt_set
 from workbench.studies.p2p_pairs import swap_pairs
 from workbench.studies.prompt_to_prompt import Swapping
@@ -73,7 +79,16 @@ def _p2p(model: wb.Model, scorer: wb.Scorer, store: Store | None) -> pd.DataFram
     return Swapping(model, swap_pairs(3), scorer, num_inference_steps=3).table(store)
 
 
-def child(study: Study, folder: Path, log: Path, answer: Path):
+def new_place(within: str) -> str:
+    """Where nothing is kept yet."""
+    return f"{within}/{uuid.uuid4().hex[:8]}"
+
+
+def store_at(place: str) -> Store:
+    return at_address(place, lease_seconds=LEASE) if is_address(place) else Folder(place, lease_seconds=LEASE)
+
+
+def child(study: Study, place: str, log: Path, answer: Path):
     """Do a study in this process, and write down which parts it begins to compute, and what it found."""
     torch.set_num_threads(1)
     take_all = Shards.take_all
@@ -87,16 +102,16 @@ def child(study: Study, folder: Path, log: Path, answer: Path):
         return take_all(self, parts, begin)
 
     Shards.take_all = logged
-    study(Folder(folder, lease_seconds=LEASE)).to_pickle(answer)
+    study(store_at(place)).to_pickle(answer)
 
 
 def begun(log: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def finished(folder: Path) -> set[str]:
+def finished(place: str) -> set[str]:
     """Names of the shards that are there."""
-    return {path.name for path in folder.glob("*.parquet")}
+    return {name for name in store_at(place).names() if name.endswith(".parquet")}
 
 
 @dataclass
@@ -109,13 +124,17 @@ class Killed:
     interrupted: int = 0
 
 
-def kill_many(study: Study, kills: int, folder: Path, rng: random.Random) -> Killed:
-    """Kill a study so many times at random moments, and see it through each time; raises AssertionError where it suffers."""
+def kill_many(study: Study, kills: int, folder: Path, rng: random.Random, within: str = "") -> Killed:
+    """Kill a study so many times at random moments, and see it through each time; raises AssertionError where it suffers.
+
+    folder: for what the processes write down. within: in whose places parts are kept; in the folder's when left out.
+    """
     began = time.monotonic()
     whole = study(None)
     duration, found, number = time.monotonic() - began, Killed(), 0
+    within = within or str(folder)
+    at, answer = new_place(within), folder / "answer"
     while found.kills < kills or number:
-        at, answer = folder / "study", folder / "answer"
         log = folder / f"log {number}"
         before = finished(at)
         process = FORK.Process(target=child, args=(study, at, log, answer))
@@ -134,9 +153,9 @@ def kill_many(study: Study, kills: int, folder: Path, rng: random.Random) -> Kil
             count = len(finished(at))
             found.ends, found.parts = found.ends + 1, found.parts + count
             found.interrupted += sum(map(len, logs)) - count
-            shutil.rmtree(folder)
-            folder.mkdir()
-            number = 0
+            for each in range(number):
+                (folder / f"log {each}").unlink(missing_ok=True)
+            at, number = new_place(within), 0
         else:
             assert process.exitcode == -signal.SIGKILL, f"the study failed by itself: {process.exitcode}"
             if finished(at):
@@ -144,11 +163,11 @@ def kill_many(study: Study, kills: int, folder: Path, rng: random.Random) -> Kil
     return found
 
 
-def share_out(study: Study, processes: int, folder: Path) -> list[str]:
-    """Several processes on one folder: which parts they computed, once all have found what one process finds."""
-    whole = study(None)
+def share_out(study: Study, processes: int, folder: Path, within: str = "") -> list[str]:
+    """Several processes on one store: which parts they computed, once all have found what one process finds."""
+    whole, at = study(None), new_place(within or str(folder))
     files = [(folder / f"log {i}", folder / f"answer {i}") for i in range(processes)]
-    children = [FORK.Process(target=child, args=(study, folder / "study", *pair)) for pair in files]
+    children = [FORK.Process(target=child, args=(study, at, *pair)) for pair in files]
     for process in children:
         process.start()
     for process in children:
@@ -165,6 +184,8 @@ class KillOptions:
     """Of all studies together."""
     processes: int = 4
     """On one folder."""
+    s3: bool = False
+    """Keep parts in an S3 server."""
     seed: int = 0
     studies: tuple[str, ...] = ()
     """Only these; all when left out."""
@@ -174,15 +195,17 @@ def main(options: KillOptions):
     every = studies(wb.load(), wb.Scorer())
     chosen = {name: every[name] for name in options.studies or every}
     rng, rows = random.Random(options.seed), []
-    for i, (name, study) in enumerate(chosen.items()):
-        kills = options.kills // len(chosen) + (i < options.kills % len(chosen))
-        with tempfile.TemporaryDirectory() as folder:
-            found = kill_many(study, kills, Path(folder), rng)
-        with tempfile.TemporaryDirectory() as folder:
-            parts = share_out(study, options.processes, Path(folder))
-        assert len(parts) == len(set(parts)), f"{name}: computed twice by {options.processes} processes: {parts}"
-        rows.append({"study": name, **vars(found), f"parts of {options.processes} processes": len(parts)})
-        print(rows[-1], file=sys.stderr, flush=True)
+    with s3_server() if options.s3 else nullcontext():
+        within = f"s3://{BUCKET}" if options.s3 else ""
+        for i, (name, study) in enumerate(chosen.items()):
+            kills = options.kills // len(chosen) + (i < options.kills % len(chosen))
+            with tempfile.TemporaryDirectory() as folder:
+                found = kill_many(study, kills, Path(folder), rng, within)
+            with tempfile.TemporaryDirectory() as folder:
+                parts = share_out(study, options.processes, Path(folder), within)
+            assert len(parts) == len(set(parts)), f"{name}: computed twice by {options.processes} processes: {parts}"
+            rows.append({"study": name, **vars(found), f"parts of {options.processes} processes": len(parts)})
+            print(rows[-1], file=sys.stderr, flush=True)
     print(pd.DataFrame(rows).to_string(index=False))
 
 

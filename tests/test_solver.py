@@ -196,6 +196,10 @@ NAN = torch.tensor([[1.0, float("nan")]])
             r"preserved= has \(1, 2\) entries, keys \(1, 3\)",
             dict(keys=torch.ones(1, 3), lam=1.0, preserved=torch.ones(1, 2)),
         ),
+        (
+            r"fixed= has \(1, 2\) entries, keys \(1, 3\)",
+            dict(keys=torch.ones(1, 3), lam=1.0, fixed=torch.ones(1, 2)),
+        ),
         ("lam=-1: give a finite number, at least 0", dict(keys=torch.ones(1, 3), lam=-1)),
         (
             "preservation='none': may be 'ridge', 'covariance', 'nullspace'",

@@ -19,7 +19,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, overload
 
-from workbench.inputs import SEEDS, choice, count, flag, number, said, seeds, shown, strings, text, user_path
+from workbench.inputs import (
+    SEEDS,
+    choice,
+    count,
+    flag,
+    folder_or_address,
+    number,
+    said,
+    seeds,
+    shown,
+    strings,
+    text,
+    user_path,
+)
 from workbench.schema import site_names, whole
 
 Given = ParamSpec("Given")
@@ -105,10 +118,11 @@ def word(value: str, argument: str) -> str:
 
 
 def store(value: Any, argument: str) -> Any:
-    """Where results are kept: a folder's path, or a store."""
+    """Where results are kept: a folder's path, an address, or a store."""
     if isinstance(value, (str, Path)):
-        return user_path(value, argument)
-    return instance_of("workbench.experiments.store:Store", fix="the path of a folder, or a store")(value, argument)
+        return folder_or_address(value, argument)
+    fix = "the path of a folder, an address such as s3://bucket/place, or a store"
+    return instance_of("workbench.experiments.store:Store", fix=fix)(value, argument)
 
 
 def executor(value: Any, argument: str) -> Any:

@@ -2,11 +2,12 @@
 
     strings("a zebra", "prompts")            # ("a zebra",): a string is one text, never its letters
     seeds(np.arange(3), "seeds")             # (0, 1, 2): an int, a range, a list, an array
-    user_path("~/runs", "folder")            # "~" is the home folder
+    user_path("~/runs", "path")              # "~" is the home folder
 
 Each takes the name of the argument, which its errors begin with.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -18,6 +19,7 @@ MOST_THINGS = 2**31 - 1
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes and a 64-bit column of results holds
 TEXTS_FIX = 'give a text, or a list of texts such as ["a zebra", "a giraffe"]'
 SEEDS_FIX = "give a whole number, or several, such as seeds=3, seeds=range(4) or seeds=[0, 5]"
+LOST = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # how an address begins that was made a path
 UNORDERED = (Mapping, set, frozenset)
 
 
@@ -135,6 +137,23 @@ def choice(value: str, argument: str, options: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"{argument}={shown(value)}: may be {', '.join(map(repr, options))}")
     return value
+
+
+def is_address(value: str) -> bool:
+    """Whether a text is an address, such as s3://bucket/trace, and no path."""
+    return "://" in value
+
+
+def folder_or_address(value: str | Path, argument: str) -> str | Path:
+    """A folder's path, as `user_path` has it, or an address as it is; ValueError also for what a Path has left of an address."""
+    if isinstance(value, str) and is_address(value):
+        return value
+    path = user_path(value, argument)
+    if lost := LOST.match(str(path)):  # the rest may hold a secret
+        raise ValueError(
+            f"{argument}={lost[0]}...: an address, of which pathlib.Path has taken a slash; give it as a text, such as s3://bucket/place"
+        )
+    return path
 
 
 def user_path(value: str | Path, argument: str) -> Path:

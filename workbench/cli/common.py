@@ -42,8 +42,8 @@ class Common:
 class Divided(Common):
     """Commands whose experiments may be done by many."""
 
-    folder: Path | None = None
-    """Where finished parts are kept; the same command goes on where it was stopped."""
+    folder: str | None = None
+    """Where finished parts are kept, a path or an address such as s3://bucket/trace; the same command goes on where it was stopped."""
     executor: str | None = None
     """Who does the parts: "ray", workers on this machine; "auto" or "ray://host:10001", a Ray cluster's; this process when left out."""
     shard: str | None = None

@@ -13,8 +13,8 @@ from workbench.cli.common import Common, beside
 class Gallery(Common):
     """Write a folder of results as one HTML page to click through, OUT.html: heat-maps with intervals, prompts and pictures."""
 
-    folder: tyro.conf.Positional[Path]
-    """The folder= of an experiment, or a folder of several such."""
+    folder: tyro.conf.Positional[str]
+    """The folder= of an experiment, a path or an address, or a folder of several such."""
     pictures: int = 0
     """Draw every cell again for so many prompts, with the model; results themselves hold scores alone."""
     direction: Path | None = None

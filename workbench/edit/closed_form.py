@@ -219,10 +219,12 @@ def solve(
     if not count:
         raise ValueError("keys= has no rows; give at least one key (key, in)")
     kept = keys.new_zeros(0, channels) if preserved is None else as_keys("preserved", preserved)
-    if kept.shape[1:] != keys.shape[1:]:
-        raise ValueError(
-            f"preserved= has {tuple(kept.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input"
-        )
+    held = keys.new_zeros(0, channels) if fixed is None else as_keys("fixed", fixed)
+    for name, states in (("preserved", kept), ("fixed", held)):
+        if states.shape[1:] != keys.shape[1:]:
+            raise ValueError(
+                f"{name}= has {tuple(states.shape)} entries, keys {tuple(keys.shape)}; take both from the same site's input"
+            )
     if preservation == "covariance" and moments is None:
         raise ValueError('preservation="covariance" needs moments=, the second moments of a corpus at the same input')
     if moments is not None and len(moments.total) != channels:
@@ -235,7 +237,7 @@ def solve(
         )
     basis = _subspace(kept, moments, retain) if preservation == "nullspace" else keys.new_zeros(0, channels)
     if fixed is not None:
-        basis = _with(basis, as_keys("fixed", fixed))
+        basis = _with(basis, held)
     if len(basis) == channels:
         raise ValueError(
             f"preservation={preservation!r}: what is preserved spans all {channels} channels, nothing is left to edit; "

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from workbench.experiments.base import Experiment, Part
     from workbench.experiments.shards import Shards
 
-LOOK = 0.5  # seconds between two looks at parts that others are at
 HOW = '"ray", the address of a Ray cluster ("auto", "ray://host:10001", "host:6379"), wb.Ray(...) or wb.Share(...)'
 
 Finish = Callable[[Mapping[str, "Part"], Bar], None]
@@ -187,4 +186,4 @@ def _do_and_wait(experiment: "Experiment", shards: "Shards", parts: Mapping[str,
             if not said:
                 bar.say(f"{experiment.name}: {waited_for(waiting)}")
                 said = True
-            time.sleep(LOOK)
+            time.sleep(shards.store.look)

@@ -1,5 +1,7 @@
 """Where finished parts are kept: four verbs (create if absent, lease, read, names), and the local folder behind them.
 
+`workbench.experiments.remote` has the same behind an address, such as s3://bucket/trace.
+
 Any number of processes, on any machines that see the folder, may share one. What was created is never changed: a name is
 written whole or not at all, by one of them. A lease says that somebody is at work. It is kept alive by a thread that
 touches it, so that the lease of a process that died, wherever it ran, ends by itself; time is the folder's own (the file
@@ -13,8 +15,11 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
+from workbench.inputs import is_address
 
 LEASE = 30.0  # seconds that a lease lives untouched
 BEATS = 5  # how often it is touched in that time
@@ -42,8 +47,39 @@ class Lease(ABC):
         self.release(finished=kind is None)
 
 
+class Beating(Lease):
+    """One that a thread renews until it is let go.
+
+    renew: raises FileNotFoundError where the lease is gone, OSError where it may be tried again. end: is told whether it is finished.
+    """
+
+    def __init__(self, name: str, seconds: float, renew: Callable[[], None], end: Callable[[bool], None]):
+        self._seconds, self._renew, self._end = seconds, renew, end
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"lease of {name}", daemon=True)
+        self._thread.start()
+
+    def _beat(self):
+        while not self._ended.wait(self._seconds / BEATS):
+            try:
+                self._renew()
+            except FileNotFoundError:  # it ended, somebody else took the part and has finished it
+                return
+            except OSError:  # the disk or the network may come back before the lease ends
+                continue
+
+    def release(self, finished: bool):
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):  # a lease that stays ends by itself
+            self._end(finished)
+
+
 class Store(ABC):
     """Named bytes. Names are plain file names that do not begin with a dot or end in ".lease"."""
+
+    look: float = 0.5
+    """Seconds between two looks at what others are at."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
@@ -61,12 +97,21 @@ class Store(ABC):
     def names(self) -> list[str]:
         """All names, sorted."""
 
+    @abstractmethod
+    def within(self, path: str) -> "Store":
+        """A store inside this one, as a folder in a folder; `path` has "/" between its parts."""
+
+    @abstractmethod
+    def holding(self, name: str) -> list[str]:
+        """Paths of the stores within this one that hold a name, sorted; "" is this one."""
+
 
 class Memory(Store):
     """Kept as long as the process lasts, for itself alone."""
 
     def __init__(self):
         self._held: dict[str, bytes] = {}
+        self._inner: dict[str, Memory] = {}
         self._lock = threading.Lock()
 
     def __str__(self):
@@ -86,6 +131,13 @@ class Memory(Store):
 
     def names(self) -> list[str]:
         return sorted(self._held)
+
+    def within(self, path: str) -> "Memory":
+        return self._inner.setdefault(path, Memory())
+
+    def holding(self, name: str) -> list[str]:
+        inner = [f"{path}/{each}".rstrip("/") for path, store in self._inner.items() for each in store.holding(name)]
+        return sorted([""] * (name in self._held) + inner)
 
 
 class _Nothing(Lease):
@@ -134,7 +186,14 @@ class Folder(Store):
         path = self.path / f"{name}+{number}.lease"
         if not self.create(path.name, b""):
             return None
-        return _Touched(self, name, path)
+
+        def end(finished: bool):
+            if finished:
+                self.drop_leases(name)
+            else:
+                path.unlink(missing_ok=True)
+
+        return Beating(name, self.lease_seconds, lambda: os.utime(path), end)
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -144,6 +203,13 @@ class Folder(Store):
             return []
         names = (path.name for path in self.path.iterdir() if path.is_file())
         return sorted(name for name in names if not name.startswith(".") and not name.endswith(".lease"))
+
+    def within(self, path: str) -> "Folder":
+        return Folder(self.path / path, lease_seconds=self.lease_seconds)
+
+    def holding(self, name: str) -> list[str]:
+        inner = {path.parent.relative_to(self.path).as_posix() for path in self.path.rglob(name)}
+        return sorted("" if path == "." else path for path in inner)
 
     def drop_leases(self, name: str):
         """Forget all leases of something that is finished."""
@@ -194,34 +260,6 @@ class Folder(Store):
                     path.unlink()
 
 
-class _Touched(Lease):
-    """A file that a thread touches until it is let go."""
-
-    def __init__(self, folder: Folder, name: str, path: Path):
-        self._folder, self._name, self._path = folder, name, path
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._touch, name=f"lease of {name}", daemon=True)
-        self._thread.start()
-
-    def _touch(self):
-        while not self._ended.wait(self._folder.lease_seconds / BEATS):
-            try:
-                os.utime(self._path)
-            except FileNotFoundError:  # it ended, somebody else took the part and has finished it
-                return
-            except OSError:  # the disk may come back before the lease ends
-                continue
-
-    def release(self, finished: bool):
-        self._ended.set()
-        self._thread.join()
-        with contextlib.suppress(OSError):  # a lease that stays ends by itself
-            if finished:
-                self._folder.drop_leases(self._name)
-            else:
-                self._path.unlink(missing_ok=True)
-
-
 def _moved(temporary: Path, path: Path) -> bool:
     """Give a whole file its name, unless that is taken."""
     try:
@@ -240,7 +278,13 @@ def _moved(temporary: Path, path: Path) -> bool:
 
 
 def as_store(folder: str | Path | Store | None) -> Store:
-    """A store, or the one behind a folder's name; memory without one."""
+    """A store, or the one behind a folder's name or an address; memory without one."""
     if folder is None:
         return Memory()
-    return folder if isinstance(folder, Store) else Folder(folder)
+    if isinstance(folder, Store):
+        return folder
+    if isinstance(folder, str) and is_address(folder):
+        from workbench.experiments.remote import at_address
+
+        return at_address(folder)
+    return Folder(folder)

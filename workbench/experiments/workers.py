@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import fit, optional
-from workbench.experiments.executors import LOOK, Executor, Finish, Group, waited_for
+from workbench.experiments.executors import Executor, Finish, Group, waited_for
 from workbench.experiments.packing import packed, packed_model
 from workbench.experiments.parcels import Parcel, Worker, ray_module
 from workbench.experiments.shards import Shards
@@ -23,6 +23,7 @@ from workbench.progress import Bar
 if TYPE_CHECKING:
     from workbench.experiments.base import Experiment, Part
 
+LOOK = 0.5  # seconds that workers are waited for at a time
 TRIES = 3  # of a part, or of starting, at which workers die one after another
 GRACE = 10.0  # seconds that a worker has to let go of its part when all stops
 LAG = 60.0  # seconds within which a file that another machine wrote is seen here
@@ -134,7 +135,7 @@ class Team:
                     name = todo.popleft()
                     self.busy[hand.actor.take.remote(packets[name])] = (hand, name)
             todo.extendleft(self._settle(bar, groups, held))
-            for name in [name for name, since in held.items() if time.monotonic() - since > LOOK]:
+            for name in [name for name, since in held.items() if time.monotonic() - since > self.shards.store.look]:
                 del held[name]
                 todo.append(name)
             if not said and (why := self._why_idle(held, began)):

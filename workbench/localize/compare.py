@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from workbench.arguments import checked, function, instance_of, mapping_of, prompt_set
 from workbench.experiments.executors import Executor, Unfinished
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
+from workbench.experiments.store import Store
 from workbench.inputs import count, shown, text
 from workbench.localize.localizers import FOUR, Localizer, layers_of
 from workbench.localize.localizers import localizers as table_of_localizers
@@ -121,7 +122,7 @@ def compare_localizers(
     localizers: Mapping[str, Localizer] | None = None,
     metric: str = "probability",
     scorer: Scoring = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Comparison:

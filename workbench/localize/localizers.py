@@ -18,7 +18,7 @@ import xarray as xr
 from workbench.arguments import checked
 from workbench.experiments.executors import Executor
 from workbench.experiments.results import measured_by
-from workbench.experiments.store import Store
+from workbench.experiments.store import Store, as_store
 from workbench.localize.attention import AttentionSpec, attention_contribution
 from workbench.localize.attribution import NOISE, attribute
 from workbench.localize.causal_trace import causal_trace
@@ -94,7 +94,13 @@ def by_tracing(
     measures = Measures.of(scorer, model)
     measures.require(metric, prompts, "metric")
     found = causal_trace(
-        model, prompts, spec, scorer=measures, folder=_inside(folder, "trace"), executor=executor, batch_size=batch_size
+        model,
+        prompts,
+        spec,
+        scorer=measures,
+        folder=as_store(folder).within("trace"),
+        executor=executor,
+        batch_size=batch_size,
     )
     by = measured_by(found, metric)
     return _scores((by.restored - by.corrupted).mean("draw"))
@@ -116,7 +122,7 @@ def by_locogen(
         prompts,
         asked,
         scorer=measures,
-        folder=_inside(folder, "locogen"),
+        folder=as_store(folder).within("locogen"),
         executor=executor,
         batch_size=batch_size,
     )
@@ -145,7 +151,7 @@ def by_attention(
         model,
         prompts,
         AttentionSpec(**_common(spec)),
-        folder=_inside(folder, "attention"),
+        folder=as_store(folder).within("attention"),
         executor=executor,
         batch_size=batch_size,
     )
@@ -176,7 +182,7 @@ def by_attribution(
         prompts,
         asked,
         scorer=None if form == "step" else scorer,
-        folder=_inside(folder, name.replace(" ", "-")),
+        folder=as_store(folder).within(name.replace(" ", "-")),
         executor=executor,
         batch_size=batch_size,
     )
@@ -288,13 +294,6 @@ def _cross_layers(model: Model, spec: TraceSpec, name: str) -> Sites:
 
 def _common(spec: TraceSpec) -> dict[str, Any]:
     return dict(seeds=spec.seeds, num_inference_steps=spec.num_inference_steps, guidance_scale=spec.guidance_scale)
-
-
-def _inside(folder: str | Path | Store | None, name: str) -> Path | None:
-    """An experiment's own folder."""
-    if isinstance(folder, Store):
-        raise ValueError(f"folder={folder}: give the path of a folder, in which each localizer has its own")
-    return None if folder is None else Path(folder) / name
 
 
 def _scores(values: xr.DataArray) -> xr.DataArray:

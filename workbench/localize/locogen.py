@@ -16,7 +16,7 @@ from workbench.arguments import checked, fit, instance_of, line, one_of, prompt_
 from workbench.experiments.executors import Executor
 from workbench.experiments.results import averages, measured_by, scores
 from workbench.experiments.statistics import LEVEL, RESAMPLES, chance_of_best
-from workbench.experiments.store import Store
+from workbench.experiments.store import Store, as_store
 from workbench.inputs import count, shown, text
 from workbench.localize.patching import Generating, blocks, cross_layers, window_numbers
 from workbench.localize.specs import LocoGenSpec
@@ -270,7 +270,7 @@ def locogen_search(
     metric: str = "probability",
     direction: Toward = "min",
     scorer: Scoring = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> LocoGenSearch:
@@ -285,7 +285,7 @@ def locogen_search(
     """
     spec, scorer = spec or LocoGenSpec(), Measures.of(scorer, model)
     scorer.require(metric if direction == "min" else f"target_{metric}", prompts, "metric")
-    coarse_folder, fine_folder = (None if folder is None else Path(folder) / name for name in ("coarse", "fine"))
+    store = as_store(folder)
     groups, layers = blocks(model), len(cross_layers(model))
     if width > layers:
         raise ValueError(f"width={width}: the model has {layers} cross-attention layers; give as many at most")
@@ -294,7 +294,7 @@ def locogen_search(
         prompts,
         replace(spec, windows=groups),
         scorer=scorer,
-        folder=coarse_folder,
+        folder=store.within("coarse"),
         executor=executor,
         batch_size=batch_size,
     )
@@ -312,7 +312,7 @@ def locogen_search(
         prompts,
         replace(spec, windows=windows),
         scorer=scorer,
-        folder=fine_folder,
+        folder=store.within("fine"),
         executor=executor,
         batch_size=batch_size,
     )

@@ -20,7 +20,7 @@ from workbench.experiments.racing import LEFT, Race, Racing
 from workbench.experiments.results import effects, measured_by
 from workbench.experiments.spec import RaceSpec
 from workbench.experiments.statistics import LEVEL, Estimate
-from workbench.experiments.store import as_store
+from workbench.experiments.store import Store, as_store
 from workbench.inputs import count
 from workbench.localize.attribution import NOISE, Attributing
 from workbench.localize.causal_trace import Target, Tracing
@@ -86,7 +86,7 @@ def screen(
     subject: str = "",
     metric: str = "probability",
     scorer: Scoring = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Store | None = None,
     executor: Executor | str | None = None,
     batch_size: int = 16,
 ) -> Screen:
@@ -137,22 +137,22 @@ def screen(
         model, TraceSpec(**_fields(spec, TraceSpec)), prompts=chosen, measures=measures, batch_size=batch_size
     )
     pictures_of_all = everything.total()
-    folders = {name: None if folder is None else Path(folder) / name for name in ("attributed", "verified")}
+    store = as_store(folder)
     candidates = sum(len(everything.single(target)) for target in everything.targets(0))
     if candidates < spec.verified:
         raise ValueError(
             f"verified={spec.verified}: the spec's sites make {candidates} candidates; verify fewer, or name more sites"
         )
-    attributed = attributing.dataset(folders["attributed"], executor)
+    attributed = attributing.dataset(store.within("attributed"), executor)
     name = NOISE if spec.form == "step" else spec.metric
     table = candidates_of(measured_by(attributed, name).attributed, spec)
     verifying = Verifying(everything, table[table.role != ""])
     if spec.race:
         how = RaceSpec(best=spec.best, metric=metric)
-        raced = verifying.raced_beside(table, how, folders["verified"], executor)
+        raced = verifying.raced_beside(table, how, store.within("verified"), executor)
         verified, drawn, exact = raced.data, raced.pictures, _effects_of_race(raced)
     else:
-        verified, drawn = verifying.dataset(folders["verified"], executor), verifying.total()
+        verified, drawn = verifying.dataset(store.within("verified"), executor), verifying.total()
         exact = _effects_of_sites(effects(verified, metric))
     table = _judged(table, exact)
     return Screen(
@@ -187,12 +187,10 @@ class Verifying(Tracing):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"candidates": sorted(map(list, self.candidates))}
 
-    def raced_beside(
-        self, table: pd.DataFrame, race: RaceSpec, folder: str | Path | None, executor: Executor | str | None
-    ) -> Race:
+    def raced_beside(self, table: pd.DataFrame, race: RaceSpec, store: Store, executor: Executor | str | None) -> Race:
         """The proposed candidates race; controls are patched everywhere."""
         controls = table[table.role == "control"][self.axes].itertuples(index=False)
-        return Racing(self, race, {tuple(row) for row in controls}).to_the_end(as_store(folder), executor)
+        return Racing(self, race, {tuple(row) for row in controls}).to_the_end(store, executor)
 
     def single(self, target: Target) -> Sequence[Target]:
         places: list[tuple[Target, Mapping[str, Any]]] = [(each, each.place) for each in super().single(target)]

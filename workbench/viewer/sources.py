@@ -10,8 +10,8 @@ import xarray as xr
 from workbench.engine import Run
 from workbench.experiments.results import dataset, open_results
 from workbench.experiments.shards import SPEC, Shards, opened
-from workbench.experiments.store import Folder
-from workbench.inputs import shown, user_path
+from workbench.experiments.store import Store, as_store
+from workbench.inputs import folder_or_address, shown
 from workbench.localize.locogen import LocoGen
 from workbench.steering.experiment import UNSTEERED
 from workbench.steering.sweep import Sweep
@@ -47,7 +47,12 @@ def sources_of(results: Results | Mapping[str, Results], argument: str = "result
             )
         return {_title(json.loads(results.attrs["spec"])): results}
     if isinstance(results, (str, Path)):
-        return dict(_in_folder(user_path(results, argument), argument))
+        folder = folder_or_address(results, argument)
+        if isinstance(folder, Path) and folder.is_file():
+            raise ValueError(
+                f"{argument}={str(folder)!r} is a file; give the folder= of an experiment, or one of several"
+            )
+        return dict(_in_store(as_store(folder)))
     raise ValueError(f"{argument}={shown(results)}, a {type(results).__name__}: give {KINDS}")
 
 
@@ -55,23 +60,16 @@ def _title(spec: Mapping[str, Any]) -> str:
     return f"{spec['experiment']}: {spec['prompt_set']}"
 
 
-def _in_folder(folder: Path, argument: str) -> Iterator[tuple[str, Held]]:
-    if folder.is_file():
-        raise ValueError(f"{argument}={str(folder)!r} is a file; give the folder= of an experiment, or one of several")
-    inner = sorted({path.parent for path in folder.rglob(SPEC)} - {folder})
-    if (folder / SPEC).exists() or not inner:
-        shards = opened(Folder(folder))
-        if shards is None or not len(shards):
-            open_results(folder)  # says what is there
+def _in_store(store: Store) -> Iterator[tuple[str, Held]]:
+    for path in store.holding(SPEC) or [""]:
+        inner = store.within(path) if path else store
+        shards = opened(inner)
+        if shards is not None and len(shards):
+            yield path or _title(shards.spec), _read(shards)
+        elif path:
+            yield path, f"No part is finished in {inner}; the call that it comes from goes on with it."
         else:
-            yield _title(shards.spec), _read(shards)
-    for each in inner:
-        shards = opened(Folder(each))
-        name = each.relative_to(folder).as_posix()
-        if shards is None or not len(shards):
-            yield name, f"No part is finished in {each}; the call that it comes from goes on with it."
-        else:
-            yield name, _read(shards)
+            open_results(store)  # says what is there
 
 
 def _read(shards: Shards) -> xr.Dataset | Shards:
