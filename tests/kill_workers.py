@@ -76,7 +76,7 @@ class Killer(threading.Thread):
 class KillOptions:
     kills: int = 20
     workers: int = 2
-    prompts: int = 20
+    prompts: int = 12
     draws: int = 3
     num_inference_steps: int = 8
     seed: int = 0

@@ -165,7 +165,8 @@ def score_cases(
     model's when left out. Each prompt is drawn before and behind the edit from the same seeds, and `unedited` and `edited` say
     whether the scorer finds the picture nearer to what it ought to be than to the other of the two texts (two-way CLIP): to the
     counterpart for efficacy (the case's own prompt) and generality (positives), to the prompt itself for specificity (negatives).
-    scorer: an open_clip model; the embedded grader, for the embedded model alone, when left out. folder: where finished cases are kept.
+    scorer: an open_clip model; the embedded grader, for the embedded model alone, when left out. folder: where
+    finished cases are kept. executor: as for `causal_trace`.
 
     Raises ValueError, before anything is drawn, for an editor that returns no edit, and what the editor itself refuses.
 

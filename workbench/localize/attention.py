@@ -339,7 +339,7 @@ def attention_contribution(
     attention J are tokens of the text's stream; in FLUX's blocks of one stream W_O are those columns of the block's projection
     that take the attention, beside those that take the feed-forward.
 
-    folder: as for `workbench.causal_trace`. Raises ValueError for a subject that its prompt lacks, before anything is generated.
+    folder, executor: as for `workbench.causal_trace`. Raises ValueError for a subject that its prompt lacks, before anything is generated.
 
     >>> found = wb.attention_contribution(model, prompts, wb.AttentionSpec(seeds=(0,)))
     >>> found.metric.values.tolist()

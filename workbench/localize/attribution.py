@@ -50,8 +50,8 @@ def attribute(
     backward pass stands for one run for each site, token, head or channel. What it says of softmax attention that saturates, and of
     layers that act against one another, may be wrong (false negatives, AtP* section 3): verify with `causal_trace` or `screen`.
 
-    prompts, subject, folder: as for `causal_trace`. scorer: whose log-odds or similarity are differentiated; spec.form="step" needs
-    none. batch_size: images whose graphs are held at once; fewer where memory would not do.
+    prompts, subject, folder, executor: as for `causal_trace`. scorer: whose log-odds or similarity are differentiated;
+    spec.form="step" needs none. batch_size: images whose graphs are held at once; fewer where memory would not do.
 
     Returns a Dataset with `clean` (metric, prompt, seed), `corrupted` (metric, prompt, draw, seed) and `attributed` (metric, prompt,
     draw, seed, site, token, steps, and head or channel where spec.over says so), in the metric's unit: "log_odds" in nats,

@@ -132,7 +132,7 @@ def compare_localizers(
     localizers: any functions (model, prompts, spec) -> scores (prompt, seed, layer) by name, layer the names of the spec's sites,
     larger for a layer that matters more; left out, causal tracing, LocoGen, entropy of the subject's map and attention contribution.
     `wb.localizers(...)` has these and others, for a mapping of your own, and then takes metric, scorer, folder, executor and batch_size in
-    this function's place. metric: of tracing and LocoGen. folder: one subfolder for each experiment.
+    this function's place. metric: of tracing and LocoGen. folder: one subfolder for each experiment. executor: as for `causal_trace`.
 
     Raises `wb.Abstains` where a localizer cannot speak of the layers or prompts, ValueError for scores that do not fit the others.
 

@@ -172,7 +172,8 @@ def faithfulness(
     they have in the corrupted world (conditional half for what comes from the text; every step). m(1) is the clean picture; m(0)
     is the corrupted one only where nothing but these sites carries the concept. The same sites in random orders are the baseline.
 
-    prompts, subject, scorer, folder: as for `wb.causal_trace`. ranking: names of sites, the most important first, or scores: a mapping
+    prompts, subject, scorer, folder, executor: as for `wb.causal_trace`. ranking: names of sites, the most important
+    first, or scores: a mapping
     by name, or an array with an axis site or layer, such as `effects.indirect_effect` or a localizer's scores, averaged over other
     axes. Distances are measured to the corrupted picture.
 

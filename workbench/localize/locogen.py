@@ -232,7 +232,8 @@ def locogen(
     and `target_similarity`.
 
     folder: where finished parts are kept (one per prompt); the same call goes on where it was stopped, and
-    `LocoGen(open_results(folder))` reads it. Raises, before anything is generated, ValueError for prompts without a target and for
+    `LocoGen(open_results(folder))` reads it. executor: as for `causal_trace`. Raises, before anything is generated,
+    ValueError for prompts without a target and for
     windows, heads, steps or inputs that do not fit the model, or a folder of another experiment.
 
     >>> spec = wb.LocoGenSpec(widths=(8,), seeds=(0,))

@@ -69,7 +69,7 @@ def recover(
     layers that are given the text alone: keys and values of cross-attention, or `context_embedder` before joint attention. Of a
     transformer token_search and inversion are refused, which learn in CLIP's embeddings alone. Nothing is written to the
     model's weights but the edit, for as long as something is learned. folder: where finished parts are kept (one for each attack and
-    prompt); what is learned for all prompts is learned again by each process that goes on.
+    prompt); what is learned for all prompts is learned again by each process that goes on. executor: as for `causal_trace`.
 
     Raises, before anything is drawn, ValueError for an edit of another model or one that is committed, prompts of several concepts
     or without them, and attacks that do not fit the edit; behind the unedited pictures, for a concept that the scorer does

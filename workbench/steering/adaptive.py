@@ -74,7 +74,8 @@ def adaptive_strength(
     "budget" or "strongest"; and at that strength `lead` (similarity to the concept less that to its opposite) and `drop` (of the
     fidelity). Each is a mean over the spec's seeds: report on others. Bisection supposes that both grow with strength.
 
-    All prompts take a step of the bisection in one batch. Rounds are kept in `folder`; the same call goes on. Raises as
+    All prompts take a step of the bisection in one batch. Rounds are kept in `folder`; the same call goes on. executor: as for
+    `causal_trace`. Raises as
     `steer_sweep` does, and ValueError for a concept without an opposite.
 
     >>> concept = wb.Concept("a photo in winter", "a photo in summer")

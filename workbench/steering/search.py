@@ -191,7 +191,8 @@ def steer_search(
     """Search sets of layers and a strength for each: most concept at most fidelity, by a tree-structured Parzen estimator.
 
     Optuna's multi-objective TPE (Ozaki et al. 2022) proposes each trial from those before. Trials are kept in `folder` with their
-    strengths; the same call goes on, and finds what an uninterrupted one would. Raises as `steer_sweep` does.
+    strengths; the same call goes on, and finds what an uninterrupted one would. executor: as for `causal_trace`.
+    Raises as `steer_sweep` does.
 
     >>> concept = wb.Concept("a photo in winter")
     >>> found = wb.steer_search(model, prompts, winter, concept, wb.SearchSpec(trials=2))

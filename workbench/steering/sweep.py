@@ -135,8 +135,8 @@ def steer_sweep(
 ) -> Sweep:
     """Steer by every site of a direction at every strength, and measure concept, fidelity and distance to the unsteered image.
 
-    Finished cells are kept in `folder`; the same call goes on. Raises KeyError and ValueError for what does not fit the
-    model, all before the first image.
+    Finished cells are kept in `folder`; the same call goes on. executor: as for `causal_trace`. Raises KeyError and
+    ValueError for what does not fit the model, all before the first image.
 
     >>> concept = wb.Concept("a photo in winter", "a photo in summer")
     >>> first = winter.at("text_encoder.0.mlp")
