@@ -162,9 +162,11 @@ def of_models(kit: Kit) -> Iterator[Group]:
         RUN
         | sizes
         | dict(worlds=TEXTS, guidance_rescale=SHARE, record=kind("[]"), latents=NONE)
-        | dict(progress=FLAG, reuse=FLAG),
+        | dict(progress=FLAG, reuse=FLAG, record_to=NONE),
         {"record": "site"},
     )
+    kept = dict(worlds="a zebra", num_inference_steps=1, record="unet.mid.cross", progress=False)
+    yield Group("Model.run to disk", model.run, kept, dict(record_to=NONE | WORD))
     planned = wb.plan(wb.locogen, model, "a zebra", "a lion", timed=False, scorer=brightness)
     asked = dict(experiment=wb.locogen, model=model, prompts="a zebra", target="a lion", batch_size=1, timed=False)
     yield Group("plan", wb.plan, asked, dict(timed=FLAG))

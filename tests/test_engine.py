@@ -115,11 +115,12 @@ def test_a_row_is_its_own(model):
 def test_splitting_batches_carries_the_sources(model):
     worlds = [World("clean", ZEBRA), World("corrupted", LION)]
     worlds += [World(f"restored {i}", LION, [restore(f"text_encoder.{i}.hidden", "clean")]) for i in range(2)]
+    worlds.append(World("restored", LION, [restore("unet.*.cross", "clean")]))
     whole, split = run(model, *worlds, batch_size=16), run(model, *worlds, batch_size=2)
     assert np.allclose(whole.images, split.images, atol=1e-4)
     with pytest.raises(
         ValueError,
-        match=r"world 'restored 0' with those that it reads, \['clean', 'restored 0'\], is 2 rows; raise batch_size=1",
+        match=r"world 'restored' with those that it reads, \['clean', 'restored'\], is 2 rows; raise batch_size=1",
     ):
         run(model, *worlds, batch_size=1)
 

@@ -156,6 +156,16 @@ def folder_or_address(value: str | Path, argument: str) -> str | Path:
     return path
 
 
+def folder_here(value: str | Path, argument: str) -> Path:
+    """A folder's path; ValueError also for an address."""
+    path = folder_or_address(value, argument)
+    if isinstance(path, str):
+        raise ValueError(
+            f"{argument}={path.partition('://')[0]}://...: an address; give the path of a folder of this machine"
+        )
+    return path
+
+
 def user_path(value: str | Path, argument: str) -> Path:
     """A path as a shell would take it: "~" is the home folder.
 

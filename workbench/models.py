@@ -198,6 +198,7 @@ class Model:
         progress: bool = True,
         latents: torch.Tensor | None = None,
         reuse: bool = True,
+        record_to: str | Path | None = None,
     ) -> Run:
         """Generate every world from every seed, with its interventions.
 
@@ -206,17 +207,20 @@ class Model:
         worlds: a prompt, a `World`, several of either, or a mapping of names to prompts, worlds or, for one prompt's, interventions.
         seeds: one or several. guidance_rescale: how far, from 0 to 1, guided noise is brought back to the conditional half's standard
         deviation (Lin et al. 2023, arXiv 2305.08891, section 3.4). height, width: in pixels. record: globs of sites whose values (of
-        the conditional half, behind all interventions) are kept, or folds, which accumulate them. batch_size: largest number of images
-        per pipeline call.
+        the conditional half, behind all interventions) are kept, or folds, which accumulate them. record_to: a folder, not there yet, for
+        recordings that do not fit memory: each value goes to disk as it passes (zarr, the extra [disk]), and `values` are the same
+        arrays, read from there whenever they are looked at, so select before computing; `xarray.open_zarr(f"{folder}/{site}")` opens one
+        later. What is held then grows with the batch, and neither with images nor steps; the pictures themselves stay in memory.
+        batch_size: largest number of images per pipeline call.
         progress: whether a bar counts the denoiser's calls. latents: to begin from, (seed, channel, y, x), as `pipeline(latents=...)`
         takes them; the seeds' own noise when left out. reuse: whether worlds whose interventions begin at a later step start there,
         from latents of the steps before that all worlds share which are alike until then (under DDIM and Euler schedulers, where nothing
         is recorded and it saves time); the images are those of the whole run to rounding.
 
         Raises KeyError for a site, ValueError for a token, step, head, channel or world that does not exist, for a scheduler that is
-        not known, and for latents of another shape, MemoryError for recordings that would not fit, all before anything is computed;
-        RuntimeError when an intervention did not fire as often as planned or a safety checker blacked pictures out;
-        FloatingPointError for images that are not finite.
+        not known, and for latents of another shape, MemoryError for recordings that would not fit, OSError for those that would not fit
+        the disk, all before anything is computed; RuntimeError when an intervention did not fire as often as planned or a safety checker
+        blacked pictures out; FloatingPointError for images that are not finite.
 
         >>> off = wb.World("off", "a zebra", wb.scale("unet.mid.cross", 0.0))
         >>> run = model.run(["a zebra", off], seeds=(0, 1), record="unet.mid.cross.probs")
@@ -228,6 +232,9 @@ class Model:
         {'world': 2, 'seed': 2, 'step': 2, 'head': 4, 'pixel': 4, 'token': 32}
         >>> run.fired
         {('off', 0): 2}
+        >>> kept = model.run(["a zebra", off], seeds=(0, 1), record="unet.mid.cross.probs", record_to="runs/probs")
+        >>> kept.values["unet.mid.cross.probs"].identical(run.values["unet.mid.cross.probs"])
+        True
         """
         settings = self._settings(num_inference_steps, guidance_scale, height, width, rescale=guidance_rescale)
         chosen, numbers = as_worlds(worlds), as_seeds(seeds)
@@ -242,17 +249,21 @@ class Model:
                 raise ValueError(
                     f"latents of shape {given}: the run needs a tensor (seed, channel, y, x) = {shape}; give one for each seed"
                 )
+        recorded = as_record(record)
+        if record_to is not None and not recorded:
+            raise ValueError(f"record_to={str(record_to)!r}: nothing is recorded; name sites or folds in record=")
         self._warn_of_long(world.prompt for world in chosen)
         return run(
             self,
             chosen,
             numbers,
             settings,
-            record=as_record(record),
+            record=recorded,
             batch_size=batch_size,
             progress=progress,
             latents=latents,
             reuse=reuse,
+            record_to=None if record_to is None else Path(record_to),
         )
 
     def _settings(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import AutoPipelineForImage2Image
@@ -78,7 +79,7 @@ class Batch:
 
     others: for each prompt that a rule names, at each site, what the site is for it, (1, ...). source_texts: for each world that has no
     row here, of which text states are read, what these are, (1, ...). steps: the first and last (exclusive) that it makes, the plan's;
-    all when left out.
+    all when left out. sinks: what takes the values of recorded sites, in place of lists.
     """
 
     graph = False  # whether values stay in autograd's graph
@@ -96,6 +97,7 @@ class Batch:
         others: Mapping[tuple[str, Site], torch.Tensor],
         source_texts: Mapping[tuple[str, Site], torch.Tensor] = MappingProxyType({}),
         steps: tuple[int, int] | None = None,
+        sinks: Mapping[Site, Any] | None = None,
     ):
         self.model, self.worlds, self.seeds, self.plan, self.sites = model, worlds, seeds, plan, sites
         self.others, self.source_texts, self.steps = others, source_texts, steps
@@ -111,7 +113,7 @@ class Batch:
         ):  # a world stands behind those that it reads
             self.actions.setdefault(action.site, []).append(action)
         self.fired: Counter = Counter()
-        self.seen: dict[Site, list[torch.Tensor]] = {site: [] for site in recorded}
+        self.seen: dict[Site, Any] = {site: [] for site in recorded} if sinks is None else dict(sinks)
         self.recorded = [fold.name for fold in folds]
         self.maps = {
             action.rule.maps: Fold(" ".join(action.rule.maps), action.rule.maps, ("pixel", "token"), add_maps)
@@ -229,11 +231,13 @@ class Batch:
             call = {key: value for key, value in call.items() if key not in ("height", "width") or key in takes}
         return call
 
-    @property
-    def values(self) -> dict[str, torch.Tensor]:
-        """What was recorded, by site: (row, [call,] ...)."""
-        stacked = {site.name: torch.stack(seen, 1) if site.looped else seen[0] for site, seen in self.seen.items()}
-        return stacked | {name: self.folded[name].float().cpu() for name in self.recorded}
+    def taken(self) -> dict[str, torch.Tensor]:
+        """What was recorded, by site: (row, [call,] ...). Nothing of it stays here, so that no more than one site is held twice."""
+        values = {}
+        for site in list(self.seen):
+            seen = self.seen.pop(site)
+            values[site.name] = torch.stack(seen, 1) if site.looped else seen[0]
+        return values | {name: self.folded[name].float().cpu() for name in self.recorded}
 
     def image_to_image(self, start: Start, steps: int) -> dict:
         """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""
@@ -326,8 +330,8 @@ class Batch:
         return value
 
     def kept(self, value: torch.Tensor, site: Site) -> torch.Tensor:
-        """What is recorded of a value."""
-        return value[self.rows(site, "cond")].detach().float().cpu()
+        """What is recorded of a value: a copy, since a part of it would keep the whole, with the other half."""
+        return value[self.rows(site, "cond")].detach().to("cpu", torch.float32, copy=True)
 
     def rows(self, site: Site, half: str, world: str | None = None) -> slice:
         """Rows of a world (or of all) in one half; a guided denoiser's batch is [uncond..., cond...]."""

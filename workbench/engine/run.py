@@ -6,7 +6,10 @@ value" is a read of another row of the same forward pass. A batch that must be s
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from workbench.engine.batch import Batch, Fold, Settings
 from workbench.engine.between import ends_by_itself
 from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_in
+from workbench.engine.disk import OnDisk
 from workbench.engine.plan import Plan, batches, check_reach, plan
 from workbench.engine.prefix import Held, Stage, resumable, stages, whole
 from workbench.engine.result import Run, not_finite
@@ -61,20 +65,32 @@ def run(
     reuse: bool = True,
     read: Sequence[World] = (),
     held: Held | None = None,
+    record_to: Path | None = None,
 ) -> Run:
     """Generate every world from every seed; see `Model.run`.
 
     read: further worlds that these read, of which no images are returned. held: latents that other runs of this model, alike in all but
-    their worlds, have kept, and that this one adds to; see `workbench.engine.prefix`.
+    their worlds, have kept, and that this one adds to; see `workbench.engine.prefix`. record_to: a folder for what is recorded.
     """
     with lock_of(model.pipeline):
         held = {} if held is None else held
         return _run(
-            model, tuple(worlds), list(seeds), settings, record, batch_size, progress, latents, reuse, tuple(read), held
+            model,
+            tuple(worlds),
+            list(seeds),
+            settings,
+            record,
+            batch_size,
+            progress,
+            latents,
+            reuse,
+            tuple(read),
+            held,
+            record_to,
         )
 
 
-def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, reuse, read, held) -> Run:
+def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, reuse, read, held, record_to) -> Run:
     prepared = prepare(model, [*read, *worlds], settings)
     known = {world.name: world for world in (*read, *worlds)}
     drawn = [world.name for world in worlds]
@@ -84,35 +100,46 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, 
     recorded = list(sites(*globs)) if globs else []
     for site in (*recorded, *(site for fold in folds for site in sites(*fold.sites))):
         _check_recorded(model.pipeline, site)
-    _check_memory(recorded, len(worlds) * len(seeds), prepared.calls)
+    rows = min(batch_size, len(known) * len(seeds))
+    disk = _disk(record_to, recorded, folds, drawn, seeds, prepared.calls, rows)
     beginnings = None if latents is None else dict(zip(seeds, latents))
     reusing = reuse and not record and settings.start is None
     layout = laid_out(model.pipeline, prepared, known, drawn, seeds, batch_size, held if reusing else None)
     others, source_texts = other_values(model.pipeline, prepared), texts_read(model, known, layout)
     kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
     fired: Counter[tuple[str, int]] = Counter()
-    with Bar(sum(len(stage.plan.calls) for stage, _, _ in layout), "denoising", "call", shown=progress) as bar:
+    shown = Bar(sum(len(stage.plan.calls) for stage, _, _ in layout), "denoising", "call", shown=progress)
+    with nullcontext() if disk is None else disk.writing(), shown as bar:
         for stage, group, some in layout:
             steps = None
             if len(stage.plan.calls) < len(prepared.calls):
                 steps = (stage.start, stage.start + len(stage.plan.calls))  # one call a step
-            batch = Batch(model, group, some, stage.plan, recorded, folds, sites, others, source_texts, steps)
-            begin = None if beginnings is None else torch.stack([beginnings[seed] for seed in some])
             rows = [(world.name, seed) for world in group for seed in some]
+            new = {row: key for row, key in enumerate(rows) if key[0] in stage.drawn and key not in kept}
+            places = {row: (drawn.index(name), seeds.index(seed)) for row, (name, seed) in new.items()}
+            sinks = None if disk is None else disk.sinks(places)
+            batch = Batch(model, group, some, stage.plan, recorded, folds, sites, others, source_texts, steps, sinks)
+            begin = None if beginnings is None else torch.stack([beginnings[seed] for seed in some])
             begun = None
             if stage.start:
                 begun = torch.stack([held[stage.begun[name], seed, stage.start] for name, seed in rows])
             wanted = {(name, step): key for (name, step), key in stage.kept.items() if name in batch.index}
             images, denoised = batch.trace(settings, begin, bar, begun=begun, kept={step for _, step in wanted})
-            values = batch.values
+            if disk is not None:
+                disk.finish(batch, places)
+            kept |= rows_of(new, {"image": images, "denoised": denoised} | (batch.taken() if disk is None else {}))
             for row, (name, seed) in enumerate(rows):
-                if name in stage.drawn:
-                    own = {site: value[row] for site, value in values.items()}
-                    kept.setdefault((name, seed), {"image": images[row], "denoised": denoised[row]} | own)
                 for step in [step for each, step in wanted if each == name]:
                     held[wanted[name, step], seed, step] = batch.boundaries[step][row]
             fired.update(batch.fired)
-    return _labelled(worlds, seeds, kept, recorded, folds, prepared.calls, dict(fired))
+        return _labelled(worlds, seeds, kept, recorded, folds, prepared.calls, dict(fired), disk)
+
+
+def rows_of(
+    keys: Mapping[int, tuple[str, int]], values: Mapping[str, torch.Tensor]
+) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
+    """Values (row, ...) by the rows' keys."""
+    return {key: {name: value[row] for name, value in values.items()} for row, key in keys.items()}
 
 
 def laid_out(
@@ -245,6 +272,7 @@ def _labelled(
     folds: Sequence[Fold],
     calls: Calls,
     fired: dict[tuple[str, int], int],
+    disk: OnDisk | None,
 ) -> Run:
     names = [world.name for world in worlds]
 
@@ -252,18 +280,11 @@ def _labelled(
         stacked = torch.stack([torch.stack([kept[world.name, seed].pop(key) for seed in seeds]) for world in worlds])
         return xr.DataArray(stacked.numpy(), dims=("world", "seed", *axes), coords={"world": names, "seed": seeds})
 
-    values = {}
+    axes = {site.name: (("step",) if site.looped else ()) + site.axes[1:] for site in recorded}
+    axes |= {fold.name: fold.axes for fold in folds}
+    values = {name: collect(name, own) if disk is None else disk.array(name) for name, own in axes.items()}
     for site in recorded:
-        if not site.looped:
-            values[site.name] = collect(site.name, site.axes[1:])
-            continue
-        own = [call for call in range(len(calls)) if site.port != "step" or calls.ends(call)]
-        steps = {
-            "step": [calls.step[call] for call in own],
-            "timestep": ("step", [calls.timestep[call] for call in own]),
-        }
-        values[site.name] = collect(site.name, ("step", *site.axes[1:])).assign_coords(steps)
-    values |= {fold.name: collect(fold.name, fold.axes) for fold in folds}
+        values[site.name] = values[site.name].assign_coords(step_labels(site, calls))
     images = collect("image", ("colour", "y", "x")).transpose("world", "seed", "y", "x", "colour")
     if not_finite(images.values):
         broken = [name for name in names if not_finite(images.sel(world=name).values)]
@@ -273,6 +294,17 @@ def _labelled(
     return Run(worlds, images, collect("denoised", IMAGE[1:]), values, fired)
 
 
+def step_labels(site: Site, calls: Calls) -> dict[str, Any]:
+    """Labels of a site's values along `step`, one for each call of the denoiser (between steps: for each step)."""
+    if not site.looped:
+        return {}
+    own = [call for call in range(len(calls)) if site.port != "step" or calls.ends(call)]
+    return {
+        "step": [calls.step[call] for call in own],
+        "timestep": ("step", [calls.timestep[call] for call in own]),
+    }
+
+
 def _check_recorded(pipeline, site: Site):
     try:
         check_reach(pipeline, site)
@@ -280,12 +312,31 @@ def _check_recorded(pipeline, site: Site):
         raise ValueError(f"record: {site.name}: {error}") from None
 
 
-def _check_memory(recorded: Sequence[Site], rows: int, calls: Calls):
-    """Raise MemoryError, before anything runs, for recordings that would not fit."""
-    size = sum(4 * rows * int(np.prod(site.sizes)) * (len(calls) if site.looped else 1) for site in recorded)
+def _disk(
+    folder: Path | None,
+    recorded: Sequence[Site],
+    folds: Sequence[Fold],
+    worlds: list[str],
+    seeds: list[int],
+    calls: Calls,
+    rows: int,
+) -> OnDisk | None:
+    """Where recordings go; None is memory. Raises, before anything runs, MemoryError for what would not fit. rows: of a batch."""
     free = free_bytes(torch.device("cpu"))  # where they are kept
-    if 2 * size > free:  # once as rows, once stacked
+    if folder is None:
+        images = len(worlds) * len(seeds)
+        size = sum(4 * images * int(np.prod(site.sizes)) * (len(calls) if site.looped else 1) for site in recorded)
+        if 2 * size > free:  # once as rows, once stacked
+            raise MemoryError(
+                f"recording {len(recorded)} sites for {images} images would take {2 * size / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free; record fewer sites, images or steps, accumulate with a wb.Fold, or "
+                "keep them in a folder: record_to="
+            )
+        return None
+    disk = OnDisk(folder, recorded, folds, worlds, seeds, {site: step_labels(site, calls) for site in recorded})
+    if (size := disk.held(rows)) > free:
         raise MemoryError(
-            f"recording {len(recorded)} sites for {rows} images would take {2 * size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
-            "record fewer sites, images or steps, or accumulate with a wb.Fold"
+            f"record_to=: what is held of a batch of {rows} images would take {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+            "give a smaller batch_size, or record fewer sites"
         )
+    return disk

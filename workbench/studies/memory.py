@@ -1,19 +1,26 @@
-"""What attention maps cost in memory: `python -m workbench.studies.memory`.
+"""What attention maps and recordings cost in memory: `python -m workbench.studies.memory`.
 
 Peak resident memory while a run makes one image with all cross-attention maps, over the same run without them, each in a process
 of its own: on a random UNet of Stable Diffusion 1.5's size (its public config, 64 x 64 latents; needs 8 GB), and on the
-menagerie at 5 and at 50 steps. Linux only: the peak is counted from behind the model's loading. Writes `memory.csv`.
+menagerie at 5 and at 50 steps. The same of runs of the menagerie that record the probabilities of all cross-attention layers, in
+memory and on disk, by the number of images and of steps. Linux only: the peak is counted from behind the model's loading. Writes
+`memory.csv`, and `recordings.csv` beside it.
 """
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import pandas as pd
 import tyro
 
 SIZES = {"sd15": (2,), "menagerie": (5, 50)}
+RECORDINGS = ((4, 10), (16, 10), (48, 10), (4, 40), (4, 120))  # images and steps
+BATCH = 4
+PLACES = ("nowhere", "memory", "disk")
 
 
 @dataclass
@@ -23,21 +30,40 @@ class MemoryOptions:
 
 
 def main(options: MemoryOptions):
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(recordings()).to_csv(options.out.with_name("recordings.csv"), index=False)
     rows = []
     for model in options.models:
         for steps in SIZES[model]:
-            peaks = [peak(model, steps, maps) for maps in (False, True)]
+            peaks = [peak(f"one_run({model!r}, {steps}, {maps})") for maps in (False, True)]
             rows.append(
                 dict(model=model, steps=steps, without_mb=peaks[0], with_maps_mb=peaks[1], added_mb=peaks[1] - peaks[0])
             )
             print(rows[-1])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(options.out, index=False)
 
 
-def peak(model: str, steps: int, maps: bool) -> int:
-    """Largest resident memory, in MB (10^6 bytes), of a process that makes one image."""
-    script = f"from workbench.studies import memory; memory.one_run({model!r}, {steps}, {maps})"
+def recordings() -> list[dict[str, int]]:
+    """What recording adds to the peak, by images and steps."""
+    rows = []
+    for images, steps in RECORDINGS:
+        nowhere, memory, disk = (peak(f"one_recording({images}, {steps}, {place!r})") for place in PLACES)
+        added = dict(in_memory_adds_mb=memory - nowhere, on_disk_adds_mb=disk - nowhere)
+        rows.append(dict(images=images, steps=steps, batch_size=BATCH, recorded_mb=recorded(images, steps)) | added)
+        print(rows[-1])
+    return rows
+
+
+def recorded(images: int, steps: int) -> int:
+    """Size of what such a run records, in MB."""
+    import workbench as wb
+
+    return round(sum(4 * prod(site.sizes) for site in wb.load().sites("unet.*.cross.probs")) * images * steps / 1e6)
+
+
+def peak(call: str) -> int:
+    """Largest resident memory, in MB (10^6 bytes), of a process that makes a call of this module."""
+    script = f"from workbench.studies import memory; memory.{call}"
     return int(
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()[-1]
     )
@@ -49,11 +75,38 @@ def one_run(name: str, steps: int, maps: bool):
 
     model = wb.load() if name == "menagerie" else wb.Model(stable_diffusion_15())
     more = dict(seeds=(0,), num_inference_steps=steps, guidance_scale=3.0)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted anew
+    begin()
     if maps:
         wb.attention_maps(model, "a zebra in the savanna", **more)
     else:
         model.run([wb.World("clean", "a zebra in the savanna")], **more, progress=False)
+    end()
+
+
+def one_recording(images: int, steps: int, place: str):
+    """Record the probabilities of all cross-attention layers, or (nowhere) make the images alone, and print this process's peak."""
+    import workbench as wb
+
+    model = wb.load()
+    more = dict(num_inference_steps=steps, batch_size=BATCH, progress=False)
+    model.run("a zebra in the savanna", **more | {"num_inference_steps": 1})  # what is made once
+    begin()
+    with tempfile.TemporaryDirectory() as folder:
+        if place != "nowhere":
+            more["record"] = "unet.*.cross.probs"
+        if place == "disk":
+            more["record_to"] = Path(folder) / "values"
+        model.run("a zebra in the savanna", seeds=range(images), **more)
+    end()
+
+
+def begin():
+    """From here on the peak is counted anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def end():
+    """Print the peak."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(round(int(status["VmHWM"].split()[0]) * 1024 / 1e6))
 
