@@ -26,7 +26,7 @@ def main(options: MemoryOptions):
     rows = []
     for model in options.models:
         for steps in SIZES[model]:
-            peaks = [peak(model, steps, maps) for maps in (False, True)]
+            peaks = [peaks_of(model, (steps,), maps)[0] for maps in (False, True)]
             rows.append(
                 dict(model=model, steps=steps, without_mb=peaks[0], with_maps_mb=peaks[1], added_mb=peaks[1] - peaks[0])
             )
@@ -35,27 +35,27 @@ def main(options: MemoryOptions):
     pd.DataFrame(rows).to_csv(options.out, index=False)
 
 
-def peak(model: str, steps: int, maps: bool) -> int:
-    """Largest resident memory, in MB (10^6 bytes), of a process that makes one image."""
-    script = f"from workbench.studies import memory; memory.one_run({model!r}, {steps}, {maps})"
-    return int(
-        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()[-1]
-    )
+def peaks_of(model: str, steps: tuple[int, ...], maps: bool) -> list[int]:
+    """Largest resident memory, in MB (10^6 bytes), of a process that makes one image in so many steps, then one in so many, ..."""
+    script = f"from workbench.studies import memory; memory.runs({model!r}, {steps}, {maps})"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return list(map(int, done.stdout.split()))
 
 
-def one_run(name: str, steps: int, maps: bool):
-    """Make one image, guided, and print this process's peak."""
+def runs(name: str, numbers: tuple[int, ...], maps: bool):
+    """Make an image, guided, in each number of steps, and print this process's peak in each."""
     import workbench as wb
 
     model = wb.load() if name == "menagerie" else wb.Model(stable_diffusion_15())
-    more = dict(seeds=(0,), num_inference_steps=steps, guidance_scale=3.0)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted anew
-    if maps:
-        wb.attention_maps(model, "a zebra in the savanna", **more)
-    else:
-        model.run([wb.World("clean", "a zebra in the savanna")], **more, progress=False)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(round(int(status["VmHWM"].split()[0]) * 1024 / 1e6))
+    for steps in numbers:
+        more = dict(seeds=(0,), num_inference_steps=steps, guidance_scale=3.0)
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted anew
+        if maps:
+            wb.attention_maps(model, "a zebra in the savanna", **more)
+        else:
+            model.run([wb.World("clean", "a zebra in the savanna")], **more, progress=False)
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(round(int(status["VmHWM"].split()[0]) * 1024 / 1e6))
 
 
 def stable_diffusion_15():
