@@ -1,8 +1,10 @@
 """Options that the commands share."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import workbench as wb
 
@@ -36,3 +38,18 @@ class Common:
         if (out := getattr(self, "out", None)) is not None:
             check_out(out)
         return wb.load(self.model, device=self.device)
+
+
+@dataclass
+class Experimenting(Common):
+    """Of commands that do an experiment, which may be planned."""
+
+    plan: bool = False
+    """Print what is left to do, with time and memory by one timed batch, and do nothing."""
+
+    def asked(self, experiment: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """What an experiment found; None where it was to be planned, with the plan printed."""
+        if self.plan:
+            print(wb.plan(experiment, *arguments, **keywords))
+            return None
+        return experiment(*arguments, **keywords)

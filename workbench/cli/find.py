@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 import workbench as wb
-from workbench.cli.common import Common, beside
+from workbench.cli.common import Common, Experimenting, beside
 from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Question(Common):
+class Question(Experimenting):
     """What every localizer is asked on."""
 
     prompts: str = "object"
@@ -35,8 +35,6 @@ class Question(Common):
     folder: Path | None = None
     """Where finished parts are kept; the same command goes on where it was stopped."""
     batch_size: int = 16
-    plan: bool = False
-    """Print what is left to do, with time and memory by one timed batch, and do nothing."""
     out: Path = Path("runs/question")
     """OUT.png and OUT.csv."""
 
@@ -69,10 +67,9 @@ class Trace(Question):
     def run(self):
         from workbench.cli.pictures import overview
 
-        if self.plan:
-            print(wb.plan(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common()))
+        data = self.asked(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common())
+        if data is None:
             return
-        data = wb.causal_trace(self.load(), self.some_prompts(), self.spec, **self.common())
         found = wb.effects(data, self.metric)
         clean = float(data.clean.sel(metric=self.metric).mean())
         print(
@@ -104,14 +101,7 @@ class Locate(Question):
         from workbench.drawing import WIDTH
 
         model, prompts, spec = self.load(), self.some_prompts(), self.spec
-        if self.plan and not self.compare:
-            print(wb.plan(wb.locogen, model, prompts, spec, **self.common()))
-            return
         if self.compare:
-            if self.plan:
-                raise ValueError(
-                    "--plan with --compare: it does several experiments, of which each is planned by itself"
-                )
             trace = TraceSpec(
                 sites=("unet.*.cross",),
                 noise_multiple=self.noise_multiple,
@@ -119,14 +109,18 @@ class Locate(Question):
                 num_inference_steps=spec.num_inference_steps,
                 guidance_scale=spec.guidance_scale,
             )
-            compared = wb.compare_localizers(model, prompts, trace, metric=self.metric, **self.common())
+            compared = self.asked(wb.compare_localizers, model, prompts, trace, metric=self.metric, **self.common())
+            if compared is None:
+                return
             print(compared.agreement().round(3).to_string(index=False))
             figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.8), layout="constrained")
             wb.plot.ranks(compared, ax=axes[0], title="rank of each layer")
             wb.plot.agreement(compared, ax=axes[1], title="agreement; diagonal: of halves")
             self.save(compared.table().sort_values("rank", kind="stable"), figure)
             return
-        found = wb.locogen(model, prompts, spec, **self.common())
+        found = self.asked(wb.locogen, model, prompts, spec, **self.common())
+        if found is None:
+            return
         several = {name: getattr(found.data, name).values.tolist() for name in ("inputs", "heads", "steps")}
         where = {name: values[0] for name, values in several.items()}
         panels = [found.effects(self.metric, self.direction, width=width) for width in spec.widths]

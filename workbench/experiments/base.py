@@ -54,8 +54,10 @@ class Experiment(ABC):
     """Columns that belong to others, such as {"strengths": ("trial",)}: settings beside their axes."""
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     """Whose versions the numbers may hang on."""
-    counted: ClassVar[bool] = False
-    """Whether all that `measure` asks of the denoiser is what `check` gives to `plan`, so that it can be counted beforehand."""
+    uncounted: str = "what its parts ask of the denoiser is not said beforehand"
+    """Why what `measure` asks of the denoiser is more than `check` gives to `plan`, or adds to `counting`; "" where it is all."""
+    at_most: bool = False
+    """Whether `parts` and what they take are the most that there may be, since what is found decides on the rest."""
     counting: Work | None = None
 
     def __init__(
@@ -127,12 +129,21 @@ class Experiment(ABC):
         """All rows as labelled arrays, one for each kind of world."""
         return results.dataset(self.complete(folder))
 
-    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), scored: bool = True) -> int:
+    def plan(
+        self,
+        worlds: Sequence[World],
+        *,
+        read: Sequence[World] = (),
+        scored: bool = True,
+        reuse: bool = True,
+        seeds: Sequence[int] | None = None,
+    ) -> int:
         """Check the interventions of worlds against the model, and count their images.
 
-        read: further worlds for them to read. scored: whether `score` is what draws them, in runs of its own; else `run`, in one.
+        read: further worlds for them to read. scored: whether `score` is what draws them, in runs of its own; else `run`, in one. reuse:
+        False where something is recorded. seeds: the spec's when left out.
         """
-        settings = self.model._settings(self.steps, self.guidance)
+        settings, seeds = self.model._settings(self.steps, self.guidance), self.spec.seeds if seeds is None else seeds
         if self.counting is None:
             prepare(self.model, [*read, *worlds], settings)
         else:
@@ -140,8 +151,27 @@ class Experiment(ABC):
             runs = self.slices([worlds[i] for i in order_of(worlds)], read) if scored else [(worlds, read)]
             for drawn, sources in runs:
                 more = dict(batch_size=self.batch_size, read=sources, held=held if scored else None)
-                engine.count_work(self.model, drawn, self.spec.seeds, settings, self.counting, **more)
-        return len(worlds) * len(self.spec.seeds)
+                more |= dict(reuse=reuse, at_most=self.at_most)
+                engine.count_work(self.model, drawn, seeds, settings, self.counting, **more)
+        return len(worlds) * len(seeds)
+
+    def beforehand(self, left: Mapping[str, Part], *, trying: bool) -> Work:
+        """What is drawn once besides the parts that are left. trying: whether to find out first what would be found on the way."""
+        return Work()
+
+    def trial(self, rows: int, steps: int) -> tuple[int, int]:
+        """Draw and score a batch of so many rows in so few steps, to be timed: rows in all calls of the denoiser, and images."""
+        world = World("timed", self.sample)
+        more = dict(num_inference_steps=steps, guidance_scale=self.guidance, batch_size=rows, progress=False)
+        images = self.model.run(world, seeds=range(rows), **more).images.sel(world=world.name)
+        if self.measures is not None and len(self.prompts):
+            measured(self.measures, images, images, self.prompts[0], self.prompts.labels)
+        return rows * len(self.model.calls(steps)), rows
+
+    @property
+    def sample(self) -> str:
+        """A prompt like those that are drawn."""
+        return self.prompts[0].prompt
 
     def work(self, *part: Any, into: Work | None) -> int:
         """How many images a part takes; adds to `into`, where it is given, what that takes of the denoiser."""
@@ -150,15 +180,6 @@ class Experiment(ABC):
             return self.check(*part)
         finally:
             self.counting = None
-
-    @property
-    def staged(self) -> bool:
-        """Whether its parts hang on what others find."""
-        return type(self).stages is not Experiment.stages
-
-    def again(self, left: Mapping[str, Part]) -> Mapping[str, Part]:
-        """Parts whose pictures those that are left need once more, though they are kept."""
-        return {}
 
     def run(
         self,

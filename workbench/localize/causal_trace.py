@@ -130,7 +130,7 @@ class Tracing(Corrupting):
     """One causal trace: what is asked, with everything that answers it."""
 
     name = "causal trace"
-    counted = True
+    uncounted = ""
     spec: TraceSpec
 
     def identity(self) -> dict[str, Any]:

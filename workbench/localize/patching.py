@@ -45,7 +45,7 @@ class Generating(Experiment):
     """One LocoGen experiment. A part is a prompt."""
 
     name = "LocoGen"
-    counted = True
+    uncounted = ""
     spec: LocoGenSpec
 
     def __init__(self, model: Model, prompts: PromptSet, spec: LocoGenSpec, measures: Measures | None, batch_size: int):

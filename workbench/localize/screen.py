@@ -6,6 +6,7 @@ from sites that are patched although it did not propose them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import xarray as xr
 from scipy import stats
 
 from workbench.arguments import checked, instance_of
+from workbench.experiments.forecast import answer_plans, working
 from workbench.experiments.results import effects, measured_by
+from workbench.experiments.shards import Shards
 from workbench.experiments.statistics import LEVEL, Estimate
+from workbench.experiments.store import as_store
 from workbench.inputs import count
 from workbench.localize.attribution import NOISE, Attributing
 from workbench.localize.causal_trace import Target, Tracing
@@ -134,9 +138,10 @@ def screen(
         raise ValueError(
             f"verified={spec.verified}: the spec's sites make {candidates} candidates; verify fewer, or name more sites"
         )
+    verify = partial(_verified, attributing, everything, spec, folders)
+    answer_plans("screening", [partial(attributing.dataset, folders["attributed"]), verify])
     attributed = attributing.dataset(folders["attributed"])
-    name = NOISE if spec.form == "step" else spec.metric
-    table = candidates_of(measured_by(attributed, name).attributed, spec)
+    table = candidates_of(_scores(attributed, spec), spec)
     verifying = Verifying(everything, table[table.role != ""])
     verified = verifying.dataset(folders["verified"])
     table = _judged(table, effects(verified, metric))
@@ -152,19 +157,30 @@ def screen(
     )
 
 
+def _scores(attributed: xr.Dataset, spec: ScreenSpec) -> xr.DataArray:
+    """What candidates are ranked by."""
+    return measured_by(attributed, NOISE if spec.form == "step" else spec.metric).attributed
+
+
+def _verified(
+    attributing: Attributing, everything: Tracing, spec: ScreenSpec, folders: Mapping[str, Path | None]
+) -> xr.Dataset:
+    """The second part, for its plan: of the candidates, where the first is in its folder; else of as many as there may be."""
+    store = as_store(folders["attributed"])
+    if not store.names() or len(Shards(attributing.identity(), store)) < len(attributing.parts()):
+        return Unproposed(everything, spec.verified + spec.controls).dataset(None)
+    with working():
+        table = candidates_of(_scores(attributing.dataset(store), spec), spec)
+    return Verifying(everything, table[table.role != ""]).dataset(folders["verified"])
+
+
 class Verifying(Tracing):
     """A causal trace of some candidates alone."""
 
     name = "verification"
 
     def __init__(self, everything: Tracing, candidates: pd.DataFrame):
-        super().__init__(
-            everything.model,
-            everything.spec,
-            prompts=everything.prompts,
-            measures=everything.measures,
-            batch_size=everything.batch_size,
-        )
+        super().__init__(everything.model, everything.spec, **_common(everything))
         axes = [axis for axis in PLACES if axis in candidates]
         self.candidates = {tuple(row) for row in candidates[axes].itertuples(index=False)}
         self.axes = axes
@@ -175,6 +191,27 @@ class Verifying(Tracing):
     def single(self, target: Target) -> Sequence[Target]:
         places: list[tuple[Target, Mapping[str, Any]]] = [(each, each.place) for each in super().single(target)]
         return [each for each, place in places if tuple(place[axis] for axis in self.axes) in self.candidates]
+
+
+class Unproposed(Tracing):
+    """A verification of so many candidates, whichever they are: what it takes at most."""
+
+    name = "verification"
+    at_most = True
+
+    def __init__(self, everything: Tracing, candidates: int):
+        super().__init__(everything.model, everything.spec, **_common(everything))
+        self.candidates = candidates
+
+    def check(self, p: int, draw: int) -> int:
+        targets = [each for target in self.targets(p) for each in self.single(target)]
+        latest = sorted(targets, key=lambda target: target.steps.start, reverse=True)
+        return self.plan(self.worlds(p, draw, latest[: self.candidates]))
+
+
+def _common(everything: Tracing) -> dict[str, Any]:
+    """What a trace of some of the same candidates is made with."""
+    return dict(prompts=everything.prompts, measures=everything.measures, batch_size=everything.batch_size)
 
 
 def candidates_of(attributed: xr.DataArray, spec: ScreenSpec) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from workbench.arguments import Check, fit, line
+from workbench.engine import Work
 from workbench.experiments.base import Experiment
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
@@ -137,7 +138,7 @@ class Steered(Experiment):
     """
 
     name = "steering"
-    counted = True
+    uncounted = ""
     spec: SteerSpec
 
     def __init__(
@@ -186,8 +187,11 @@ class Steered(Experiment):
     def check(self, variant: Variant) -> int:
         return self.plan(self.worlds(variant), scored=False)
 
-    def again(self, left: Mapping[str, Any]) -> dict[str, tuple[Variant]]:
-        return {UNSTEERED: (self.plain,)} if left and UNSTEERED not in left else {}
+    def beforehand(self, left: Mapping[str, Any], *, trying: bool) -> Work:
+        work = Work()
+        if UNSTEERED not in left:  # every process draws its own to compare with
+            self.work(self.plain, into=work)
+        return work
 
     @cached_property
     def reference(self) -> xr.DataArray:
