@@ -285,7 +285,9 @@ def test_transformers_are_planned_too():
 def test_the_command_line_plans(tmp_path, monkeypatch, capsys):
     from workbench import cli
 
-    asked = "workbench locate --compare --plan --prompts season --first 1 --seeds 0 --num-inference-steps 1"
+    asked = (
+        "workbench locate --compare --plan --prompts season --first 1 --seeds 0 --num-inference-steps 1 --batch-size 4"
+    )
     monkeypatch.setattr("sys.argv", [*asked.split(), "--out", str(tmp_path / "compare")])
     cli.main()
     said = capsys.readouterr().out.splitlines()

@@ -180,7 +180,6 @@ def answer_plan(experiment: "Experiment", store: Store):
     """Raise the plan of an experiment, where one is asked for."""
     if (asking := ASKING.get()) is None:
         return
-    experiment.total()
     held = set() if isinstance(store, Memory) else asking.held.setdefault(str(store), set())
     with working():
         found, names = plan_of(experiment, store, timed=asking.timed, held=held)
@@ -261,9 +260,12 @@ def plan_of(
     work = None if experiment.uncounted and left else Work()
     if work is not None and left:
         work += experiment.beforehand(left, trying=timed)
-    for part in left.values():
-        experiment.work(*part, into=work)
-    images = sum(experiment.check(*part) for part in left.values())
+    images = 0
+    for name, part in parts.items():  # all are checked, as they would be
+        if name in left:
+            images += experiment.work(*part, into=work)
+        else:
+            experiment.check(*part)
     metrics = 1 if experiment.measures is None else len(experiment.measures.names(experiment.prompts))
     disk = images * metrics * ROW_BYTES + len(left) * SHARD_BYTES
     about = dict(at_most=experiment.at_most and images > 0, uncounted=experiment.uncounted if left else "")
