@@ -1,4 +1,4 @@
-"""Pipelines on which the laws must hold: random tiny ones of every family, built from configs, and the menagerie."""
+"""Pipelines on which the laws must hold: random tiny ones of every family, built from configs; and the menagerie, whose answers matter."""
 
 import os
 import subprocess
@@ -13,7 +13,6 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import workbench as wb
-from workbench.models import MENAGERIE
 from workbench.studies.tiny import sd
 from workbench.studies.tiny import sdxl as xl
 
@@ -61,13 +60,9 @@ def sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def menagerie() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(MENAGERIE)
-
-
-@pytest.fixture(scope="session", params=[sd1, sd2, sdxl, menagerie], ids=lambda make: make.__name__)
+@pytest.fixture(scope="session", params=[sd1, sd2, sdxl], ids=lambda make: make.__name__)
 def tiny(request):
-    """A random tiny pipeline of each family in turn, and the trained one: laws hold on all."""
+    """A random tiny pipeline of each family in turn. The trained one is of the first's topology; `wb.check` asks it the same."""
     torch.manual_seed(0)
     pipeline = request.param()
     pipeline.set_progress_bar_config(disable=True)

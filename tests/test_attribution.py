@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from conftest import sd1
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 
 import workbench as wb
 from workbench.engine.gradients import Attribution
 from workbench.interventions import World, add_noise, restore
 from workbench.progress import Bar
+from workbench.studies.tiny import sharpen
 
 STEPS = 3
 ZEBRA, LION = "a zebra in the savanna", "a lion in the savanna"
@@ -143,10 +145,11 @@ def test_recomputing_in_the_backward_pass_changes_nothing_and_saves_memory(menag
     assert 3 * sizes[1] < sizes[0]
 
 
-def test_of_the_embedding_along_the_way_it_adds_up_to_the_total_effect(menagerie):
+def test_of_the_embedding_along_the_way_it_adds_up_to_the_total_effect():
     """Completeness of integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365, proposition 1)."""
-    points = 50
-    sigma = 4 * menagerie.pipeline.text_encoder.get_input_embeddings().weight.std().item()
+    torch.manual_seed(0)
+    model, points = wb.load(sharpen(sd1())), 50
+    sigma = 4 * model.pipeline.text_encoder.get_input_embeddings().weight.std().item()
     worlds = [
         World(
             f"{k}",
@@ -156,11 +159,11 @@ def test_of_the_embedding_along_the_way_it_adds_up_to_the_total_effect(menagerie
         )
         for k in range(points)
     ]
-    settings = menagerie._settings(1, 3.0)
+    settings = model._settings(1, 3.0)
     clean, whole = World("clean", ZEBRA, subject="zebra"), restore("text_encoder.embedding", "clean")
     # differences are those of the first world given: the corrupted one stands there, counted apart
-    work = Attribution(menagerie, clean, [noisy(sigma), *worlds], [whole], settings, brightness)
-    only = Attribution(menagerie, clean, [noisy(sigma)], [whole], settings, brightness)
+    work = Attribution(model, clean, [noisy(sigma), *worlds], [whole], settings, brightness)
+    only = Attribution(model, clean, [noisy(sigma)], [whole], settings, brightness)
     bar = Bar(1, "attribution", shown=False)
     found, first = work.of([0], bar), only.of([0], bar)
     along = ((points + 1) * found.effects[0] - first.effects[0]) / points

@@ -1,7 +1,7 @@
 """The long commands, run short: that they run, and write what they say."""
 
-import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,7 @@ import pytest
 import workbench as wb
 from workbench import cli
 from workbench.cli.change import P2P
-from workbench.menagerie import edit_prompts
-from workbench.menagerie.captions import caption
-from workbench.menagerie.world import Scene, render, sample_scene
+from workbench.menagerie.world import Scene, render
 from workbench.studies import (
     agreement,
     demo,
@@ -30,6 +28,8 @@ from workbench.studies import (
     swap_rank,
     windows,
     winter,
+    winter_setting,
+    winter_study,
 )
 from workbench.viewer.sources import sources_of
 from workbench.viewer.studies import studies_of
@@ -47,19 +47,24 @@ def on_page(folder: Path, title: str, measure: str) -> dict[tuple[str, ...], lis
     }
 
 
-def test_the_demo_draws_its_heatmaps(tmp_path, capsys):
+def test_the_demo_draws_its_heatmaps(tmp_path, capsys, monkeypatch):
+    few = ("text_encoder.{0,11}.hidden", "text_encoder.{0,11}.{attention,mlp,hidden}", "unet.{mid,up.1}.*.{resnet,ff}")
+    panels = {name: (sites, tokens) for sites, (name, (_, tokens)) in zip(few, demo.PANELS.items())}
+    monkeypatch.setattr(demo, "PANELS", panels)
     demo.main(demo.DemoOptions(seeds=1, num_inference_steps=1, out=tmp_path / "zebra.png"))
     assert (tmp_path / "zebra.png").stat().st_size > 50_000
     assert capsys.readouterr().out.count(": total effect ") == 3
 
 
-def test_the_survey_draws_both_figures_and_keeps_every_number(tmp_path):
+def test_the_survey_draws_both_figures_and_keeps_every_number(tmp_path, monkeypatch):
+    few = {"text": ("text_encoder.{0,5}.{attention,mlp}",), "unet": ("unet.{mid,up.1.*}.cross",)}
+    monkeypatch.setattr(survey, "SITES", few)
     options = survey.SurveyOptions(
         attributes=("style", "season"), prompts=1, seeds=1, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path
     )
     survey.main(options)
     table = pd.read_csv(tmp_path / "causal_trace.csv")
-    assert set(table.attribute) == {"style", "season"} and len(table) == 2 * (36 + 54)
+    assert set(table.attribute) == {"style", "season"} and len(table) == 2 * (4 + 4)
     assert (table.indirect_effect_low <= table.indirect_effect + 1e-6).all()
     assert all((tmp_path / f"causal_trace_{part}.png").exists() for part in ("text", "unet"))
 
@@ -86,7 +91,8 @@ def test_looking_measures_every_layer_against_its_baselines(tmp_path):
     assert (table.ceiling.dropna() >= 0.05).all() and (tmp_path / "attention_iou.png").exists()
 
 
-def test_the_benchmark_times_like_against_like(tmp_path):
+def test_the_benchmark_times_like_against_like(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "SITES", "text_encoder.{0,5}.{attention,mlp}")
     speed.main(speed.SpeedOptions(out=tmp_path / "speed.csv", repeats=1, trace_seeds=1, num_inference_steps=1))
     table = pd.read_csv(tmp_path / "speed.csv")
     assert len(table) == 10 and (table.seconds > 0).all()
@@ -95,8 +101,10 @@ def test_the_benchmark_times_like_against_like(tmp_path):
 def test_the_benchmark_stops_when_the_sides_draw_different_images(tmp_path, monkeypatch):
     by_engine = speed.by_engine
     monkeypatch.setattr(speed, "by_engine", lambda *arguments: 1 - by_engine(*arguments))
+    monkeypatch.setattr(speed, "SITES", "text_encoder.0.mlp")
+    options = speed.SpeedOptions(("text-encoder trace",), tmp_path / "speed.csv", trace_seeds=1, num_inference_steps=1)
     with pytest.raises(RuntimeError, match="text-encoder trace: the loop and the engine draw different images"):
-        speed.main(speed.SpeedOptions(out=tmp_path / "speed.csv", repeats=1, trace_seeds=1, num_inference_steps=1))
+        speed.main(options)
 
 
 def test_the_study_of_ranks_measures_every_editor_and_goes_on_where_it_was(tmp_path):
@@ -138,21 +146,6 @@ def test_the_swap_is_measured_on_what_nothing_was_chosen_by(tmp_path):
     assert (tmp_path / "swap_fresh.png").stat().st_size > 20_000
     with pytest.raises(ValueError, match="editors=\\['qux'\\]: unknown; there are swap, "):
         swap_fresh.measured(wb.load(), replace(options, editors=("qux",)))
-
-
-def test_fresh_prompts_are_in_no_other_set():
-    """Three of them are worded as captions of the model's training are; the unseen words are in none."""
-    sets = edit_prompts.tables()
-    fresh = {name: set(sets.pop(name).prompt) for name in ("fresh", "fresh_control", "unseen")}
-    others = {text for table in sets.values() for text in table.prompt}
-    assert {name: len(texts) for name, texts in fresh.items()} == {"fresh": 120, "fresh_control": 100, "unseen": 100}
-    rng = random.Random(0)
-    captions = [caption(sample_scene(rng), rng, holdout=i % 2 == 0) for i in range(4000)]
-    every = set().union(*fresh.values())
-    assert not every & others and len(every & set(captions)) <= 3
-    said = {word.strip(",:") for text in [*others, *captions] for word in text.split()}
-    assert not said & {word for words in edit_prompts.UNSEEN.values() for word in words}
-    assert swap_fresh.FIRST_SEED > max(len(table) for table in sets.values())
 
 
 def test_the_study_of_erasing_measures_what_is_left_and_what_else_changes(tmp_path):
@@ -244,12 +237,14 @@ def test_edited_windows_are_correlated_with_localizers(tmp_path):
         windows.correlations(scores, sets, said[:2])
 
 
-def test_erasing_style_and_fact_are_measured(tmp_path):
+def test_erasing_and_a_fact_are_measured(tmp_path, monkeypatch):
+    """A style is measured as a fact is."""
+    monkeypatch.setattr(edit_tasks, "TASKS", {name: edit_tasks.TASKS[name] for name in ("erase", "fact")})
     edit_tasks.main(
         edit_tasks.TasksOptions(every=20, images=2, num_inference_steps=1, runs=tmp_path / "r", out=tmp_path)
     )
     table = pd.read_csv(tmp_path / "edit_tasks.csv")
-    assert set(table.task) == {"erase", "style", "fact"} and len(table[table.measure == "shows the new"]) == 2 * 6
+    assert set(table.task) == {"erase", "fact"} and len(table[table.measure == "shows the new"]) == 6
 
 
 def test_the_edit_is_timed(tmp_path):
@@ -258,7 +253,13 @@ def test_the_edit_is_timed(tmp_path):
     assert len(table) == 6 and (table.total_ms > 0).all() and table.solve_share.between(0, 1).all()
 
 
-def test_the_winter_benchmark_reports_every_method(tmp_path):
+def test_the_winter_benchmark_reports_every_method(tmp_path, monkeypatch):
+    few = {"text encoder": "text_encoder.{0,3,4}.mlp", "UNet": "unet.{mid,up.1.0}.cross"}
+    monkeypatch.setattr(winter, "Winter", partial(winter.Winter, sites=few))
+    monkeypatch.setattr(winter_study.Winter, "ladder", (0.125, 2.0))
+    monkeypatch.setattr(winter_study, "FRONTIER", (0.5, 2.0))
+    pairs = winter_setting.prompt_pairs
+    monkeypatch.setattr(winter_setting, "prompt_pairs", lambda name: tuple(side[:8] for side in pairs(name)))
     options = winter.WinterOptions(
         runs=tmp_path / "r",
         out=tmp_path,
@@ -343,7 +344,14 @@ def test_the_recover_command_writes_what_it_says(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "found.png").exists() and (tmp_path / "found_nearest_states.png").exists()
 
 
-def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
+def test_prompt_to_prompt_is_measured_study_by_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_to_prompt, "PAIRS", (1,))
+    every, few = (
+        p2p_pairs.arms,
+        ("P2P", "cross 0.4", "word 0.2", "self 0.4, all sizes", "P2P, blend 0.5, threshold 0.7"),
+    )
+    for module in (p2p_pairs, prompt_to_prompt):
+        monkeypatch.setattr(module, "arms", lambda words: {name: every(words)[name] for name in few})
     options = prompt_to_prompt.P2POptions(
         studies=("swap", "refine", "reweight", "real"),
         images=2,
@@ -384,7 +392,8 @@ def test_prompt_to_prompt_is_measured_study_by_study(tmp_path):
         ("VAE alone", "source"),
         ("null-text, guidance 3", "P2P"),
     }
-    prompt_to_prompt.main(replace(options, studies=("overhead",), repeats=1))
+    overhead = replace(options, studies=("overhead",), repeats=1)
+    prompt_to_prompt.measure(wb.load(), tmp_path / "prompt_to_prompt.csv", overhead)
     again = pd.read_csv(tmp_path / "prompt_to_prompt.csv")
     assert (again[again.study == "overhead"].value > 0).all()
     pd.testing.assert_frame_equal(again[again.study != "overhead"], table, check_dtype=False)

@@ -26,7 +26,7 @@ def recovering(model, edit, scorer, **spec) -> Recovering:
 
 def drawn(model, asked: Recovering, attack: str) -> dict[str, np.ndarray]:
     """Images of the unedited, the edited and the attacked model; of an attack's tries by number."""
-    worlds = [*asked.plain(0), *asked.attacked(asked.attacks[attack], 0)]
+    worlds = [*asked.plain(0), *(world for _, world in asked.attacked(asked.attacks[attack], 0))]
     found = model.run(
         worlds, num_inference_steps=3, guidance_scale=1.0, progress=False
     )  # attacks leave the negative prompt

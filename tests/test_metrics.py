@@ -4,7 +4,6 @@ import functools
 import json
 from types import SimpleNamespace
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -114,17 +113,13 @@ def test_a_labels_text_given_as_a_string_is_one(scorer, pictures):
 
 def test_the_embedded_grader_is_the_default_of_the_embedded_model_alone(tiny):
     model = wb.load(tiny)
-    if draws_menagerie(tiny):
-        assert default_scorer(model).record["model"] == "the menagerie's grader"
-    else:
-        with pytest.raises(ValueError) as error:
-            default_scorer(model)
-        assert f'this is another {type(tiny).__name__}; name a scorer, as scorer=wb.Scorer("ViT-B-32"' in str(
-            error.value
-        )
-        with pytest.raises(ValueError, match="scorer=None: the embedded grader knows the embedded model's world alone"):
-            Measures.of(None, model)
-        assert Measures.of(wb.Scorer(), model).scorer.record["model"] == "the menagerie's grader"  # when it is named
+    assert default_scorer(wb.load()).record["model"] == "the menagerie's grader"
+    with pytest.raises(ValueError) as error:
+        default_scorer(model)
+    assert f'this is another {type(tiny).__name__}; name a scorer, as scorer=wb.Scorer("ViT-B-32"' in str(error.value)
+    with pytest.raises(ValueError, match="scorer=None: the embedded grader knows the embedded model's world alone"):
+        Measures.of(None, model)
+    assert Measures.of(wb.Scorer(), model).scorer.record["model"] == "the menagerie's grader"  # when it is named
 
 
 @pytest.mark.parametrize("name", embedded())
@@ -134,7 +129,7 @@ def test_every_embedded_model_draws_the_graders_world(name):
 
 
 def test_an_edited_or_coarse_embedded_model_is_still_its_own():
-    half = conftest.menagerie().to(torch.float16)
+    half = wb.load(dtype="float16").pipeline
     with torch.no_grad():
         for parameter in (*half.unet.parameters(), *half.text_encoder.parameters()):
             parameter.mul_(1.1)

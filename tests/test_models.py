@@ -71,15 +71,17 @@ def test_a_seed_is_its_noise_in_any_row(model):
 def test_the_embedded_model_draws_what_it_is_told(model):
     animals = ("zebra", "giraffe", "penguin", "elephant")
     images = model.generate(
-        [f"a {animal} in the savanna" for animal in animals for _ in range(4)], seeds=list(range(4)) * 4
+        [f"a {animal} in the savanna" for animal in animals for _ in range(2)],
+        seeds=list(range(2)) * 4,
+        num_inference_steps=12,
     )
     grader = wb.Scorer()
     found = classify(grader, "subject", images)
-    assert (found == np.repeat(animals, 4)).mean() >= 0.8
+    assert (found == np.repeat(animals, 2)).mean() >= 0.8
     rows = grader.class_probabilities(images, attribute_prompts("subject"))
-    assert torch.allclose(rows.sum(1), torch.ones(16))
+    assert torch.allclose(rows.sum(1), torch.ones(8))
     assert (
-        grader.similarity(images, [f"a {animal}" for animal in np.repeat(animals, 4)])
+        grader.similarity(images, [f"a {animal}" for animal in np.repeat(animals, 2)])
         > grader.similarity(images, "a car")
     ).float().mean() > 0.9
 

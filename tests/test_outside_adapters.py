@@ -47,8 +47,12 @@ def files(make, tmp_path_factory):
     return {name: lora_file(make, folder, name, seed) for seed, name in enumerate(("first", "second"), start=1)}
 
 
+@pytest.mark.parametrize("make", [conftest.sdxl], indirect=True, ids=["sdxl"])
 def test_adapters_act_as_if_loaded_before_wrapping(make, files):
-    """Each state of a pipeline whose adapters change between runs is that of one that is wrapped when they are there."""
+    """Each state of a pipeline whose adapters change between runs is that of one that is wrapped when they are there.
+
+    Of the family with two text encoders; the laws ask every family about adapters, before and after wrapping.
+    """
     late, never_wrapped, found = fresh(make), fresh(make), {}
     worlds = [world for world in EVERYWHERE if world.name in ("clean", "keys and values", "text")]
     found["plain"] = run(late, *worlds, seeds=(0,))

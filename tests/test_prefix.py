@@ -196,29 +196,6 @@ def test_a_window_of_half_the_steps_takes_half(calls):
     assert saved <= 0.57 * sum(calls)
 
 
-def test_a_plan_counts_what_is_then_done(calls, tmp_path):
-    """Images, calls and rows are exact, and what is in the folder is taken off."""
-    model = fresh("sd")
-    model.num_inference_steps, model.guidance_scale = 2, 3.0
-    prompts = wb.PromptSet("two", (wb.Prompt(ZEBRA, "zebra"), wb.Prompt(LION, "lion")))
-    spec = wb.TraceSpec(sites=tuple(places(model)[:2]), steps=(wb.window(0.5, 1.0),), seeds=(0,), draws=1)
-    metric = wb.Metric("brightness", lambda images: images.mean((1, 2, 3)))
-    asked = dict(folder=tmp_path / "trace", batch_size=3, scorer=metric)
-    found = wb.plan(wb.causal_trace, model, prompts, spec, timed=False, **asked)
-    assert (found.images, found.parts, found.seconds) == (8, 2, None) and not calls
-    data = wb.causal_trace(model, prompts, spec, **asked)
-    assert (found.calls, found.rows, found.largest) == (len(calls), sum(calls), max(calls))
-    assert data.restored.notnull().all()
-    disk = sum(path.stat().st_size for path in (tmp_path / "trace").glob("*.parquet"))
-    assert 0.5 < found.disk / disk < 2
-    left = wb.plan(wb.causal_trace, model, prompts, spec, **asked)
-    assert (left.images, left.parts, left.parts_kept, left.rows) == (0, 0, 2, 0)
-    with pytest.raises(
-        ValueError, match=r"plan\(screen\): only what wb\.causal_trace, wb\.locogen, wb\.steer_sweep would do is known"
-    ):
-        wb.plan(wb.screen, model, prompts)
-
-
 def test_the_scheduler_is_left_as_it_was():
     model = fresh("sd", "euler")
     before = copy.deepcopy(vars(model.pipeline.scheduler))

@@ -428,7 +428,7 @@ def test_adaptive_strength_keeps_its_budget(menagerie, scorer, winter):
         found.lead[found.stopped_by != "concept"] < 0
     ).all()
     assert found.resistance.idxmax() == 0 and "summer" in found.prompt[0]  # what asks for summer resists most
-    none = wb.adaptive_strength(menagerie, TUNE, winter, CONCEPT, replace(spec, budget=0.0), scorer=scorer)
+    none = wb.adaptive_strength(menagerie, TUNE, winter, CONCEPT, replace(spec, budget=0.0, rounds=1), scorer=scorer)
     assert (none["drop"] <= 0).all()
     with pytest.raises(ValueError, match=r"resistance is measured against an opposite; give Concept\(opposite=...\)"):
         wb.adaptive_strength(menagerie, TUNE, winter, replace(CONCEPT, opposite=""))

@@ -317,7 +317,22 @@ class Model:
         >>> dict(seen.values[probs].sizes)
         {'world': 1, 'seed': 1, 'step': 1, 'head': 4, 'pixel': 4, 'token': 32}
         """
-        chosen, steps = as_worlds(worlds), self._steps(num_inference_steps)
+        chosen = as_worlds(worlds)
+        settings = self._settings_once(chosen, images, step, num_inference_steps, guidance_scale)
+        return run(
+            self, chosen, as_seeds(seeds), settings, record=as_record(record), batch_size=batch_size, progress=False
+        )
+
+    def _settings_once(
+        self,
+        chosen: Sequence[World],
+        images: Mapping[str, Image.Image],
+        step: int,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Settings:
+        """How `run_once` calls the pipeline; raises as it does."""
+        steps = self._steps(num_inference_steps)
         if missing := [world.name for world in chosen if world.name not in images]:
             raise ValueError(f"run_once: no image for the worlds {missing}; images has {list(images)}")
         if not 0 <= step < steps:
@@ -326,10 +341,7 @@ class Model:
             )
         images = {world.name: as_rgb(images[world.name], f"images[{world.name!r}]") for world in chosen}
         self._check_sizes(images.values())
-        settings = self._settings(num_inference_steps, guidance_scale, start=Start(images, step))
-        return run(
-            self, chosen, as_seeds(seeds), settings, record=as_record(record), batch_size=batch_size, progress=False
-        )
+        return self._settings(num_inference_steps, guidance_scale, start=Start(images, step))
 
     @checked(images=lambda images, argument: some_pictures(images))
     @torch.no_grad()

@@ -1,8 +1,10 @@
 """Options that the commands share."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import workbench as wb
 
@@ -39,8 +41,8 @@ class Common:
 
 
 @dataclass
-class Divided(Common):
-    """Commands whose experiments may be done by many."""
+class Experimenting(Common):
+    """Of commands that do experiments, which may be planned, and done by many."""
 
     folder: str | None = None
     """Where finished parts are kept, a path or an address such as s3://bucket/trace; the same command goes on where it was stopped."""
@@ -48,6 +50,8 @@ class Divided(Common):
     """Who does the parts: "ray", workers on this machine; "auto" or "ray://host:10001", a Ray cluster's; this process when left out."""
     shard: str | None = None
     """Of a job array: "2/8" does every eighth part, from the second on, and waits for nobody. Numbered from 1; needs --folder."""
+    plan: bool = False
+    """Print what is left to do, with time and memory by one timed batch, and do nothing."""
 
     def load(self) -> "wb.Model":
         self.who()
@@ -61,3 +65,10 @@ class Divided(Common):
         if self.folder is None and (self.executor is not None or self.shard is not None):
             raise ValueError(f"{given} needs --folder, in which all who share the work leave their parts")
         return self.executor if self.shard is None else wb.Share.named(self.shard, "--shard")
+
+    def asked(self, experiment: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """What an experiment found; None where it was to be planned, with the plan printed."""
+        if self.plan:
+            print(wb.plan(experiment, *arguments, **keywords))
+            return None
+        return experiment(*arguments, **keywords)

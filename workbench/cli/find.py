@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 import workbench as wb
-from workbench.cli.common import Common, Divided, beside
+from workbench.cli.common import Common, Experimenting, beside
 from workbench.experiments.spec import Spec
 from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Question(Divided):
+class Question(Experimenting):
     """What every localizer is asked on."""
 
     prompts: str = "object"
@@ -37,8 +37,6 @@ class Question(Divided):
     batch_size: int = 16
     race: int | None = None
     """Only name so many best sites: prompts and seeds are added only to those that may yet be among them."""
-    plan: bool = False
-    """Print what is left to do, with time and memory by one timed batch, and do nothing."""
     out: Path = Path("runs/question")
     """OUT.png and OUT.csv."""
 
@@ -86,10 +84,9 @@ class Trace(Question):
 
         if self.race is not None:
             return self.raced(wb.causal_trace, self.spec)
-        if self.plan:
-            print(wb.plan(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common()))
+        data = self.asked(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common())
+        if data is None:
             return
-        data = wb.causal_trace(self.load(), self.some_prompts(), self.spec, **self.common())
         found = wb.effects(data, self.metric)
         clean = float(data.clean.sel(metric=self.metric).mean())
         print(
@@ -123,13 +120,9 @@ class Locate(Question):
         if self.race is not None and not self.compare:
             return self.raced(wb.locogen, self.spec, self.direction)
         model, prompts, spec = self.load(), self.some_prompts(), self.spec
-        if self.plan and not self.compare:
-            print(wb.plan(wb.locogen, model, prompts, spec, **self.common()))
-            return
         if self.compare:
-            for name, asked in (("--plan", self.plan), ("--race", self.race is not None)):
-                if asked:
-                    raise ValueError(f"{name} with --compare: it does several experiments; ask of each by itself")
+            if self.race is not None:
+                raise ValueError("--race with --compare: it does several experiments; ask of each by itself")
             trace = TraceSpec(
                 sites=("unet.*.cross",),
                 noise_multiple=self.noise_multiple,
@@ -137,14 +130,18 @@ class Locate(Question):
                 num_inference_steps=spec.num_inference_steps,
                 guidance_scale=spec.guidance_scale,
             )
-            compared = wb.compare_localizers(model, prompts, trace, metric=self.metric, **self.common())
+            compared = self.asked(wb.compare_localizers, model, prompts, trace, metric=self.metric, **self.common())
+            if compared is None:
+                return
             print(compared.agreement().round(3).to_string(index=False))
             figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.8), layout="constrained")
             wb.plot.ranks(compared, ax=axes[0], title="rank of each layer")
             wb.plot.agreement(compared, ax=axes[1], title="agreement; diagonal: of halves")
             self.save(compared.table().sort_values("rank", kind="stable"), figure)
             return
-        found = wb.locogen(model, prompts, spec, **self.common())
+        found = self.asked(wb.locogen, model, prompts, spec, **self.common())
+        if found is None:
+            return
         several = {name: getattr(found.data, name).values.tolist() for name in ("inputs", "heads", "steps")}
         where = {name: values[0] for name, values in several.items()}
         panels = [found.effects(self.metric, self.direction, width=width) for width in spec.widths]

@@ -10,13 +10,13 @@ from typing import Annotated
 import tyro
 
 import workbench as wb
-from workbench.cli.common import Divided, beside
+from workbench.cli.common import Experimenting, beside
 from workbench.inputs import count
 from workbench.recovery.specs import RecoverySpec
 
 
 @dataclass
-class Recover(Divided):
+class Recover(Experimenting):
     """Attack an edited model: is a concept gone, or only hidden? Write OUT.png, OUT.csv and print every attack beside its controls."""
 
     edit: Path = Path("runs/edit.safetensors")
@@ -40,7 +40,8 @@ class Recover(Divided):
         from workbench.recovery.results import BUDGETS
 
         model, every = self.load(), wb.prompt_set(self.prompts)
-        found = wb.recover(
+        found = self.asked(
+            wb.recover,
             model,
             wb.Edit.load(self.edit, model),
             every if self.first is None else every[: count(self.first, "--first")],
@@ -50,6 +51,8 @@ class Recover(Divided):
             executor=self.who(),
             batch_size=self.batch_size,
         )
+        if found is None:
+            return
         found.table().to_csv(beside(self.out, ".csv"), index=False)
         print(found)
         title = f"{self.edit.stem}: is {found.concept!r} gone?"

@@ -21,6 +21,7 @@ from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
 from workbench.experiments.statistics import mean
 from workbench.experiments.store import Store
+from workbench.experiments.work import working
 from workbench.inputs import shown, text, user_path
 from workbench.loading import DATA
 from workbench.metrics import Measures
@@ -176,7 +177,8 @@ def score_cases(
     {'efficacy': 1, 'generality': 5, 'specificity': 5}
     """
     chosen = read_cases() if cases is None else cases
-    edits = [editor(model, case.old, case.new) for case in chosen]
+    with working():  # they are what is asked, and may come of experiments of their own
+        edits = [editor(model, case.old, case.new) for case in chosen]
     if wrong := [edit for edit in edits if not isinstance(edit, Edit)]:
         raise ValueError(
             f"editor returned {shown(wrong[0])}: give a function of model, old and new that returns an edit, such as wb.edit.uce's"
@@ -189,6 +191,7 @@ class Cases(Experiment):
     """Edits on their cases. A part is one case."""
 
     name = "edit_cases"
+    uncounted = ""
     columns: ClassVar[tuple[str, ...]] = ("case", "measure", "prompt", "seed", "unedited", "edited")
 
     def __init__(
@@ -211,7 +214,15 @@ class Cases(Experiment):
         return {f"case{number:04d}": (number,) for number in range(len(self.cases))}
 
     def check(self, number: int) -> int:
-        return 2 * len(self.cases[number].prompts()) * len(self.spec.seeds)
+        images = len(self.cases[number].prompts()) * len(self.spec.seeds)
+        if self.counting is not None:
+            for at in (at for _ in ("unedited", "edited") for at in range(0, images, self.batch_size)):
+                self.counting.add(min(self.batch_size, images - at), len(self.model.calls(self.steps)))
+        return 2 * images
+
+    @property
+    def sample(self) -> str:
+        return self.cases[0].old
 
     def measure(self, number: int, bar: Bar) -> list[Row]:
         case, prompts = self.cases[number], self.cases[number].prompts()

@@ -21,7 +21,7 @@ from workbench.engine.call import guided
 from workbench.engine.calls import Calls, calls_in
 from workbench.engine.disk import OnDisk
 from workbench.engine.plan import Plan, batches, check_reach, plan
-from workbench.engine.prefix import Held, Stage, resumable, stages, whole
+from workbench.engine.prefix import OVERHEAD, Held, Stage, resumable, stages, whole
 from workbench.engine.result import Run, not_finite
 from workbench.engine.switches import check_switches
 from workbench.engine.text import encode, text_values
@@ -180,6 +180,21 @@ class Work:
         self.rows += rows * calls
         self.largest = max(self.largest, rows)
 
+    def begun_late(self) -> "Work":
+        """The most that is left of a run's work where worlds may start late, which they do where that costs less by `Stage.cost`."""
+        cost = self.rows + OVERHEAD * self.calls
+        calls = max(self.calls, cost // (1 + OVERHEAD))  # no call has less than a row
+        return Work(calls, calls, cost, self.largest)
+
+    def __iadd__(self, other: "Work") -> "Work":
+        self.batches, self.calls, self.rows = (
+            self.batches + other.batches,
+            self.calls + other.calls,
+            self.rows + other.rows,
+        )
+        self.largest = max(self.largest, other.largest)
+        return self
+
 
 def count_work(
     model,
@@ -191,15 +206,24 @@ def count_work(
     batch_size: int = 16,
     read: Sequence[World] = (),
     held: Held | None = None,
+    reuse: bool = True,
+    at_most: bool = False,
 ):
-    """Add to `work` what `run` would do, and to `held` what it would keep; nothing is computed, and errors are those of the run."""
+    """Add to `work` what `run` would do, and to `held` what it would keep; nothing is computed, and errors are those of the run.
+
+    reuse: False counts all steps of all worlds, as of a run in which something is recorded. at_most: counts the most that other worlds
+    may take that read as many, wherever in the steps their interventions begin, if those of these begin late.
+    """
     prepared = prepare(model, [*read, *worlds], settings)
     known = {world.name: world for world in (*read, *worlds)}
     names, seeds = [world.name for world in worlds], list(seeds)
     held = {} if held is None else held
-    for stage, group, some in laid_out(model.pipeline, prepared, known, names, seeds, batch_size, held):
-        work.add(len(group) * len(some), len(stage.plan.calls))
+    own, resumed = Work(), held if reuse and not at_most else None
+    for stage, group, some in laid_out(model.pipeline, prepared, known, names, seeds, batch_size, resumed):
+        own.add(len(group) * len(some), len(stage.plan.calls))
         held |= {(key, seed, step): torch.empty(0) for (_, step), key in stage.kept.items() for seed in some}
+    late = resumable(model.pipeline) and any(0 < prepared.begins(name) < prepared.calls.steps for name in names)
+    work += own.begun_late() if at_most and late else own
 
 
 def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tensor]:

@@ -13,7 +13,7 @@ A study whose next question hangs on its last answer (a search, a bisection) giv
 """
 
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +40,7 @@ from workbench.sites import Site
 
 Part = tuple[Any, ...]
 Kept = Callable[[str], pd.DataFrame | None]
+Slice = tuple[Sequence[World], Sequence[World]]  # what a run draws, and what these may read
 MOST = 6  # batches that the pictures of parts which are drawn together fill at most
 GROUPS = 8  # of parts drawn together there are as many at least, so that processes may divide them
 WASTE = 0.1  # the share of rows that batches may lack before a further part is drawn with them
@@ -60,6 +61,11 @@ class Experiment(ABC):
     """The kind of world whose places may race against each other, and that which their effects are taken from."""
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     """Whose versions the numbers may hang on."""
+    uncounted: str = "what its parts ask of the denoiser is not said beforehand"
+    """Why what `measure` asks of the denoiser is more than `check` gives to `plan`; "" where it is all, as where parts only draw."""
+    at_most: bool = False
+    """Whether `parts` and what they take are the most that there may be, since what is found decides on the rest."""
+    counting: Work | None = None
 
     def __init__(
         self,
@@ -131,11 +137,6 @@ class Experiment(ABC):
         """Whether scoring images is all that a part does."""
         return type(self).measure is Experiment.measure
 
-    @property
-    def counted(self) -> bool:
-        """Whether `count` knows all that is asked of the denoiser."""
-        return self.only_draws or type(self).count is not Experiment.count
-
     def check(self, *part: Any) -> int:
         """How many images a part takes; raises for what does not fit the model."""
         drawing = self.drawing(*part)
@@ -188,9 +189,27 @@ class Experiment(ABC):
         """All rows as labelled arrays, one for each kind of world."""
         return results.dataset(self.complete(folder, executor))
 
-    def plan(self, worlds: Sequence[World], *, read: Sequence[World] = (), seeds: Sequence[int] | None = None) -> int:
-        """Check the interventions of worlds against the model, and count their images. read, seeds: as of a `Drawing`."""
-        prepare(self.model, [*read, *worlds], self.settings)
+    def plan(
+        self,
+        worlds: Sequence[World],
+        *,
+        read: Sequence[World] = (),
+        scored: bool = True,
+        reuse: bool = True,
+        seeds: Sequence[int] | None = None,
+    ) -> int:
+        """Check the interventions of worlds against the model, and count their images.
+
+        read, seeds: as of a `Drawing`. scored: whether `score` is what draws them, in runs of its own; else `run`, in one. reuse: False
+        where something is recorded.
+        """
+        if self.counting is None:
+            prepare(self.model, [*read, *worlds], self.settings)
+        else:
+            runs: Iterable[Slice] = [(worlds, read)]
+            if scored:
+                runs = self._worlds_of([Drawing(0, worlds, [{}] * len(worlds), read)])
+            self._count(runs, self.seeds_of(seeds), self.counting, reuse=reuse)
         return len(worlds) * len(self.seeds_of(seeds))
 
     def seeds_of(self, seeds: Sequence[int] | None) -> Sequence[int]:
@@ -203,24 +222,52 @@ class Experiment(ABC):
 
     def count(self, parts: Mapping[str, Part], work: Work):
         """Add what parts take of the denoiser."""
-        for group in self.together(self.parts()):
-            if not parts.keys() & group.keys():
-                continue
-            held: Held = {}
-            drawings = [self.drawing(*part) for part in group.values()]
-            for drawn, sources in self.slices(named_apart(drawings)):
-                worlds = [world for _, world, _ in drawn]
-                more = dict(batch_size=self.batch_size, read=sources, held=held)
-                engine.count_work(self.model, worlds, self.seeds_of(drawings[0].seeds), self.settings, work, **more)
+        if self.only_draws:
+            for group in self.together(self.parts()):
+                if parts.keys() & group.keys():
+                    drawings = [self.drawing(*part) for part in group.values()]
+                    self._count(self._worlds_of(named_apart(drawings)), self.seeds_of(drawings[0].seeds), work)
+            return
+        self.counting = work
+        try:
+            for part in parts.values():
+                self.check(*part)
+        finally:
+            self.counting = None
+
+    def _count(self, runs: Iterable[Slice], seeds: Sequence[int], work: Work, *, reuse: bool = True):
+        """Add what runs take, which share latents."""
+        held: Held = {}
+        for worlds, sources in runs:
+            more = dict(batch_size=self.batch_size, read=sources, held=held, reuse=reuse, at_most=self.at_most)
+            engine.count_work(self.model, worlds, seeds, self.settings, work, **more)
+
+    def _worlds_of(self, drawings: Sequence[Drawing]) -> Iterator[Slice]:
+        for drawn, sources in self.slices(drawings):
+            yield [world for _, world, _ in drawn], sources
+
+    def beforehand(self, left: Mapping[str, Part], *, trying: bool) -> Work:
+        """What is drawn once besides the parts that are left. trying: whether to find out first what would be found on the way."""
+        return Work()
+
+    def trial(self, rows: int, steps: int) -> tuple[int, int]:
+        """Draw and score a batch of so many rows in so few steps, to be timed: rows in all calls of the denoiser, and images."""
+        world = World("timed", self.sample)
+        more = dict(num_inference_steps=steps, guidance_scale=self.guidance, batch_size=rows, progress=False)
+        images = self.model.run(world, seeds=range(rows), **more).images.sel(world=world.name)
+        if self.measures is not None and len(self.prompts):
+            measured(self.measures, images, images, self.prompts[0], self.prompts.labels)
+        return rows * len(self.model.calls(steps)), rows
+
+    @property
+    def sample(self) -> str:
+        """A prompt like those that are drawn."""
+        return self.prompts[0].prompt
 
     @property
     def staged(self) -> bool:
         """Whether its parts hang on what others find."""
         return type(self).stages is not Experiment.stages
-
-    def again(self, left: Mapping[str, Part]) -> Mapping[str, Part]:
-        """Parts whose pictures those that are left need once more, though they are kept."""
-        return {}
 
     def run(
         self,

@@ -90,7 +90,7 @@ def race(experiment: Callable[..., Any], *arguments: Any, race: RaceSpec | None 
         raise ValueError(
             f"race({name}): what races are the candidates of one experiment; give {', '.join(f'wb.{each}' for each in RACED)}"
         )
-    return do_instead(partial(_raced, race or RaceSpec()), experiment, arguments, keywords)
+    return do_instead(partial(_raced, race or RaceSpec()), partial(experiment, *arguments, **keywords))
 
 
 RACED = ("causal_trace", "locogen", "steer_sweep")
@@ -105,6 +105,8 @@ class Racing(Experiment):
 
     always: places of candidates that do not race and are drawn in all units, as the best then are.
     """
+
+    at_most = True  # of what is planned
 
     def __init__(self, inner: Experiment, race: RaceSpec, always: Collection[Place] = ()):
         batch = inner.batch_size

@@ -1,6 +1,6 @@
 """Doing the parts of an experiment, whoever does them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -25,31 +25,35 @@ class Done(BaseException):
         self.outcome = outcome
 
 
-def do_instead(instead: Instead, function: Callable, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-    """What `instead` makes of the first experiment of a function's call, which checks its arguments and does nothing more."""
-
-    def once(experiment: "Experiment", store: Store, executor: Executor) -> Any:
-        inner = INSTEAD.set(None)
-        try:
-            return instead(experiment, store, executor)
-        finally:
-            INSTEAD.reset(inner)
-
-    token = INSTEAD.set(once)
+def do_instead(instead: Instead, ask: Callable[[], Any]) -> Any:
+    """What `instead` makes of the first experiment of a call, which checks its arguments and does nothing more."""
+    token = INSTEAD.set(instead)
     try:
-        function(*arguments, **keywords)
+        ask()
     except Done as done:
         return done.outcome
     finally:
         INSTEAD.reset(token)
-    raise RuntimeError(f"{function.__name__} did no experiment")
+    raise RuntimeError(f"{ask} did no experiment")
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """What is done inside is done, whatever is asked for in its place."""
+    token = INSTEAD.set(None)
+    try:
+        yield
+    finally:
+        INSTEAD.reset(token)
 
 
 def complete(experiment: "Experiment", store: Store, executor: Executor | str | None = None) -> Shards:
     """All parts of an experiment, those that are kept not computed again. Everything is checked before the first is."""
     executor = as_executor(executor)
     if (instead := INSTEAD.get()) is not None:
-        raise Done(instead(experiment, store, executor))
+        with working():
+            outcome = instead(experiment, store, executor)
+        raise Done(outcome)
     executor.check(store)
     total = experiment.total()
     shards = Shards(experiment.identity(), store, experiment.packages)

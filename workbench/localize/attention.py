@@ -23,6 +23,7 @@ from workbench.arguments import checked, instance_of, optional, prompt_set
 from workbench.engine import Fold, Run
 from workbench.experiments.base import Experiment
 from workbench.experiments.executors import Executor
+from workbench.experiments.forecast import answer_run
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import Spec
 from workbench.experiments.store import Store
@@ -170,6 +171,7 @@ def attention_maps(
     {'site': 16, 'world': 1, 'seed': 1, 'steps': 2, 'head': 4, 'y': 16, 'x': 16}
     """
     looked = look(
+        "attention maps",
         model,
         worlds,
         lambda held: map_folds(model, sites, held),
@@ -220,12 +222,13 @@ class Looked:
 
 
 def look(
+    name: str,
     model: Model,
     worlds: Worlds,
     folds: Callable[[Bins], list[Fold]],
     *,
     bins: int,
-    seeds: int | Iterable[int],
+    seeds: Sequence[int],
     num_inference_steps: int | None,
     guidance_scale: float | None,
     height: int | None,
@@ -234,7 +237,10 @@ def look(
     step: int | None,
     batch_size: int,
 ) -> Looked:
-    """A run of worlds, or one call of the denoiser on given images, with what accumulates over its bins; see `attention_maps`."""
+    """A run of worlds, or one call of the denoiser on given images, with what accumulates over its bins; see `attention_maps`.
+
+    name: of what is asked, in plans.
+    """
     chosen = [World("clean", worlds)] if isinstance(worlds, str) else as_worlds(worlds)
     steps = 1 if images else model.num_inference_steps if num_inference_steps is None else num_inference_steps
     if not 1 <= bins <= steps:
@@ -246,6 +252,15 @@ def look(
     if images is not None and (height is not None or width is not None):
         raise ValueError(f"height={height}, width={width}: images are of the model's own size; leave both out")
     held = Bins(bins, (0,) if images else model.calls(num_inference_steps).step)
+    if images is None or step is None:
+        settings = model._settings(num_inference_steps, guidance_scale, height, width)
+    else:
+        settings = model._settings_once(chosen, images, step, num_inference_steps)
+
+    def of_trial(steps: int) -> list[Fold]:
+        return folds(Bins(1, model.calls(steps).step))
+
+    answer_run(name, model, chosen, seeds, settings, of_trial, batch_size=batch_size)
     common = dict(seeds=seeds, num_inference_steps=num_inference_steps, record=folds(held), batch_size=batch_size)
     if images is None:
         run = model.run(chosen, guidance_scale=guidance_scale, height=height, width=width, **common)
@@ -355,13 +370,14 @@ class Looking(Experiment):
     """Attention of clean runs. A part is a prompt."""
 
     name = "attention"
+    uncounted = ""
 
     def sites(self) -> Sites:
         return self.model.sites(self.model.family.layers)
 
     def check(self, p: int) -> int:
         text_of(self.model.pipeline, self.prompts[p].prompt).of(self.prompts[p].subject)
-        return len(self.spec.seeds)
+        return self.plan([World("clean", self.prompts[p].prompt)], scored=False, reuse=False)
 
     def measure(self, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, site, value)."""

@@ -4,7 +4,8 @@ Attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348; AtP*, Kram
 image model's whole run or of single denoising steps. It proposes; `causal_trace` decides, and `screen` does both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 import xarray as xr
 
 from workbench.arguments import checked, instance_of, warn
+from workbench.engine import Work
 from workbench.engine.gradients import Attribution
 from workbench.engine.text import text_values
+from workbench.experiments.base import Part
 from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.store import Store
@@ -27,6 +30,7 @@ from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompts, PromptSet
 from workbench.scorer import Scorer
+from workbench.steps import WHOLE
 
 NOISE = "noise"  # the metric of single steps
 
@@ -76,6 +80,10 @@ class Attributing(Tracing):
     """One attribution. A part is a prompt under one draw of noise."""
 
     name = "attribution"
+    uncounted = ""
+    at_most = (
+        True  # until it is tried what memory bears: images are counted one by one, so rows are exact and calls the most
+    )
     spec: AttributionSpec
 
     def parts(self) -> dict[str, tuple[int, int]]:
@@ -86,15 +94,33 @@ class Attributing(Tracing):
         return super().parts()
 
     def check(self, p: int, draw: int) -> int:
-        self.attribution(p, draw)
+        calls = len(self.attribution(p, draw).plan.calls)
+        if self.counting is not None:
+            for seeds in self.batches(1 if self.at_most else self.images_at_once):
+                for _ in range(1 + self.spec.points):
+                    self.counting.add(len(seeds), calls)
         return (1 + self.spec.points) * len(self.spec.seeds)
+
+    def batches(self, size: int) -> list[Sequence[int]]:
+        """The seeds of each batch of so many."""
+        return [self.spec.seeds[at : at + size] for at in range(0, len(self.spec.seeds), size)]
+
+    def beforehand(self, left: Mapping[str, Part], *, trying: bool) -> Work:
+        self.at_most = not trying
+        return Work(1, 1, 1, 1)  # by which every process tells what memory bears
+
+    def trial(self, rows: int, steps: int) -> tuple[int, int]:
+        asked = replace(self.spec, seeds=tuple(range(rows)), num_inference_steps=steps, steps=(WHOLE,))
+        few = Attributing(self.model, asked, prompts=self.prompts[:1], measures=self.measures, batch_size=rows)
+        attribution, passes = few.attribution(0, 0), 1 + self.spec.points
+        attribution.of(asked.seeds, Bar(1, self.name, shown=False))
+        return passes * rows * len(attribution.plan.calls), passes * rows
 
     def measure(self, p: int, draw: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, draw, seed, site, token, steps, [head or channel,] value)."""
         attribution, targets, rows = self.attribution(p, draw), self.targets(p), []
         metric = NOISE if self.spec.form == "step" else self.spec.metric
-        for at in range(0, len(self.spec.seeds), self.images_at_once):
-            seeds = self.spec.seeds[at : at + self.images_at_once]
+        for seeds in self.batches(self.images_at_once):
             attributed = attribution.of(seeds, Bar(1, self.name, shown=False))
             for s, seed in enumerate(seeds):
                 place: dict[str, Any] = {"metric": metric, "prompt": p, "draw": draw, "seed": seed}

@@ -1,7 +1,8 @@
 """Do the localizers agree? Layers ranked by several of them, on one model and the same prompts and seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from scipy.stats import rankdata
 
 from workbench.arguments import checked, function, instance_of, mapping_of, prompt_set
 from workbench.experiments.executors import Executor, Unfinished
+from workbench.experiments.forecast import answer_plans
 from workbench.experiments.statistics import LEVEL, RESAMPLES, ends, halves_agree, resampled_means, spearman
 from workbench.experiments.store import Store
 from workbench.inputs import count, shown, text
-from workbench.localize.localizers import FOUR, Localizer, layers_of
+from workbench.localize.localizers import FOUR, Localizer, is_own, layers_of
 from workbench.localize.localizers import localizers as table_of_localizers
 from workbench.localize.specs import TraceSpec
 from workbench.metrics import Scoring
@@ -158,6 +160,7 @@ def compare_localizers(
             f"wb.localizers({given[0]}=...)"
         )
     layers = layers_of(model, spec)
+    answer_plans("comparison", (_planned(model, prompts, spec, *each) for each in localizers.items()))
     scores, unfinished = {}, []
     for name, localizer in localizers.items():
         try:
@@ -168,6 +171,18 @@ def compare_localizers(
         raise unfinished[0]
     joined = xr.concat(list(scores.values()), dim=pd.Index(list(scores), name="localizer"), join="exact")
     return Comparison(joined)
+
+
+def _planned(
+    model: Model, prompts: PromptSet, spec: TraceSpec, name: str, localizer: Localizer
+) -> Callable[[], xr.DataArray]:
+    """What asks a localizer, for its plan."""
+    if not is_own(localizer):
+        raise ValueError(
+            f"plan(compare_localizers): localizers[{name!r}] is a function of your own, which does not say beforehand what it draws; plan "
+            "those of wb.localizers() alone"
+        )
+    return partial(localizer, model, prompts, spec)
 
 
 def _fitting(scores: xr.DataArray, name: str, prompts: PromptSet, spec: TraceSpec, layers: list[str]) -> xr.DataArray:

@@ -121,6 +121,7 @@ def concept_attention(
     grid = model.sites_at(height, width)[layers[0].name].grid or (0, 0)
     stream = _Stream(model, layers, words, grid)
     looked = look(
+        "concept attention",
         model,
         worlds,
         lambda held: [stream.fold(number, held) for number in range(len(layers))],

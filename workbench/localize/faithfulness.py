@@ -197,6 +197,7 @@ class Keeping(Corrupting):
     """One test of faithfulness. A part is a prompt under one draw of noise."""
 
     name = "faithfulness"
+    uncounted = ""
     spec: FaithfulnessSpec
 
     def __init__(

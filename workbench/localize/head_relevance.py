@@ -16,6 +16,7 @@ from einops import rearrange
 from workbench.arguments import checked, mapping_of
 from workbench.engine import Fold
 from workbench.engine.text import encode
+from workbench.experiments.forecast import answer_run
 from workbench.families.attention import attention_of, check_attention
 from workbench.inputs import shown, strings
 from workbench.interventions import World
@@ -91,8 +92,15 @@ def head_relevance(
     ]
     states, spans = word_states(model, list(dict.fromkeys(word for words in drawn for word in words)))
     folds = [_votes(model, site, states, spans, drawn) for site in layers]
+    worlds = [World(str(p), prompt) for p, prompt in enumerate(prompts)]
+
+    def of_trial(steps: int) -> list[Fold]:
+        return [_votes(model, site, states, spans, drawn[:1] * len(model.calls(steps))) for site in layers]
+
+    settings = model._settings(num_inference_steps, guidance_scale)
+    answer_run("head relevance", model, worlds, seeds, settings, of_trial, batch_size=batch_size)
     run = model.run(
-        [World(str(p), prompt) for p, prompt in enumerate(prompts)],
+        worlds,
         seeds=seeds,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,

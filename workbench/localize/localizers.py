@@ -17,6 +17,7 @@ import xarray as xr
 
 from workbench.arguments import checked
 from workbench.experiments.executors import Executor
+from workbench.experiments.forecast import answer_plans
 from workbench.experiments.results import measured_by
 from workbench.experiments.store import Store, as_store
 from workbench.localize.attention import AttentionSpec, attention_contribution
@@ -233,12 +234,13 @@ def by_head_relevance(
         raise Abstains(
             "head relevance looks at the subject's words, which a prompt does not name; give Prompt(..., subject=...)"
         )
-    found = []
+    asked, names = [], [site.name for site in layers]
     for prompt in prompts:
         concepts = {"subject": [prompt.subject]} | other_concepts(prompts, prompt.subject)
-        names = [site.name for site in layers]
-        votes = head_relevance(model, prompt.prompt, concepts, sites=names, batch_size=batch_size, **_common(spec))
-        found.append(votes.sel(concept="subject", drop=True).sum("head"))
+        common = dict(sites=names, batch_size=batch_size) | _common(spec)
+        asked.append(partial(head_relevance, model, prompt.prompt, concepts, **common))
+    answer_plans("head relevance", asked)
+    found = [ask().sel(concept="subject", drop=True).sum("head") for ask in asked]
     scores = xr.concat(found, dim="prompt").assign_coords(prompt=range(len(prompts)))
     return scores.rename(site="layer").transpose("prompt", "seed", "layer")
 
@@ -253,6 +255,12 @@ LOCALIZERS: Mapping[str, Callable[..., xr.DataArray]] = {
     "probing": by_probing,
     "head relevance": by_head_relevance,
 }
+
+
+def is_own(localizer: Localizer) -> bool:
+    """Whether a localizer is one of the workbench's, as `localizers` gives them."""
+    known = {getattr(each, "func", each) for each in LOCALIZERS.values()}
+    return getattr(localizer, "func", localizer) in known
 
 
 def layers_of(model: Model, spec: TraceSpec) -> list[str]:

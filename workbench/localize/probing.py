@@ -17,6 +17,7 @@ import xarray as xr
 from workbench.arguments import checked, number, prompt_set
 from workbench.engine import Fold
 from workbench.engine.text import text_values
+from workbench.experiments.forecast import answer_run
 from workbench.inputs import text
 from workbench.interventions import World
 from workbench.localize.causal_trace import replaced
@@ -65,11 +66,19 @@ def probe(
     """
     chosen = model.sites(*sites)
     worded = wordings(model, prompts, chosen, tokens)
+    denoised = [site for site in chosen if site.part == "denoiser"]
+    worlds = [world for pair in worded for world in pair] if denoised else []
+
+    def of_trial(steps: int) -> list[Fold]:
+        return [_mean_fold(site, len(model.calls(steps))) for site in denoised]
+
+    settings = model._settings(num_inference_steps, guidance_scale)
+    answer_run("probing", model, worlds, seeds, settings, of_trial, batch_size=batch_size)
     states = text_states(model, worded, [site for site in chosen if site.part == "text"], tokens)
     states |= denoiser_states(
         model,
         worded,
-        [site for site in chosen if site.part == "denoiser"],
+        denoised,
         seeds=seeds,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,

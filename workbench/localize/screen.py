@@ -6,6 +6,7 @@ from sites that are patched although it did not propose them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import xarray as xr
 from scipy import stats
 
 from workbench.arguments import checked, instance_of
+from workbench.experiments.drawing import Drawing
 from workbench.experiments.executors import Executor
+from workbench.experiments.forecast import answer_plans
 from workbench.experiments.racing import LEFT, Race, Racing
 from workbench.experiments.results import effects, measured_by
+from workbench.experiments.shards import Shards
 from workbench.experiments.spec import RaceSpec
 from workbench.experiments.statistics import LEVEL, Estimate
 from workbench.experiments.store import Store, as_store
+from workbench.experiments.work import working
 from workbench.inputs import count
 from workbench.localize.attribution import NOISE, Attributing
 from workbench.localize.causal_trace import Target, Tracing
@@ -143,17 +148,11 @@ def screen(
         raise ValueError(
             f"verified={spec.verified}: the spec's sites make {candidates} candidates; verify fewer, or name more sites"
         )
+    verified_later = partial(_planned, attributing, everything, spec, metric, store)
+    answer_plans("screening", [partial(attributing.dataset, store.within("attributed")), verified_later])
     attributed = attributing.dataset(store.within("attributed"), executor)
-    name = NOISE if spec.form == "step" else spec.metric
-    table = candidates_of(measured_by(attributed, name).attributed, spec)
-    verifying = Verifying(everything, table[table.role != ""])
-    if spec.race:
-        how = RaceSpec(best=spec.best, metric=metric)
-        raced = verifying.raced_beside(table, how, store.within("verified"), executor)
-        verified, drawn, exact = raced.data, raced.pictures, _effects_of_race(raced)
-    else:
-        verified, drawn = verifying.dataset(store.within("verified"), executor), verifying.total()
-        exact = _effects_of_sites(effects(verified, metric))
+    table = candidates_of(_scores(attributed, spec), spec)
+    verified, exact, drawn = _verified(everything, table, spec, metric, store, executor)
     table = _judged(table, exact)
     return Screen(
         attributed,
@@ -167,19 +166,45 @@ def screen(
     )
 
 
+def _scores(attributed: xr.Dataset, spec: ScreenSpec) -> xr.DataArray:
+    """What candidates are ranked by."""
+    return measured_by(attributed, NOISE if spec.form == "step" else spec.metric).attributed
+
+
+def _verified(
+    everything: Tracing,
+    table: pd.DataFrame,
+    spec: ScreenSpec,
+    metric: str,
+    store: Store,
+    executor: Executor | str | None = None,
+) -> tuple[xr.Dataset, pd.DataFrame, int]:
+    """Scores and effects of the candidates that have a role, and how many pictures that took."""
+    verifying, store = Verifying(everything, table[table.role != ""]), store.within("verified")
+    if not spec.race:
+        data = verifying.dataset(store, executor)
+        return data, _effects_of_sites(effects(data, metric)), verifying.total()
+    race = verifying.raced_beside(table, RaceSpec(best=spec.best, metric=metric), store, executor)
+    return race.data, _effects_of_race(race), race.pictures
+
+
+def _planned(attributing: Attributing, everything: Tracing, spec: ScreenSpec, metric: str, store: Store):
+    """The second part, for its plan: of the candidates, where the first is in its folder; else of as many as there may be."""
+    first = store.within("attributed")
+    if not first.names() or len(Shards(attributing.identity(), first)) < len(attributing.parts()):
+        return Unproposed(everything, spec.verified + spec.controls).dataset(None)
+    with working():
+        table = candidates_of(_scores(attributing.dataset(first), spec), spec)
+    return _verified(everything, table, spec, metric, store)
+
+
 class Verifying(Tracing):
     """A causal trace of some candidates alone."""
 
     name = "verification"
 
     def __init__(self, everything: Tracing, candidates: pd.DataFrame):
-        super().__init__(
-            everything.model,
-            everything.spec,
-            prompts=everything.prompts,
-            measures=everything.measures,
-            batch_size=everything.batch_size,
-        )
+        super().__init__(everything.model, everything.spec, **_common(everything))
         axes = [axis for axis in PLACES if axis in candidates]
         self.candidates = {tuple(row) for row in candidates[axes].itertuples(index=False)}
         self.axes = axes
@@ -195,6 +220,31 @@ class Verifying(Tracing):
     def single(self, target: Target) -> Sequence[Target]:
         places: list[tuple[Target, Mapping[str, Any]]] = [(each, each.place) for each in super().single(target)]
         return [each for each, place in places if tuple(place[axis] for axis in self.axes) in self.candidates]
+
+
+class Unproposed(Tracing):
+    """A verification of so many candidates, whichever they are: what it takes at most."""
+
+    name = "verification"
+    at_most = True
+
+    def __init__(self, everything: Tracing, candidates: int):
+        super().__init__(everything.model, everything.spec, **_common(everything))
+        self.candidates = candidates
+
+    def drawing(self, p: int, draw: int) -> Drawing:
+        """Of candidates that take most: in the denoiser, whose sources are drawn with them, and begun late."""
+        targets = [each for target in self.targets(p) for each in self.single(target)]
+        most = sorted(targets, key=self.taking, reverse=True)[: self.candidates]
+        return Drawing(p, self.worlds(p, draw, most), [{}] * (2 + len(most)))
+
+    def taking(self, target: Target) -> tuple[bool, Any]:
+        return self.model.sites[target.sites[0]].part == "denoiser", target.steps.start
+
+
+def _common(everything: Tracing) -> dict[str, Any]:
+    """What a trace of some of the same candidates is made with."""
+    return dict(prompts=everything.prompts, measures=everything.measures, batch_size=everything.batch_size)
 
 
 def candidates_of(attributed: xr.DataArray, spec: ScreenSpec) -> pd.DataFrame:

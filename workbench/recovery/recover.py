@@ -19,7 +19,7 @@ from workbench.metrics import Measures, Scoring
 from workbench.models import Model
 from workbench.progress import Bar
 from workbench.prompts import Prompts, PromptSet
-from workbench.recovery.case import Attack, Case, check_edit, check_prompts, control_words
+from workbench.recovery.case import Attack, Case, Try, check_edit, check_prompts, control_words
 from workbench.recovery.completion import UNEDITED, Completion
 from workbench.recovery.learning import Inversion, Relearning
 from workbench.recovery.results import Recovery
@@ -119,6 +119,9 @@ class Recovering(Experiment):
         self.attacks = {
             name: each for name, each in every.items() if name in (spec.attacks or ATTACKS) and name not in refused
         }
+        learning = ", ".join(name for name, attack in self.attacks.items() if attack.learns)
+        why = f"{learning} learn by gradient steps on pictures of their own, whose calls are not counted: name other attacks="
+        self.uncounted = why if learning else ""
 
     def identity(self) -> dict[str, Any]:
         about = {"edit": self.case.edit.digest, "concept": self.case.concept, "control": self.case.control}
@@ -146,15 +149,16 @@ class Recovering(Experiment):
             )
 
     def check(self, name: str, p: int) -> int:
-        worlds = self.plain(p)
-        images = self.plan(worlds)
+        unedited, before = self.plain(p)
         if name == PLAIN:
-            return images + self.spec.redraws * len(self.spec.seeds)
+            again = self.plan([before], scored=False, seeds=[seed for seeds in self.redrawn for seed in seeds])
+            return self.plan([unedited, before], scored=False) + again
         attack = self.attacks[name]
         if why := attack.unfit(self.prompts[p]):
             raise ValueError(f"attacks: {why}; or leave {name} out")
         if not attack.learns:
-            self.plan([worlds[0], *self.attacked(attack, p)])
+            for _, worlds in self.batches(self.attacked(attack, p), p):
+                self.plan(worlds, scored=False)
         return len(attack.places()) * len(self.spec.seeds)
 
     def plain(self, p: int) -> list[World]:
@@ -162,12 +166,23 @@ class Recovering(Experiment):
         text = self.prompts[p].prompt
         return [World(UNEDITED, text), World(BEFORE, text, self.case.previewed)]
 
-    def attacked(self, attack: Attack, p: int) -> list[World]:
-        prompt = self.prompts[p]
+    def attacked(self, attack: Attack, p: int) -> list[tuple[Try, World]]:
+        """An attack's tries on a prompt, each with its world."""
+        text = self.prompts[p].prompt
         return [
-            World(f"{attack.name} {i}", each.prompt or prompt.prompt, each.interventions)
-            for i, each in enumerate(attack.tries(prompt))
+            (each, World(f"{attack.name} {i}", each.prompt or text, each.interventions))
+            for i, each in enumerate(attack.tries(self.prompts[p]))
         ]
+
+    def batches(
+        self, tries: Sequence[tuple[Try, World]], p: int
+    ) -> Iterator[tuple[Sequence[tuple[Try, World]], list[World]]]:
+        """Some tries at a time, no more images in memory than a batch, and what is run of them."""
+        for at in range(0, len(tries), self.batch_size):
+            some = tries[at : at + self.batch_size]
+            worlds = [world for _, world in some]
+            reads = any(one.rule.source_world for world in worlds for one in world.interventions)
+            yield some, [*(self.plain(p)[:1] if reads else ()), *worlds]
 
     def measure(self, name: str, p: int, bar: Bar) -> list[Row]:
         """Rows (world, metric, prompt, seed, [draw, asks, what sets an attack's tries apart,] value)."""
@@ -200,14 +215,10 @@ class Recovering(Experiment):
         return [list(range(first + draw * count, first + (draw + 1) * count)) for draw in range(self.spec.redraws)]
 
     def attack_rows(self, attack: Attack, p: int, bar: Bar) -> list[Row]:
-        prompt, rows, source = self.prompts[p], [], self.plain(p)[:1]
-        tries = list(attack.tries(prompt))
-        for at in range(0, len(tries), self.batch_size):  # no more images in memory than these
-            some = tries[at : at + self.batch_size]
-            worlds = [World(str(i), each.prompt or prompt.prompt, each.interventions) for i, each in enumerate(some)]
-            reads = any(one.rule.source_world for world in worlds for one in world.interventions)
-            images = self.run([*(source if reads else ()), *worlds]).images
-            for world, each in zip(worlds, some):
+        rows: list[Row] = []
+        for some, worlds in self.batches(self.attacked(attack, p), p):
+            images = self.run(worlds).images
+            for each, world in some:
                 place = dict(world=attack.name, **each.place)
                 rows += self.graded(p, place, images.sel(world=world.name))
                 if each.moved is not None:

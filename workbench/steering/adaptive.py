@@ -132,6 +132,11 @@ class Bisection:
         )
 
 
+def round_name(number: int) -> str:
+    """How a round's part is called."""
+    return f"round{number:02d}"
+
+
 class Adapting(Steered):
     """One bisection of all prompts: a part is a round, whose rows say what strength each prompt had."""
 
@@ -158,14 +163,20 @@ class Adapting(Steered):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"direction": self.direction.digest, "relative_strengths": self.relative}
 
+    def parts(self) -> dict[str, tuple[Variant]]:
+        """The rounds, at whatever strengths."""
+        strongest = self.variant(0, np.full(len(self.prompts), self.spec.strongest))
+        rounds = {round_name(number): (strongest,) for number in range(self.spec.rounds + 1)}
+        return {UNSTEERED: (self.plain,)} | rounds
+
     def total(self) -> int:
-        return (2 + self.spec.rounds) * self.check(self.variant(0, np.full(len(self.prompts), self.spec.strongest)))
+        return (2 + self.spec.rounds) * self.check(*self.parts()[round_name(0)])
 
     def stages(self, kept: Kept) -> Iterator[Mapping[str, tuple[Variant]]]:
         yield {UNSTEERED: (self.plain,)}
         self.bisection = Bisection(self.means(kept(UNSTEERED)), self.spec)
         for round_number in range(self.spec.rounds + 1):
-            name = f"round{round_number:02d}"
+            name = round_name(round_number)
             yield {name: (self.variant(round_number, self.bisection.next(round_number)),)}
             rows = kept(name)
             tried = rows.drop_duplicates("prompt").sort_values("prompt").strength.to_numpy()

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from workbench.arguments import Check, fit, line
-from workbench.engine import Work, count_work
+from workbench.engine import Work
 from workbench.experiments.base import Experiment
 from workbench.experiments.drawing import Drawing
 from workbench.experiments.shards import Row
@@ -199,6 +199,7 @@ class Steered(Steering):
     """A part is a variant, on all prompts; the first is the unsteered images."""
 
     name = "steering"
+    uncounted = ""
 
     def by_units(self) -> SteeredPrompts:
         given = (self.model, self.prompts, self.concept, self.spec, self.measures, self.batch_size)
@@ -220,15 +221,13 @@ class Steered(Steering):
         ]
 
     def check(self, variant: Variant) -> int:
-        return self.plan(self.worlds(variant))
+        return self.plan(self.worlds(variant), scored=False)
 
-    def count(self, parts: Mapping[str, Any], work: Work):
-        for (variant,) in parts.values():
-            more = dict(batch_size=self.batch_size)
-            count_work(self.model, self.worlds(variant), self.spec.seeds, self.settings, work, **more)
-
-    def again(self, left: Mapping[str, Any]) -> dict[str, tuple[Variant]]:
-        return {UNSTEERED: (self.plain,)} if left and UNSTEERED not in left else {}
+    def beforehand(self, left: Mapping[str, Any], *, trying: bool) -> Work:
+        work = Work()
+        if UNSTEERED not in left:  # every process draws its own to compare with
+            self.count({UNSTEERED: (self.plain,)}, work)
+        return work
 
     @cached_property
     def reference(self) -> xr.DataArray:

@@ -106,6 +106,7 @@ class Searching(Steered):
     name = "steer_search"
     coordinates: ClassVar[Mapping[str, tuple[str, ...]]] = {"strengths": ("trial",)}
     packages = (*PACKAGES, "optuna")
+    at_most = True
     spec: SearchSpec
 
     def __init__(
@@ -128,9 +129,13 @@ class Searching(Steered):
             key: value for key, value in asked.items() if key != "trials"
         }  # a longer search is the same one, gone on
 
-    def total(self) -> int:
+    def parts(self) -> dict[str, tuple[Variant]]:
+        """The trials as if each steered all sites, as strongly as may be."""
         strongest = Variant({}, [self.direction.steer(self.spec.strongest, **self.spec.applied())] * len(self.prompts))
-        return (1 + self.spec.trials) * self.check(strongest)
+        return {UNSTEERED: (self.plain,)} | {trial_name(i): (strongest,) for i in range(self.spec.trials)}
+
+    def total(self) -> int:
+        return (1 + self.spec.trials) * self.check(*self.parts()[trial_name(0)])
 
     def stages(self, kept: Kept) -> Iterator[Mapping[str, tuple[Variant]]]:
         yield {UNSTEERED: (self.plain,)}

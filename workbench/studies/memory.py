@@ -35,7 +35,7 @@ def main(options: MemoryOptions):
     rows = []
     for model in options.models:
         for steps in SIZES[model]:
-            peaks = [peak(f"one_run({model!r}, {steps}, {maps})") for maps in (False, True)]
+            peaks = [peaks_of(f"runs({model!r}, {(steps,)}, {maps})")[0] for maps in (False, True)]
             rows.append(
                 dict(model=model, steps=steps, without_mb=peaks[0], with_maps_mb=peaks[1], added_mb=peaks[1] - peaks[0])
             )
@@ -47,7 +47,7 @@ def recordings() -> list[dict[str, int]]:
     """What recording adds to the peak, by images and steps."""
     rows = []
     for images, steps in RECORDINGS:
-        nowhere, memory, disk = (peak(f"one_recording({images}, {steps}, {place!r})") for place in PLACES)
+        nowhere, memory, disk = (peaks_of(f"recording({images}, {steps}, {place!r})")[0] for place in PLACES)
         added = dict(in_memory_adds_mb=memory - nowhere, on_disk_adds_mb=disk - nowhere)
         rows.append(dict(images=images, steps=steps, batch_size=BATCH, recorded_mb=recorded(images, steps)) | added)
         print(rows[-1])
@@ -61,29 +61,29 @@ def recorded(images: int, steps: int) -> int:
     return round(sum(4 * prod(site.sizes) for site in wb.load().sites("unet.*.cross.probs")) * images * steps / 1e6)
 
 
-def peak(call: str) -> int:
-    """Largest resident memory, in MB (10^6 bytes), of a process that makes a call of this module."""
+def peaks_of(call: str) -> list[int]:
+    """Largest resident memory, in MB (10^6 bytes), between each `begin` and `end` of a process that makes a call of this module."""
     script = f"from workbench.studies import memory; memory.{call}"
-    return int(
-        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()[-1]
-    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return list(map(int, done.stdout.split()))
 
 
-def one_run(name: str, steps: int, maps: bool):
-    """Make one image, guided, and print this process's peak."""
+def runs(name: str, numbers: tuple[int, ...], maps: bool):
+    """Make an image, guided, in each number of steps, and print this process's peak in each."""
     import workbench as wb
 
     model = wb.load() if name == "menagerie" else wb.Model(stable_diffusion_15())
-    more = dict(seeds=(0,), num_inference_steps=steps, guidance_scale=3.0)
-    begin()
-    if maps:
-        wb.attention_maps(model, "a zebra in the savanna", **more)
-    else:
-        model.run([wb.World("clean", "a zebra in the savanna")], **more, progress=False)
-    end()
+    for steps in numbers:
+        more = dict(seeds=(0,), num_inference_steps=steps, guidance_scale=3.0)
+        begin()
+        if maps:
+            wb.attention_maps(model, "a zebra in the savanna", **more)
+        else:
+            model.run([wb.World("clean", "a zebra in the savanna")], **more, progress=False)
+        end()
 
 
-def one_recording(images: int, steps: int, place: str):
+def recording(images: int, steps: int, place: str):
     """Record the probabilities of all cross-attention layers, or (nowhere) make the images alone, and print this process's peak."""
     import workbench as wb
 

@@ -80,14 +80,14 @@ def steps_for(name: str) -> int:
     return 4 if name == "pndm prk" else 3
 
 
-def text_encoder(tokenizer, width: int, kind=CLIPTextModel):
-    """A CLIP text encoder of three layers and two heads."""
+def text_encoder(tokenizer, width: int, kind=CLIPTextModel, *, layers: int = 3):
+    """A CLIP text encoder of two heads."""
     return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
             intermediate_size=2 * width,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,

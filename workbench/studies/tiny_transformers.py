@@ -39,15 +39,15 @@ def t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=pieces, extra_ids=0)
 
 
-def t5(words: T5TokenizerFast, width: int) -> T5EncoderModel:
-    """A T5 encoder of two layers and two heads, gated, as T5 1.1."""
+def t5(words: T5TokenizerFast, width: int, *, layers: int = 2) -> T5EncoderModel:
+    """A T5 encoder of two heads, gated, as T5 1.1."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(words),
             d_model=width,
             d_kv=8,
             d_ff=24,
-            num_layers=2,
+            num_layers=layers,
             num_heads=2,
             feed_forward_proj="gated-gelu",
         )
