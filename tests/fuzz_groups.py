@@ -172,6 +172,8 @@ def of_models(kit: Kit) -> Iterator[Group]:
     yield Group("plan", wb.plan, asked, dict(timed=FLAG))
     yield Group("race", wb.race, kit.races, dict(batch_size=COUNT))
     yield Group("Race.best", kit.raced.best, dict(number=1), dict(number=NOTHING))
+    yield Group("Share", wb.Share, dict(number=1, of=10**6), dict(number=COUNT, of=COUNT))
+    yield Group("Ray", wb.Ray, {}, dict(address=NONE | TEXT, workers=NONE | COUNT, threads=COUNT))
     yield Group("Plan.seconds_on", planned.seconds_on, dict(workers=1), {"workers": COUNT})
     yield Group(
         "Model.generate",

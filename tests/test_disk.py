@@ -68,6 +68,7 @@ def carried(model, monkeypatch, seeds: int, record_to=None) -> int:
     def counted(self, *arguments, **more):
         begun.append(self.seeds)
         if len(begun) in (1, 2 * seeds):  # two batches for each seed
+            gc.collect()
             tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
             storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
             live.append(sum(storages.values()))

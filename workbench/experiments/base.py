@@ -204,7 +204,7 @@ class Experiment(ABC):
         where something is recorded.
         """
         if self.counting is None:
-            prepare(self.model, [*read, *worlds], self.settings)
+            prepare(self.model, [*read, *worlds], self.run_settings)
         else:
             runs: Iterable[Slice] = [(worlds, read)]
             if scored:
@@ -217,7 +217,7 @@ class Experiment(ABC):
         return self.spec.seeds if seeds is None else seeds
 
     @property
-    def settings(self) -> engine.Settings:
+    def run_settings(self) -> engine.Settings:
         return self.model._settings(self.steps, self.guidance)
 
     def count(self, parts: Mapping[str, Part], work: Work):
@@ -240,7 +240,7 @@ class Experiment(ABC):
         held: Held = {}
         for worlds, sources in runs:
             more = dict(batch_size=self.batch_size, read=sources, held=held, reuse=reuse, at_most=self.at_most)
-            engine.count_work(self.model, worlds, seeds, self.settings, work, **more)
+            engine.count_work(self.model, worlds, seeds, self.run_settings, work, **more)
 
     def _worlds_of(self, drawings: Sequence[Drawing]) -> Iterator[Slice]:
         for drawn, sources in self.slices(drawings):
@@ -284,7 +284,7 @@ class Experiment(ABC):
             self.model,
             worlds,
             self.seeds_of(seeds),
-            self.settings,
+            self.run_settings,
             batch_size=self.batch_size,
             record=as_record(record),
             progress=False,
@@ -300,7 +300,7 @@ class Experiment(ABC):
             for i in order_of(each.worlds):
                 scored[each.worlds[i].name] = (number, each.worlds[i], each.places[i])
         known = {world.name: world for each in drawings for world in (*each.read, *each.worlds)}
-        reads = prepare(self.model, list(known.values()), self.settings).reads
+        reads = prepare(self.model, list(known.values()), self.run_settings).reads
         for names in engine.groups([world for _, world, _ in scored.values()], self.batch_size, reads):
             drawn = [scored.pop(name) for name in names if name in scored]
             if drawn:

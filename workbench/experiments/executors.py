@@ -37,7 +37,7 @@ class Executor(ABC):
     (True, True)
     """
 
-    def check(self, store: Store):
+    def _check(self, store: Store):
         """Raise, before anything is done, where it cannot work, or not with this store."""
         if isinstance(store, Memory):
             raise ValueError(
@@ -45,17 +45,17 @@ class Executor(ABC):
             )
 
     @abstractmethod
-    def at_work(self, experiment: "Experiment", shards: "Shards") -> AbstractContextManager[Finish]:
+    def _at_work(self, experiment: "Experiment", shards: "Shards") -> AbstractContextManager[Finish]:
         """What is given the parts of a stage and the bar and gets all of them finished, for as long as the block lasts."""
 
 
 class Here(Executor):
     """This process, beside any others that share the folder."""
 
-    def check(self, store: Store):
+    def _check(self, store: Store):
         pass
 
-    def at_work(self, experiment: "Experiment", shards: "Shards") -> AbstractContextManager[Finish]:
+    def _at_work(self, experiment: "Experiment", shards: "Shards") -> AbstractContextManager[Finish]:
         return nullcontext(partial(_do_and_wait, experiment, shards))
 
 
@@ -88,7 +88,11 @@ class Share(Executor):
 
     @classmethod
     def named(cls, text: str, argument: str) -> "Share":
-        """A share as commands are given it: 2/8."""
+        """A share as commands are given it: 2/8. argument: whose name errors say.
+
+        >>> wb.Share.named("2/8", "--shard")
+        Share(number=2, of=8)
+        """
         number, slash, of = text.partition("/")
         if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
             raise ValueError(
@@ -99,7 +103,7 @@ class Share(Executor):
     def __str__(self):
         return f"{self.number}/{self.of}"
 
-    def at_work(self, experiment: "Experiment", shards: "Shards") -> AbstractContextManager[Finish]:
+    def _at_work(self, experiment: "Experiment", shards: "Shards") -> AbstractContextManager[Finish]:
         return nullcontext(partial(self._do, experiment, shards))
 
     def _do(self, experiment: "Experiment", shards: "Shards", parts: Mapping[str, "Part"], bar: Bar):
@@ -134,7 +138,11 @@ class Unfinished(RuntimeError):
         return f"{self.experiment}: share {self.share} has done its parts; {self.kept} of {self.parts} parts{stage} are in {self.folder}"
 
     def told(self, whole: str) -> str:
-        """What is done and what is to be done. whole: what has the whole at the end."""
+        """What is done and what is to be done. whole: what has the whole at the end.
+
+        >>> print(wb.Unfinished("causal trace", "2/8", 30, 120, "runs/trace", False).told("workbench trace draws it"))
+        causal trace: share 2/8 has done its parts; 30 of 120 parts are in runs/trace; when all shares have done theirs, workbench trace draws it
+        """
         if self.staged:
             return f"{self.done}; others wait for these: when all shares have done theirs, give each of them again, until all is there"
         return f"{self.done}; when all shares have done theirs, {whole}"
@@ -167,7 +175,7 @@ def as_executor(value: "Executor | str | None", argument: str = "executor") -> E
         return Here()
     if isinstance(value, Executor):
         return value
-    if value == "ray" or (isinstance(value, str) and (value == "auto" or ":" in value.strip().strip(":"))):
+    if isinstance(value, str) and (value in ("ray", "auto") or ":" in value.strip().strip(":")):
         ray = import_module("workbench.experiments.workers").Ray
         return ray() if value == "ray" else ray(value)
     raise ValueError(f"{argument}={shown(value)}: give {HOW}; left out, this process does the parts")

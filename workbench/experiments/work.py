@@ -54,11 +54,11 @@ def complete(experiment: "Experiment", store: Store, executor: Executor | str | 
         with working():
             outcome = instead(experiment, store, executor)
         raise Done(outcome)
-    executor.check(store)
+    executor._check(store)
     total = experiment.total()
     shards = Shards(experiment.identity(), store, experiment.packages)
     with Bar(total, experiment.name) as bar, _how_to_go_on(shards):
-        with executor.at_work(experiment, shards) as finish:
+        with executor._at_work(experiment, shards) as finish:
             for parts in experiment.stages(shards.rows):
                 finish(parts, bar)
         bar.skip(total - bar.done)  # what a race needed not

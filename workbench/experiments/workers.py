@@ -55,9 +55,9 @@ class Ray(Executor):
         fit(self, address=optional(text), workers=optional(count), threads=count)
         self.team: Team | None = None
 
-    def check(self, store: Store):
+    def _check(self, store: Store):
         ray = ray_module()
-        super().check(store)
+        super()._check(store)
         if self.address is not None and self.team is None and ray.is_initialized():
             raise ValueError(
                 f"executor={self.address!r}: this process is connected to Ray already; leave the address out (executor='ray') to use "
@@ -73,7 +73,7 @@ class Ray(Executor):
         team.end()
 
     @contextmanager
-    def at_work(self, experiment: "Experiment", shards: Shards) -> Iterator[Finish]:
+    def _at_work(self, experiment: "Experiment", shards: Shards) -> Iterator[Finish]:
         with nullcontext(self) if self.team else self:
             with self.team.at_work(experiment, shards) as finish:
                 yield finish
@@ -100,7 +100,7 @@ class Team:
 
     @contextmanager
     def at_work(self, experiment: "Experiment", shards: Shards) -> Iterator[Finish]:
-        """See `Executor.at_work`."""
+        """See `Executor._at_work`."""
         self.experiment, self.shards = experiment, shards
         self.parcel: Parcel | None = None
         self.shipped = self.pipeline = None  # the parcel in Ray's store, and the pipeline, where it has to be sent
