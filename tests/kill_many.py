@@ -37,6 +37,7 @@ from workbench.studies.prompt_to_prompt import Swapping
 
 FORK = multiprocessing.get_context("fork")  # a child begins with the model loaded
 LEASE = 0.5  # seconds, so that nobody waits long for the dead
+REMOTE_LEASE = 4.0  # of a server that may answer late: a lease that ends before its renewal is seen is taken, and the part computed twice
 Study = Callable[[Store | None], pd.DataFrame]
 
 
@@ -85,7 +86,7 @@ def new_place(within: str) -> str:
 
 
 def store_at(place: str) -> Store:
-    return at_address(place, lease_seconds=LEASE) if is_address(place) else Folder(place, lease_seconds=LEASE)
+    return at_address(place, lease_seconds=REMOTE_LEASE) if is_address(place) else Folder(place, lease_seconds=LEASE)
 
 
 def child(study: Study, place: str, log: Path, answer: Path):

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import tyro
@@ -27,30 +28,37 @@ LEASE = 2.0  # seconds
 
 
 class Logged(Tracing):
-    """A trace whose every part is noted when it is begun, with its process, and when its rows are computed."""
+    """A trace that notes which parts are begun, in which group and process, and which are computed."""
 
     log: Path
 
-    def measure(self, p, draw, bar):
-        part = f"prompt{p:04d}-draw{draw:02d}"
-        self.note(f"begun {part} {os.getpid()}")
-        rows = super().measure(p, draw, bar)
-        self.note(f"computed {part} {os.getpid()}")
+    def measure_all(self, group, names, bar):
+        self.note("begun", group, names)
+        rows = super().measure_all(group, names, bar)
+        self.note("computed", group, names)
         return rows
 
-    def note(self, line: str):
+    def note(self, what: str, group, names):
         with open(self.log, "a") as log:
-            log.write(f"{line}\n")
+            log.writelines(f"{what} {next(iter(group))} {name} {os.getpid()}\n" for name in names)
 
 
-def notes(log: Path) -> list[tuple[str, str, int]]:
-    """What, which part, which process."""
+class Note(NamedTuple):
+    """What happened to a part, in which group, which is called by its first part, and in which process."""
+
+    what: str
+    group: str
+    part: str
+    process: int
+
+
+def notes(log: Path) -> list[Note]:
     lines = log.read_text().splitlines() if log.exists() else []
-    return [(what, part, int(process)) for what, part, process in map(str.split, lines)]
+    return [Note(*own, int(process)) for *own, process in map(str.split, lines)]
 
 
 class Killer(threading.Thread):
-    """Kills the process of a part that is begun, as often as asked; no part's so often that the experiment would give it up."""
+    """Kills the process of a group that is begun, as often as asked; none so often that the experiment would give it up."""
 
     def __init__(self, log: Path, kills: int, rng: random.Random):
         super().__init__(daemon=True)
@@ -60,16 +68,15 @@ class Killer(threading.Thread):
 
     def run(self):
         while len(self.killed) < self.kills and not self.over.wait(self.rng.uniform(0.2, 2.0)):
-            noted = notes(self.log)
-            running = {(part, process) for what, part, process in noted if what == "begun"}
-            running -= {(part, process) for what, part, process in noted if what == "computed"}
+            running = {(each.group, each.process) for each in notes(self.log) if each.what == "begun"}
+            running -= {(each.group, each.process) for each in notes(self.log) if each.what == "computed"}
             running -= set(self.killed)
-            often = Counter(part for part, _ in self.killed)
+            often = Counter(group for group, _ in self.killed)
             chosen = sorted(each for each in running if often[each[0]] < TRIES - 1)
             if chosen:
-                part, process = self.rng.choice(chosen)
+                group, process = self.rng.choice(chosen)
                 os.kill(process, signal.SIGKILL)
-                self.killed.append((part, process))
+                self.killed.append((group, process))
 
 
 @dataclass
@@ -105,16 +112,18 @@ def main(options: KillOptions):
         killer.join()
         noted = notes(log)
     pd.testing.assert_frame_equal(found, whole, check_exact=True)
-    begun = Counter(part for what, part, _ in noted if what == "begun")
-    computed = Counter(part for what, part, _ in noted if what == "computed")
-    died = Counter(part for part, _ in killer.killed)
+    begun = Counter(each.part for each in noted if each.what == "begun")
+    computed = Counter(each.part for each in noted if each.what == "computed")
+    group_of = {each.part: each.group for each in noted}
+    died = Counter(group for group, _ in killer.killed)
     assert set(begun) == set(tracing.parts()) == set(computed), "parts are missing"
     assert len(killer.killed) == options.kills, f"only {len(killer.killed)} kills: give more prompts or draws"
-    again = {part: times for part, times in begun.items() if times > 1 + died[part]}
+    again = {part: times for part, times in begun.items() if times > 1 + died[group_of[part]]}
     assert not again, f"begun more often than workers died at them: {again}"
     print(
-        f"{len(begun)} parts, {len(killer.killed)} workers killed at {len(died)} of them, {sum(begun.values())} begun, "
-        f"{sum(computed.values())} computed (a worker may die between computing and writing), rows equal; {seconds:.0f} s"
+        f"{len(begun)} parts in {len(set(group_of.values()))} groups, {len(killer.killed)} workers killed at {len(died)} of them, "
+        f"{sum(begun.values())} begun, {sum(computed.values())} computed (a worker may die between computing and writing), rows equal; "
+        f"{seconds:.0f} s"
     )
 
 

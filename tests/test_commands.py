@@ -91,20 +91,33 @@ def test_looking_measures_every_layer_against_its_baselines(tmp_path):
     assert (table.ceiling.dropna() >= 0.05).all() and (tmp_path / "attention_iou.png").exists()
 
 
+def quick_speed(tmp_path, *studies):
+    few = dict(repeats=1, seeds=1, num_inference_steps=2, prompts=2, best_steps=1, screened=1, raced=1)
+    return speed.SpeedOptions(studies, tmp_path / "speed.csv", **few)
+
+
 def test_the_benchmark_times_like_against_like(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "SITES", "text_encoder.{0,5}.{attention,mlp}")
-    speed.main(speed.SpeedOptions(out=tmp_path / "speed.csv", repeats=1, trace_seeds=1, num_inference_steps=1))
-    table = pd.read_csv(tmp_path / "speed.csv")
-    assert len(table) == 10 and (table.seconds > 0).all()
+    monkeypatch.setattr(speed, "HEADS", ("text_encoder.{0,1,2}.z",))
+    monkeypatch.setattr(speed, "COMPONENTS", ("text_encoder.*.mlp",))
+    options = quick_speed(
+        tmp_path, *(name for name in speed.STUDIES if name != "workers")
+    )  # Ray's have tests of their own
+    speed.main(options)
+    table = pd.read_csv(tmp_path / "speed.csv").set_index(["study", "side"])
+    assert len(table) == 6 + 2 + 4 + 3 + 2 + 7 and (table.seconds > 0).all() and (table.threads == 1).all()
+    assert np.allclose(table.share * table.times_faster, 1, rtol=0.02)
+    assert (table.largest_difference.dropna() < 1e-3).all() and table.recall.dropna().between(0, 1).all()
+    best = table.loc["best three"].images
+    assert best["heads: wb.screen"] == best["heads: engine, all"] == 2 * (2 + 12)
 
 
 def test_the_benchmark_stops_when_the_sides_draw_different_images(tmp_path, monkeypatch):
-    by_engine = speed.by_engine
-    monkeypatch.setattr(speed, "by_engine", lambda *arguments: 1 - by_engine(*arguments))
+    by_engine = speed.engine
+    monkeypatch.setattr(speed, "engine", lambda *given, **how: 1 - by_engine(*given, **how))
     monkeypatch.setattr(speed, "SITES", "text_encoder.0.mlp")
-    options = speed.SpeedOptions(("text-encoder trace",), tmp_path / "speed.csv", trace_seeds=1, num_inference_steps=1)
     with pytest.raises(RuntimeError, match="text-encoder trace: the loop and the engine draw different images"):
-        speed.main(options)
+        speed.main(quick_speed(tmp_path, "text-encoder trace"))
 
 
 def test_the_study_of_ranks_measures_every_editor_and_goes_on_where_it_was(tmp_path):

@@ -140,8 +140,8 @@ class Unfinished(RuntimeError):
     def told(self, whole: str) -> str:
         """What is done and what is to be done. whole: what has the whole at the end.
 
-        >>> print(wb.Unfinished("causal trace", "2/8", 30, 120, "runs/trace", False).told("workbench trace draws it"))
-        causal trace: share 2/8 has done its parts; 30 of 120 parts are in runs/trace; when all shares have done theirs, workbench trace draws it
+        >>> print(wb.Unfinished("causal trace", "2/8", 30, 120, "runs/trace", False).told("one draws it"))
+        causal trace: share 2/8 has done its parts; 30 of 120 parts are in runs/trace; when all shares have done theirs, one draws it
         """
         if self.staged:
             return f"{self.done}; others wait for these: when all shares have done theirs, give each of them again, until all is there"

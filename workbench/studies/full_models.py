@@ -225,3 +225,19 @@ FULL = {
         1024, flux_parts, flux_given, (16, 128, 128), CLIPS | dict(text_encoder_2=512), 1, narrow_flux
     ),
 }
+
+
+def random_pipeline(name: str, device: str, dtype: torch.dtype) -> DiffusionPipeline:
+    """A full-size model with random weights, between the narrow copy's tokenizers, of 77 tokens, and its scheduler."""
+    narrow, before = FULL[name].narrow(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            parts = {each: part.eval() for each, part in FULL[name].parts().items()}
+    finally:
+        torch.set_default_dtype(before)
+    for each in ("tokenizer", "tokenizer_2"):
+        if each in narrow.components:
+            narrow.components[each].model_max_length = 77
+    return type(narrow)(**narrow.components | parts)

@@ -47,7 +47,7 @@ from workbench.studies.p2p_pairs import (
     refine_pairs,
     swap_pairs,
 )
-from workbench.studies.speed import interleaved
+from workbench.studies.speed import in_turn
 
 PAIRS = (1, 8)  # in a batch, timed
 GUIDANCES = (1.0, 3.0)  # the second is the embedded model's own
@@ -269,7 +269,7 @@ def overhead(model: Model, options: P2POptions) -> pd.DataFrame:
     }
     for pairs in PAIRS:
         run = partial(model.run, seeds=range(pairs), num_inference_steps=steps, progress=False)
-        found = interleaved({name: partial(run, worlds) for name, worlds in sides.items()}, options.repeats)
+        found, _ = in_turn({name: partial(run, worlds) for name, worlds in sides.items()}, turns=options.repeats)
         for name, seconds in found.items():
             arm, ratio = f"{name}, {pairs} pair(s) a batch", seconds / found["two plain images"]
             rows.append(dict(arm=arm, measure="seconds a pair", value=seconds / pairs))

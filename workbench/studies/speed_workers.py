@@ -24,10 +24,10 @@ from workbench.prompts import prompt_set
 @dataclass
 class WorkersOptions:
     out: Path = Path("runs/figures/speed_workers.csv")
-    prompts: int = 24
-    draws: int = 2
+    prompts: int = 16
+    draws: int = 1
     sites: tuple[str, ...] = ("text_encoder.*.mlp",)
-    num_inference_steps: int = 25
+    num_inference_steps: int = 12
     workers: tuple[int, ...] = (1, 2)
     repeats: int = 1
     """Of each number of workers, in turn; the medians count."""
