@@ -3,8 +3,9 @@
 Peak resident memory while a run makes one image with all cross-attention maps, over the same run without them, each in a process
 of its own: on a random UNet of Stable Diffusion 1.5's size (its public config, 64 x 64 latents; needs 8 GB), and on the
 menagerie at 5 and at 50 steps. The same of runs of the menagerie that record the probabilities of all cross-attention layers, in
-memory and on disk, by the number of images and of steps. Linux only: the peak is counted from behind the model's loading. Writes
-`memory.csv`, and `recordings.csv` beside it.
+memory and on disk, by the number of images and of steps; and the peaks of whole experiments, by the number of sites (or strengths),
+prompts and seeds. Linux only: the peak is counted from behind the model's loading. Writes `memory.csv`, and `recordings.csv` and
+`experiments.csv` beside it.
 """
 
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import tyro
@@ -21,6 +23,7 @@ SIZES = {"sd15": (2,), "menagerie": (5, 50)}
 RECORDINGS = ((4, 10), (16, 10), (48, 10), (4, 40), (4, 120))  # images and steps
 BATCH = 4
 PLACES = ("nowhere", "memory", "disk")
+SWEPT = ((8, 4, 2), (32, 4, 2), (8, 16, 2), (8, 4, 8))  # sites or strengths, prompts, seeds
 
 
 @dataclass
@@ -32,6 +35,7 @@ class MemoryOptions:
 def main(options: MemoryOptions):
     options.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(recordings()).to_csv(options.out.with_name("recordings.csv"), index=False)
+    pd.DataFrame(experiments()).to_csv(options.out.with_name("experiments.csv"), index=False)
     rows = []
     for model in options.models:
         for steps in SIZES[model]:
@@ -51,6 +55,19 @@ def recordings() -> list[dict[str, int]]:
         added = dict(in_memory_adds_mb=memory - nowhere, on_disk_adds_mb=disk - nowhere)
         rows.append(dict(images=images, steps=steps, batch_size=BATCH, recorded_mb=recorded(images, steps)) | added)
         print(rows[-1])
+    return rows
+
+
+def experiments() -> list[dict[str, Any]]:
+    """Peaks of whole experiments."""
+    rows = []
+    for name in ("trace", "sweep"):
+        for places, prompts, seeds in SWEPT:
+            (peak,) = peaks_of(f"experiment({name!r}, {places}, {prompts}, {seeds})")
+            rows.append(
+                dict(experiment=name, places=places, prompts=prompts, seeds=seeds, batch_size=BATCH, peak_mb=peak)
+            )
+            print(rows[-1])
     return rows
 
 
@@ -97,6 +114,30 @@ def recording(images: int, steps: int, place: str):
         if place == "disk":
             more["record_to"] = Path(folder) / "values"
         model.run("a zebra in the savanna", seeds=range(images), **more)
+    end()
+
+
+def experiment(name: str, places: int, prompts: int, seeds: int):
+    """Trace so many sites, or steer by so many strengths, and print this process's peak."""
+    import workbench as wb
+
+    model, chosen, scorer = wb.load(), wb.prompt_set("object")[:prompts], wb.Scorer()
+    quick = dict(seeds=tuple(range(seeds)), num_inference_steps=2)
+    more = dict(scorer=scorer, batch_size=BATCH)
+    model.run("a zebra in the savanna", seeds=range(BATCH), num_inference_steps=1, progress=False)  # what is made once
+    scorer.image_embeddings(model.run("a zebra", num_inference_steps=1, progress=False).images[0])
+    sites = [site.name for site in model.sites("text_encoder.*.{attention,mlp}", "unet.*.{self,cross,ff}")]
+    direction = wb.direction(model, ["a zebra in winter"], ["a zebra in summer"], "text_encoder.0.mlp")
+    begin()
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "trace":
+            wb.causal_trace(
+                model, chosen, wb.TraceSpec(sites=tuple(sites[:places]), draws=1, **quick), folder=folder, **more
+            )
+        else:
+            strengths = tuple((number + 1) / places for number in range(places))
+            spec = wb.SweepSpec(strengths=strengths, **quick)
+            wb.steer_sweep(model, chosen, direction, wb.Concept("winter", "summer"), spec, folder=folder, **more)
     end()
 
 
