@@ -59,9 +59,10 @@ figures: .venv/installed
 	$(BIN)/python -m workbench.studies.architectures --out figures/architectures
 	$(BIN)/python -m workbench.studies.edit_speed --out figures/edit_speed/edit_speed.csv
 	$(BIN)/python -m workbench.studies.prompt_to_prompt --out figures/prompt_to_prompt
-	$(BIN)/python -m workbench.studies.speed --studies "plain diffusers" "text-encoder trace" --out figures/speed/speed.csv
-	$(BIN)/python -m workbench.studies.speed --studies LocoGen --out figures/speed/speed_locogen.csv
+	OMP_NUM_THREADS=1 $(BIN)/python -m workbench.studies.speed --out figures/speed/speed_1.csv
+	OMP_NUM_THREADS=2 $(BIN)/python -m workbench.studies.speed --out figures/speed/speed_2.csv
 	$(BIN)/python -m workbench.studies.memory --out figures/memory/memory.csv
+	$(BIN)/python -m workbench.studies.cost
 	$(BIN)/python -m workbench.studies.matrix --out figures/matrix
 	$(BIN)/python -m workbench.menagerie.evaluate --out figures/menagerie
 
@@ -84,9 +85,10 @@ redraw: .venv/installed
 	$(BIN)/python -m workbench.studies.prompt_to_prompt --redraw --out figures/prompt_to_prompt
 	$(BIN)/python -m workbench.studies.matrix --redraw --out figures/matrix
 
-# Studies killed at a hundred random moments, and workers at twenty, lose nothing: twenty minutes.
+# Studies killed at a hundred random moments, on a disk and in an S3 server at twenty, and workers at twenty, lose nothing: twenty minutes.
 kills: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_many.py --kills 100
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_many.py --kills 20 --s3
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_workers.py --kills 20
 
 .venv/installed: pyproject.toml

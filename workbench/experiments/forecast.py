@@ -51,7 +51,8 @@ UNKNOWN = {
 class Plan:
     """What is left to do of an experiment.
 
-    experiment: its name. parts, images: how many are left; parts_kept: how many are in the folder. batches, calls, rows: calls of the
+    experiment: its name. parts, images: how many are left; parts_kept: how many are in the folder. groups: of parts that are left, each
+    done by one worker, since small parts share batches. batches, calls, rows: calls of the
     pipeline, calls of the denoiser, and rows (of one half) in all of them. largest: rows of the largest batch. disk: bytes of results.
     seconds: on this machine, by one timed batch, as if each row took its share of it; memory: bytes at the peak of that batch (on
     CUDA those of tensors, else of the process). None where nothing was timed. at_most: whether all of these are upper bounds, since
@@ -66,6 +67,7 @@ class Plan:
     experiment: str
     parts: int
     parts_kept: int
+    groups: int
     images: int
     batches: int | None
     calls: int | None
@@ -80,14 +82,14 @@ class Plan:
 
     @checked
     def seconds_on(self, workers: int) -> float | None:
-        """Seconds with so many workers as fast as this one: parts are not divided, and experiments wait for one another.
+        """Seconds with so many workers as fast as this one: groups are not divided, and experiments wait for one another.
 
         >>> wb.plan(wb.causal_trace, model, prompts, once, timed=False).seconds_on(2) is None
         True
         """
         if self.of:
             return _sum(each.seconds_on(workers) for each in self.of)
-        return None if self.seconds is None else self.seconds * ceil(self.parts / workers) / max(1, self.parts)
+        return None if self.seconds is None else self.seconds * ceil(self.groups / workers) / max(1, self.groups)
 
     def __str__(self):
         if self.of:
@@ -178,7 +180,7 @@ def answer_run(
         count_work(model, worlds, list(seeds), settings, work, batch_size=batch_size, reuse=False)
     images = len(worlds) * len(seeds)
     counts = dict(batches=work.batches, calls=work.calls, rows=work.rows, largest=work.largest)
-    found = Plan(name, int(images > 0), 0, images, **counts, disk=0)
+    found = Plan(name, int(images > 0), 0, int(images > 0), images, **counts, disk=0)
     if asked.timed and images and settings.start is None:
 
         def trial(rows: int, steps: int) -> tuple[int, int]:
@@ -200,7 +202,7 @@ def sum_of(name: str, plans: Sequence[Plan]) -> Plan:
     added = {each: _sum(getattr(plan, each) for plan in plans) for each in ("batches", "calls", "rows", "seconds")}
     largest = {each: _most(getattr(plan, each) for plan in plans if plan.images) for each in ("largest", "memory")}
     why = [f"{plan.experiment}: {plan.uncounted}" for plan in plans if plan.uncounted]
-    whole = {each: sum(getattr(plan, each) for plan in plans) for each in ("parts", "parts_kept", "images", "disk")}
+    whole = {each: sum(getattr(plan, each) for plan in plans) for each in ("parts", "parts_kept", "groups", "images", "disk")}
     bounded = any(plan.at_most for plan in plans)
     return Plan(name, **whole, **added, **largest, at_most=bounded, uncounted="; ".join(why), of=tuple(plans))
 
@@ -231,10 +233,11 @@ def plan_of(
     if work is not None and left:
         work += experiment.beforehand(left, trying=timed)
         experiment.count(left, work)
+    groups = sum(not left.keys().isdisjoint(group) for group in experiment.together(parts)) if left else 0
     metrics = 1 if experiment.measures is None else len(experiment.measures.names(experiment.prompts))
     disk = images * metrics * ROW_BYTES + len(left) * SHARD_BYTES
     about = dict(at_most=experiment.at_most and images > 0, uncounted=uncounted)
-    found = Plan(experiment.name, len(left), len(parts) - len(left), images, None, None, None, None, disk, **about)
+    found = Plan(experiment.name, len(left), len(parts) - len(left), groups, images, None, None, None, None, disk, **about)
     if work is None:
         return found, set(left)
     counts = dict(batches=work.batches, calls=work.calls, rows=work.rows, largest=work.largest)

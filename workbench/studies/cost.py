@@ -187,12 +187,12 @@ def rows_of(name: str, plan: Plan, size: Mapping[str, Any], experiment: str) -> 
     work = [((each.rows or 0) * size["row"] + each.images * size["picture"]) * 1e12 for each in plans]
     work[0] += learned * (size["backward"] - size["row"]) * 1e12
     seconds = [each / RATE for each in work]
-    shared = [second * ceil(each.parts / GPUS) / each.parts for second, each in zip(seconds, plans)]
+    shared = [second * ceil(each.groups / GPUS) / each.groups for second, each in zip(seconds, plans)]
     return dict(
         model=name,
         experiment=experiment,
         at_most=plan.at_most,
-        parts=plan.parts,
+        groups=plan.groups,
         images=plan.images,
         calls=plan.calls,
         rows=plan.rows,
@@ -244,7 +244,7 @@ def experiment_lines(rows: pd.DataFrame) -> str:
     head = [
         "",
         "experiment",
-        "parts",
+        "groups",
         "images",
         "denoiser calls",
         "rows",
@@ -256,7 +256,7 @@ def experiment_lines(rows: pd.DataFrame) -> str:
     cells = []
     for each in rows.itertuples():
         most = "at most " if each.at_most else ""
-        counts = [f"{each.parts:,}", f"{most}{each.images:,}", f"{most}{each.calls:,}", f"{most}{each.rows:,}"]
+        counts = [f"{each.groups:,}", f"{most}{each.images:,}", f"{most}{each.calls:,}", f"{most}{each.rows:,}"]
         rest = [said(each.disk), said(each.flops), said(each.hours), said(each.minutes_on_many)]
         cells.append([each.model, each.experiment, *counts, *rest])
     return lines(head, cells)
