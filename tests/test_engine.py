@@ -19,6 +19,7 @@ from workbench import (
     steer,
     window,
 )
+from workbench.engine import Fold
 from workbench.interventions import Intervention
 from workbench.models import DATA
 
@@ -503,3 +504,20 @@ def test_what_a_function_writes_in_place_stays_with_it(model):
     assert far(found, "clean", "zeros") and same(found, "zeros", "in place") and same(found, "zeros", "both")
     for name in ("clean", "as given"):
         assert np.allclose(found.images.sel(world=name), plain.images.sel(world=name), atol=1e-4)
+
+
+def test_recordings_of_one_name_or_of_other_axes_are_refused(model):
+    def mean(total, call, worlds, value):
+        return value.mean((-2, -1))
+
+    site = next(iter(model.sites(model.family.layers))).name
+    fold = Fold("mean", (site,), (), mean)
+    for record in ([fold, fold], [site, Fold(site, (site,), (), mean)]):
+        with pytest.raises(
+            ValueError, match=r"record: \[.*\] are recorded more than once; give each wb.Fold a name of its own"
+        ):
+            run(model, World("clean", ZEBRA), record=record)
+    with pytest.raises(
+        ValueError, match=r"Fold\('mean'\): update returned \(1,\); return a tensor \(row, pixel\) of 1 rows, or name"
+    ):
+        run(model, World("clean", ZEBRA), seeds=(0,), record=Fold("mean", (site,), ("pixel",), mean))

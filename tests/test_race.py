@@ -49,7 +49,7 @@ def lost(scores: np.ndarray, leaves, level: float) -> bool:
 
 
 def by_bets(scores: np.ndarray, level: float) -> np.ndarray:
-    return beaten(scores, np.full((CANDIDATES,) * 2, UNITS), BEST, 1.0, level) >= BEST
+    return beaten(scores, UNITS, BEST, 1.0, level) >= BEST
 
 
 def by_intervals(scores: np.ndarray, level: float) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_none_of_the_best_leaves_however_often_one_looks():
 
 def test_who_is_clearly_worse_leaves_soon():
     scores = np.random.default_rng(0).beta(2, 2, (200, 8)) * 0.5 + np.r_[[0.5] * 2, [0.0] * 6]
-    population = np.full((8, 8), 200)
+    population = 200
     assert (beaten(scores[:25], population, 2, 1.0, 0.95) >= 2).tolist() == [False] * 2 + [True] * 6
     missing = scores.copy()
     missing[:, 7] = np.nan  # nothing is known of it
@@ -81,8 +81,8 @@ def test_who_is_clearly_worse_leaves_soon():
 def test_when_all_is_seen_everything_is_known():
     scores = np.random.default_rng(1).random((12, 5))
     order = np.argsort(-scores.mean(0))
-    times = beaten(np.vstack([scores]), np.full((5, 5), 12), 2, 1.0, 0.95)
-    low, high = mean_intervals(scores, np.full(5, 12), 0.0, 1.0, 0.95)
+    times = beaten(np.vstack([scores]), 12, 2, 1.0, 0.95)
+    low, high = mean_intervals(scores, 12, 0.0, 1.0, 0.95)
     assert np.allclose(low, scores.mean(0)) and np.allclose(high, scores.mean(0))
     assert (times[order[:2]] < 2).all()
 
@@ -92,7 +92,7 @@ def test_intervals_hold_at_all_times_together():
     for scores in populations(40):
         true, outside = scores.mean(0), np.zeros(CANDIDATES, bool)
         for look in LOOKS:
-            low, high = mean_intervals(scores[:look], np.full(CANDIDATES, UNITS), 0.0, 1.0, 0.8)
+            low, high = mean_intervals(scores[:look], UNITS, 0.0, 1.0, 0.8)
             outside |= (true < low - 1e-9) | (true > high + 1e-9)
             widths.append((high - low).mean())
         missed += outside.sum()
@@ -112,7 +112,7 @@ class Known(Experiment):
         super().__init__(model, Spec(seeds=tuple(range(truth.shape[1]))), prompts=prompts, measures=Measures((), ()))
         self.truth = truth
 
-    def metric_names(self):
+    def metric_names(self, prompts=None):
         return ["probability"]
 
     def drawing(self, p: int) -> Drawing:
@@ -124,6 +124,14 @@ class Known(Experiment):
         number = None if place["world"] == "base" else int(place["site"].split()[1])
         values = [0.1 if number is None else self.truth[p, seed, number] for seed in images.seed.values]
         return self.value_rows(p, place, {"probability": values}, images.seed.values.tolist())
+
+
+def test_claims_that_cannot_all_be_true_leave_as_many_as_are_looked_for(model, monkeypatch):
+    """Each beats the next in a ring: an error that the level allows for, and no race may end without anybody."""
+    ring = np.tile(np.eye(3), (1, 1, 1)).repeat(20, 0)
+    racing = Racing(Known(model, ring), wb.RaceSpec(best=1))
+    monkeypatch.setattr("workbench.experiments.racing.beaten", lambda *given: np.array([1, 2, 1]))
+    assert racing.left(np.array([[0.1, 0.9, 0.4]] * 4)) == (2,)
 
 
 @pytest.fixture
@@ -247,13 +255,14 @@ def test_what_cannot_race_is_refused_before_anything_is_drawn(model, monkeypatch
         (
             wb.RaceSpec(metric="probability"),
             KeyError,
-            r"metric='probability' is not measured here; there are pixel_distance, ssim, bright",
+            r"metric='probability' is not measured of 'a zebra.*', and a race needs all prompts; there are pixel_distance, ssim, bright",
         ),
         (
             wb.RaceSpec(best=4, metric="ssim"),
             ValueError,
-            r"best=4: there are 3 candidates; look for fewer, or name more sites",
+            r"best=4: there are 3 candidates, which leaves nobody to be beaten; look for fewer, or name more sites",
         ),
+        (wb.RaceSpec(best=3, metric="ssim"), ValueError, r"best=3: there are 3 candidates, which leaves nobody"),
     ):
         with pytest.raises(error, match=said):
             wb.race(experiment, *asked, race=race, **more)
@@ -261,6 +270,38 @@ def test_what_cannot_race_is_refused_before_anything_is_drawn(model, monkeypatch
         wb.race(wb.screen, model, TWO)
     with pytest.raises(ValueError, match=r"best=0"):
         wb.RaceSpec(best=0)
+    apart = wb.TraceSpec(
+        sites=("text_encoder.{0,1}.mlp",), tokens=("subject_last", "after_subject"), draws=1, seeds=(0,)
+    )
+    ends = [wb.Prompt("a zebra in the savanna", "zebra"), wb.Prompt("a big zebra", "zebra")]
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 4 candidates are not in prompt0001-draw00, 'a big zebra', such as \{'site': 'text_encoder.0.mlp', "
+        r"'token': 'after_subject', .*race tokens that all prompts have",
+    ):
+        wb.race(wb.causal_trace, model, ends, apart, race=wb.RaceSpec(best=1, metric="ssim"), scorer=more["scorer"])
+    valued = wb.PromptSet(
+        "one",
+        (ends[0], replace(ends[0], prompt="a zebra", value="zebra")),
+        {"zebra": ("a zebra",), "lion": ("a lion",)},
+    )
+    once = replace(apart, tokens=("subject_last",))
+    with pytest.raises(
+        KeyError, match=r"metric='probability' is not measured of 'a zebra in the savanna', and a race needs"
+    ):
+        wb.race(wb.causal_trace, model, valued, once, race=wb.RaceSpec(best=1), scorer=wb.Scorer())
+    pairs = [wb.Prompt("a zebra", "zebra", target="a lion")]
+    rising = wb.RaceSpec(best=1, metric="pixel_distance", direction="max")
+    with pytest.raises(
+        KeyError, match=r"direction='max', which is decided by 'target_pixel_distance', is not measured of 'a zebra'"
+    ):
+        wb.race(wb.locogen, model, pairs, wb.LocoGenSpec(seeds=(0,)), race=rising, scorer=more["scorer"])
+
+    def causal_trace(*given, **how):
+        pytest.fail("it was called")
+
+    with pytest.raises(ValueError, match=r"race\(causal_trace\): what races"):
+        wb.race(causal_trace, model, TWO)
 
 
 def test_a_screening_races_its_proposals(menagerie):
@@ -281,6 +322,23 @@ def test_a_screening_races_its_proposals(menagerie):
     effects = [each.table.set_index("site").indirect_effect for each in (found, plain)]
     assert np.allclose(effects[0], effects[1][effects[0].index], atol=1e-4, equal_nan=True)
     assert 0 <= found.recall.value <= 1 and found.recall.value == pytest.approx(plain.recall.value, abs=0.02)
+
+
+def test_a_screening_by_distance_looks_for_the_largest_as_it_does_without_a_race(model):
+    spec = wb.ScreenSpec(
+        sites=("text_encoder.{0,1,2}.{attention,mlp}",),
+        best=1,
+        verified=3,
+        controls=0,
+        race=True,
+        seeds=(0, 1),
+        draws=1,
+    )
+    prompts = wb.PromptSet.of([wb.Prompt("a zebra in the savanna", "zebra"), wb.Prompt("a big zebra", "zebra")])
+    asked = dict(scorer=wb.Metric("bright", lambda images: images.mean((1, 2, 3))), metric="pixel_distance")
+    raced, plain = (wb.screen(model, prompts, replace(spec, race=race), **asked) for race in (True, False))
+    assert raced.best(1) == plain.best(1) == tuple(raced.table[raced.table.standing == "best"].site)
+    assert (raced.table[raced.table.role == "proposed"].units == 4).all()  # the best in all units, though few were left
 
 
 def test_the_command_names_the_best(capsys, tmp_path, monkeypatch):

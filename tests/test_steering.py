@@ -18,6 +18,7 @@ from workbench.experiments.base import Experiment
 from workbench.experiments.statistics import pareto
 from workbench.prompts import FOLDER, Prompt, PromptSet, prompt_set
 from workbench.steering.experiment import Steered, Variant
+from workbench.steering.sweep import variants_of
 from workbench.studies.winter import at_equal_fidelity, method_table
 from workbench.studies.winter_setting import WinterOptions, keyword_class
 from workbench.studies.winter_study import Winter
@@ -371,6 +372,12 @@ def test_steering_brings_winter(menagerie, scorer, winter):
     assert len(table) == 7 and table.site.iloc[0] == "unsteered" and table.pareto.any() and not table.pareto.all()
     distance = sweep.effects("pixel_distance").value
     assert (distance.sel(strength=1.0) > distance.sel(strength=0.05)).all()
+
+
+def test_strengths_that_are_nearly_alike_are_variants_of_their_own(both):
+    near = wb.SweepSpec(strengths=(0.1234567, 0.1234568, 1.0))
+    names = list(variants_of(both[0].at("text_encoder.0.mlp"), near, 1))
+    assert names == ["text_encoder.0.mlp-0.1234567", "text_encoder.0.mlp-0.1234568", "text_encoder.0.mlp-1"]
 
 
 def test_a_sweep_goes_on_where_it_stopped(menagerie, scorer, winter, tmp_path, monkeypatch):

@@ -53,6 +53,19 @@ class Fold:
         axes = lambda value, argument: () if isinstance(value, (list, tuple)) and not value else words(value, argument)
         fit(self, name=text, axes=axes, update=function)
 
+    def _updated(
+        self, total: torch.Tensor | None, call: int, worlds: Sequence[World], *values: torch.Tensor
+    ) -> torch.Tensor:
+        """What is accumulated with one call more; raises ValueError for what does not have these rows and axes."""
+        updated = self.update(total, call, worlds, *values)
+        given = tuple(updated.shape) if isinstance(updated, torch.Tensor) else type(updated).__name__
+        if not isinstance(updated, torch.Tensor) or (len(updated), updated.ndim) != (len(worlds), 1 + len(self.axes)):
+            raise ValueError(
+                f"wb.Fold({self.name!r}): update returned {given}; return a tensor (row, {', '.join(self.axes)}) of {len(worlds)} rows, or "
+                "name other axes="
+            )
+        return updated
+
 
 @dataclass(frozen=True)
 class Start:
@@ -283,7 +296,7 @@ class Batch:
             for fold, sites in folds:
                 of = [world for world in self.worlds for _ in self.seeds]
                 parts = [values[site][self.rows(site, "cond")].detach() for site in sites]
-                self.folded[fold.name] = fold.update(self.folded.get(fold.name), call, of, *parts)
+                self.folded[fold.name] = fold._updated(self.folded.get(fold.name), call, of, *parts)
 
     def touch(self, module, site: Site, call: int) -> torch.Tensor:
         """A module's value, read and, where an action changes it, given back."""

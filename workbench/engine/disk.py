@@ -22,6 +22,7 @@ from workbench.engine.batch import Batch, Fold
 from workbench.sites import Site
 
 CHUNK = 2**20  # bytes of one image's values that are written together
+LONGEST = 200  # bytes of a folder's name
 BLOCK = 4096  # bytes: what a file takes at the least
 DTYPE = np.dtype("float32")  # of whatever is recorded
 RECORDED = "recorded"
@@ -55,7 +56,11 @@ class OnDisk:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise ValueError(f"record_to={str(folder)!r} is there already; name a folder that is not, or an empty one")
         if wrong := [
-            fold.name for fold in folds if fold.name.startswith(".") or not set(fold.name).isdisjoint('/\\:*?"<>|')
+            fold.name
+            for fold in folds
+            if fold.name.startswith(".")
+            or not set(fold.name).isdisjoint('/\\:*?"<>|')
+            or len(fold.name.encode()) > LONGEST
         ]:
             raise ValueError(f"record_to: the fold's name {wrong[0]!r} cannot be a folder's; give it another")
         self.size = self._size()

@@ -98,6 +98,7 @@ def _run(model, worlds, seeds, settings, record, batch_size, progress, latents, 
     folds = [each for each in record if isinstance(each, Fold)]
     globs = [each for each in record if not isinstance(each, Fold)]
     recorded = list(sites(*globs)) if globs else []
+    _check_names(recorded, folds)
     for site in (*recorded, *(site for fold in folds for site in sites(*fold.sites))):
         _check_recorded(model.pipeline, site)
     rows = min(batch_size, len(known) * len(seeds))
@@ -180,11 +181,12 @@ class Work:
         self.rows += rows * calls
         self.largest = max(self.largest, rows)
 
-    def begun_late(self) -> "Work":
-        """The most that is left of a run's work where worlds may start late, which they do where that costs less by `Stage.cost`."""
+    def begun_late(self, largest: int) -> "Work":
+        """The most that is left of a run's work where worlds may start late, which they do where that costs less by `Stage.cost`. largest:
+        rows that a batch may have."""
         cost = self.rows + OVERHEAD * self.calls
         calls = max(self.calls, cost // (1 + OVERHEAD))  # no call has less than a row
-        return Work(calls, calls, cost, self.largest)
+        return Work(calls, calls, cost, largest)
 
     def __iadd__(self, other: "Work") -> "Work":
         self.batches, self.calls, self.rows = (
@@ -223,7 +225,7 @@ def count_work(
         own.add(len(group) * len(some), len(stage.plan.calls))
         held |= {(key, seed, step): torch.empty(0) for (_, step), key in stage.kept.items() for seed in some}
     late = resumable(model.pipeline) and any(0 < prepared.begins(name) < prepared.calls.steps for name in names)
-    work += own.begun_late() if at_most and late else own
+    work += own.begun_late(min(batch_size, len(known) * len(seeds))) if at_most and late else own
 
 
 def other_values(pipeline, prepared: Plan) -> dict[tuple[str, Site], torch.Tensor]:
@@ -327,6 +329,13 @@ def step_labels(site: Site, calls: Calls) -> dict[str, Any]:
         "step": [calls.step[call] for call in own],
         "timestep": ("step", [calls.timestep[call] for call in own]),
     }
+
+
+def _check_names(recorded: Sequence[Site], folds: Sequence[Fold]):
+    """Raise ValueError where two recordings would have one name."""
+    times = Counter([*(site.name for site in recorded), *(fold.name for fold in folds)])
+    if repeated := [name for name, number in times.items() if number > 1]:
+        raise ValueError(f"record: {repeated} are recorded more than once; give each wb.Fold a name of its own")
 
 
 def _check_recorded(pipeline, site: Site):

@@ -14,11 +14,11 @@ DEVIATION = 0.25  # of the scores' range: what the first bets take the standard 
 GRID = 1001  # means between the least and the largest score that an interval tries
 
 
-def beaten(scores: np.ndarray, population: np.ndarray, best: int, spread: float, level: float) -> np.ndarray:
+def beaten(scores: np.ndarray, population: int, best: int, spread: float, level: float) -> np.ndarray:
     """By how many others each candidate is shown to be beaten, (candidate,): those with `best` or more may leave.
 
-    scores: (unit, candidate) in the order of the units, more being better, NaN where a candidate was not measured. population: (candidate,
-    candidate), of how many units in all both have a score. spread: the largest difference of two scores. With a probability of at least
+    scores: (unit, candidate) in the order of the units, more being better, NaN from where a candidate has left. population: how many units
+    there are in all. spread: the largest difference of two scores. With a probability of at least
     `level` none of the candidates with the `best` largest means over the population ever has as many.
     """
     allowed = (1 - level) / false_claims(scores.shape[1], best)
@@ -34,7 +34,7 @@ def false_claims(candidates: int, best: int) -> float:
     return sum((candidates - r) / (best - r + 1) for r in range(1, min(best, candidates) + 1))
 
 
-def log_wealth(scores: np.ndarray, population: np.ndarray, spread: float) -> np.ndarray:
+def log_wealth(scores: np.ndarray, population: int, spread: float) -> np.ndarray:
     """Log of what 1 has become, (better, worse), betting that the first has the larger mean over the population; see `beaten`.
 
     Of an equal pair the mean of what is left of the differences is known at each unit, from those that were seen; the bet is on more.
@@ -55,21 +55,20 @@ def log_wealth(scores: np.ndarray, population: np.ndarray, spread: float) -> np.
 
 
 def mean_intervals(
-    scores: np.ndarray, population: np.ndarray, least: float, most: float, level: float
+    scores: np.ndarray, population: int, least: float, most: float, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of intervals for the candidates' means over the population, each (candidate,); they hold whenever one stops.
 
-    scores: (unit, candidate) between `least` and `most`, NaN where not measured. population: (candidate,), of how many units each has a
-    score. Of each candidate the interval holds the mean, with a probability of at least `level`, at all times together.
+    scores: (unit, candidate) between `least` and `most`, NaN where not measured. population: how many units there are in all. Of each
+    candidate the interval holds the mean, with a probability of at least `level`, at all times together.
     """
     means = np.linspace(0, 1, GRID)[None]
-    count = np.broadcast_to(np.asarray(population)[:, None], (scores.shape[1], GRID))
-    shape = count.shape
+    shape = (scores.shape[1], GRID)
     up, down, total, squares, seen = (np.zeros(shape) for _ in range(5))
     for row in (scores - least) / (most - least):
         there = np.broadcast_to(~np.isnan(row)[:, None], shape)
         value = np.where(there, np.nan_to_num(row)[:, None], 0.0)
-        null = (count * means - total) / np.maximum(count - seen, 1)
+        null = (population * means - total) / np.maximum(population - seen, 1)
         possible = (null >= 0) & (null <= 1)
         bounded = np.clip(null, 1e-9, 1 - 1e-9)
         more = _bet(total, squares, seen, bounded, room=bounded)
@@ -78,7 +77,7 @@ def mean_intervals(
         down = np.where(there, np.where(possible, down + np.log1p(less * (bounded - value)), np.inf), down)
         total, squares, seen = total + value, squares + value**2, seen + there
     kept = np.maximum(up, down) < -np.log((1 - level) / 2)
-    share, left = (total / count)[:, 0], ((count - seen) / count)[:, 0]
+    share, left = total[:, 0] / population, 1 - seen[:, 0] / population
     first, last = kept.argmax(1), GRID - 1 - kept[:, ::-1].argmax(1)
     low = np.where(
         kept.any(1), (first - 1) / (GRID - 1), 0.0

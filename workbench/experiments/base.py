@@ -104,9 +104,9 @@ class Experiment(ABC):
         """Those that rows name in their column `site`."""
         return ()
 
-    def metric_names(self) -> list[str]:
-        """What is measured of images."""
-        return [] if self.measures is None else self.measures.names(self.prompts)
+    def metric_names(self, prompts: PromptSet | None = None) -> list[str]:
+        """What is measured of the images of any of these prompts; the experiment's when left out."""
+        return [] if self.measures is None else self.measures.names(self.prompts if prompts is None else prompts)
 
     def by_units(self) -> "Experiment":
         """The same with parts that only draw, each of all candidates, as a race needs them."""
@@ -177,6 +177,10 @@ class Experiment(ABC):
             del names[:best]
         return groups
 
+    def grouped(self) -> list[dict[str, Part]]:
+        """All parts, in the groups that are measured together."""
+        return self.together(self.parts())
+
     def complete(self, folder: str | Path | Store | None, executor: Executor | str | None = None) -> Shards:
         """Do all parts that the folder lacks. Without a folder they are kept in memory. executor: who does them; this process left out."""
         return complete(self, as_store(folder), executor)
@@ -223,7 +227,7 @@ class Experiment(ABC):
     def count(self, parts: Mapping[str, Part], work: Work):
         """Add what parts take of the denoiser."""
         if self.only_draws:
-            for group in self.together(self.parts()):
+            for group in self.grouped():
                 if parts.keys() & group.keys():
                     drawings = [self.drawing(*part) for part in group.values()]
                     self._count(self._worlds_of(named_apart(drawings)), self.seeds_of(drawings[0].seeds), work)

@@ -202,7 +202,9 @@ def sum_of(name: str, plans: Sequence[Plan]) -> Plan:
     added = {each: _sum(getattr(plan, each) for plan in plans) for each in ("batches", "calls", "rows", "seconds")}
     largest = {each: _most(getattr(plan, each) for plan in plans if plan.images) for each in ("largest", "memory")}
     why = [f"{plan.experiment}: {plan.uncounted}" for plan in plans if plan.uncounted]
-    whole = {each: sum(getattr(plan, each) for plan in plans) for each in ("parts", "parts_kept", "groups", "images", "disk")}
+    whole = {
+        each: sum(getattr(plan, each) for plan in plans) for each in ("parts", "parts_kept", "groups", "images", "disk")
+    }
     bounded = any(plan.at_most for plan in plans)
     return Plan(name, **whole, **added, **largest, at_most=bounded, uncounted="; ".join(why), of=tuple(plans))
 
@@ -233,11 +235,13 @@ def plan_of(
     if work is not None and left:
         work += experiment.beforehand(left, trying=timed)
         experiment.count(left, work)
-    groups = sum(not left.keys().isdisjoint(group) for group in experiment.together(parts)) if left else 0
+    groups = sum(not left.keys().isdisjoint(group) for group in experiment.grouped()) if left else 0
     metrics = 1 if experiment.measures is None else len(experiment.measures.names(experiment.prompts))
     disk = images * metrics * ROW_BYTES + len(left) * SHARD_BYTES
     about = dict(at_most=experiment.at_most and images > 0, uncounted=uncounted)
-    found = Plan(experiment.name, len(left), len(parts) - len(left), groups, images, None, None, None, None, disk, **about)
+    found = Plan(
+        experiment.name, len(left), len(parts) - len(left), groups, images, None, None, None, None, disk, **about
+    )
     if work is None:
         return found, set(left)
     counts = dict(batches=work.batches, calls=work.calls, rows=work.rows, largest=work.largest)

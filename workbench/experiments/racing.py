@@ -8,6 +8,7 @@ none of those that a whole run would find best is lost, with the probability tha
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ class Race:
 
     @checked(number=count)
     def best(self, number: int = 1) -> tuple[str, ...]:
-        """Names of the sites of the best candidates, the best first; ValueError for more than were looked for.
+        """Names of the sites of the best candidates, by their means so far; ValueError for more than were looked for.
+
+        That these are the best together is what has the race's probability, not their order: look for one to name one.
 
         >>> len(wb.race(wb.causal_trace, model, prompts, once, race=wb.RaceSpec(best=2)).best(2))
         2
@@ -85,8 +88,8 @@ def race(experiment: Callable[..., Any], *arguments: Any, race: RaceSpec | None 
     >>> found.table.standing[0], found.times_fewer >= 1
     ('best', True)
     """
-    name = getattr(experiment, "__name__", str(experiment))
-    if name not in RACED:
+    name, own = getattr(experiment, "__name__", str(experiment)), import_module("workbench")
+    if experiment not in [getattr(own, each) for each in RACED]:
         raise ValueError(
             f"race({name}): what races are the candidates of one experiment; give {', '.join(f'wb.{each}' for each in RACED)}"
         )
@@ -103,27 +106,52 @@ def _raced(race: RaceSpec, experiment: Experiment, store: Store, executor: Execu
 class Racing(Experiment):
     """An experiment as a race. A part is a unit, with the candidates that are left when it is drawn.
 
-    always: places of candidates that do not race and are drawn in all units, as the best then are.
+    always: places of candidates that do not race and are drawn in all units, and so are then the best, to the end; None where a race ends
+    as soon as these are known.
     """
 
     at_most = True  # of what is planned
 
-    def __init__(self, inner: Experiment, race: RaceSpec, always: Collection[Place] = ()):
+    def __init__(self, inner: Experiment, race: RaceSpec, always: Collection[Place] | None = None):
         batch = inner.batch_size
         super().__init__(inner.model, inner.spec, prompts=inner.prompts, measures=inner.measures, batch_size=batch)
         self.inner, self.race = inner, race
         assert inner.raced is not None  # of those that `race` takes
         self.kinds = inner.raced
         self.metric, self.sign, self.better = inner.raced_by(race.metric, race.direction)
-        if self.metric not in (names := inner.metric_names()):
-            raise KeyError(f"metric={race.metric!r} is not measured here; there are {', '.join(names)}")
+        self.check_metric()
         self.spread = spread_of(self.metric, race.metric)
-        self.always = [number for place, number in self.candidates.items() if place in always]
+        self.to_all = always is not None
+        self.always = [number for place, number in self.candidates.items() if place in (always or ())]
         self.racing = [number for number in self.candidates.values() if number not in self.always]
-        if len(self.racing) < race.best:
+        if (few := len(self.racing) - race.best) < 0 or (few == 0 and not self.to_all):
             raise ValueError(
-                f"best={race.best}: there are {len(self.racing)} candidates; look for fewer, or name more sites"
+                f"best={race.best}: there are {len(self.racing)} candidates, which leaves nobody to be beaten; look for fewer, or name "
+                "more sites"
             )
+        self.check_everywhere()
+
+    def check_metric(self):
+        """Raise KeyError for a metric that is not measured of all prompts."""
+        asked = f"metric={self.race.metric!r}"
+        asked += "" if self.race.direction is None else f", direction={self.race.direction!r}"
+        asked += "" if self.metric == self.race.metric else f", which is decided by {self.metric!r},"
+        for p, prompt in enumerate(self.prompts):
+            if self.metric not in (names := self.inner.metric_names(self.prompts[p : p + 1])):
+                raise KeyError(
+                    f"{asked} is not measured of {prompt.prompt!r}, and a race needs all prompts; there are {', '.join(names)}"
+                )
+
+    def check_everywhere(self):
+        """Raise ValueError for candidates that some units lack: their means would be of other units."""
+        for name, drawing in self.drawings.items():
+            own = {self.place(place) for place in drawing.places}
+            if lacking := [place for place in self.candidates if place not in own]:
+                raise ValueError(
+                    f"race: {len(lacking)} of {len(self.candidates)} candidates are not in {name}, "
+                    f"{self.prompts[drawing.prompt].prompt!r}, such as {dict(zip(self.axes, lacking[0]))}: a race compares candidates on "
+                    "the same prompts, so race tokens that all prompts have, or run the experiment whole"
+                )
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -150,8 +178,15 @@ class Racing(Experiment):
     @cached_property
     def candidates(self) -> dict[Place, int]:
         """Their numbers, by where they stand."""
-        places = [self.place(place) for each in self.drawings.values() for place in each.places if self.races(place)]
-        return {place: number for number, place in enumerate(dict.fromkeys(places))}
+        return {self.place(place): number for number, place in enumerate(self.places)}
+
+    @cached_property
+    def places(self) -> list[Row]:
+        """Where each candidate stands, as the experiment says it."""
+        first: dict[Place, Row] = {}
+        for place in (place for each in self.drawings.values() for place in each.places if self.races(place)):
+            first.setdefault(self.place(place), place)
+        return list(first.values())
 
     @cached_property
     def axes(self) -> list[str]:
@@ -173,14 +208,17 @@ class Racing(Experiment):
         order = np.random.default_rng(self.race.order).permutation(len(every))
         return [every[i] for i in order]
 
-    @cached_property
-    def present(self) -> np.ndarray:
-        """Which candidates units have: (unit, candidate)."""
-        own = {name: {self.place(place) for place in each.places} for name, each in self.drawings.items()}
-        return np.array([[place in own[name] for place in self.candidates] for name, _ in self.units])
-
     def parts(self) -> dict[str, Part]:
-        return {unit_name(*unit): (*unit, tuple(self.candidates.values())) for unit in self.units}
+        return self.stage(self.units, tuple(self.candidates.values()))
+
+    def stage(self, units: Sequence[tuple[str, int]], left: tuple[int, ...]) -> dict[str, Part]:
+        """Parts of some units, those of a seed beside each other, since they may share batches."""
+        return {unit_name(*unit): (*unit, left) for unit in sorted(units, key=lambda unit: unit[1])}
+
+    def grouped(self) -> list[dict[str, Part]]:
+        every, looks = tuple(self.candidates.values()), range(0, len(self.units), self.race.units)
+        stages = [self.stage(self.units[at : at + self.race.units], every) for at in looks]
+        return [group for parts in stages for group in self.together(parts)]
 
     def total(self) -> int:
         for each in self.drawings.values():
@@ -190,19 +228,22 @@ class Racing(Experiment):
     def stages(self, kept: Kept) -> Iterator[Mapping[str, Part]]:
         left = tuple(self.candidates.values())
         for at in range(0, len(self.units), self.race.units):
-            some = sorted(self.units[at : at + self.race.units], key=lambda unit: unit[1])  # one seed's share batches
-            yield {unit_name(*unit): (*unit, left) for unit in some}
+            yield self.stage(self.units[at : at + self.race.units], left)
             left = self.left(self.effects(kept, self.units[: at + self.race.units]))
-            if len(left) == self.race.best and not self.always:
+            if len(left) == self.race.best and not self.to_all:
                 return
 
     def left(self, effects: np.ndarray) -> tuple[int, ...]:
         """Numbers of the candidates that may be among the best, and of those that do not race: effects (unit, candidate), of the first
         units."""
-        present = self.present[:, self.racing].astype(int)
         effects = self.better * effects[:, self.racing]
-        times = beaten(effects, present.T @ present, self.race.best, self.spread, self.race.level)
-        return (*(self.racing[i] for i in np.flatnonzero(times < self.race.best)), *self.always)
+        times = beaten(effects, len(self.units), self.race.best, self.spread, self.race.level)
+        left = np.flatnonzero(times < self.race.best)
+        if (
+            len(left) < self.race.best
+        ):  # claims that cannot all be true, which comes about with a probability of 1 - level at most
+            left = np.lexsort((-np.nanmean(effects, 0), times))[: self.race.best]
+        return (*(self.racing[i] for i in np.sort(left)), *self.always)
 
     def effects(self, kept: Kept, units: Sequence[tuple[str, int]]) -> np.ndarray:
         """By the race's metric: (unit, candidate), NaN where a candidate was not drawn."""
@@ -236,8 +277,8 @@ class Racing(Experiment):
         shards = self.complete(store, executor)
         effects = self.effects(shards.rows, self.units)
         units = (~np.isnan(effects)).sum(0)
-        low, high = mean_intervals(effects, self.present.sum(0), -self.spread, self.spread, self.race.level)
-        table = pd.DataFrame([dict(zip(self.axes, place)) for place in self.candidates])
+        low, high = mean_intervals(effects, len(self.units), -self.spread, self.spread, self.race.level)
+        table = pd.DataFrame([{axis: place.get(axis) for axis in self.axes} for place in self.places])
         table = table.assign(standing=LEFT, effect=np.nansum(effects, 0) / units, low=low, high=high, units=units)
         table.loc[list(self.left(effects)), "standing"] = OPEN
         table.loc[self.always, "standing"] = BESIDE

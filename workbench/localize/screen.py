@@ -16,6 +16,7 @@ import xarray as xr
 from scipy import stats
 
 from workbench.arguments import checked, instance_of
+from workbench.experiments.base import Part
 from workbench.experiments.drawing import Drawing
 from workbench.experiments.executors import Executor
 from workbench.experiments.forecast import answer_plans
@@ -184,7 +185,7 @@ def _verified(
     if not spec.race:
         data = verifying.dataset(store, executor)
         return data, _effects_of_sites(effects(data, metric)), verifying.total()
-    race = verifying.raced_beside(table, RaceSpec(best=spec.best, metric=metric), store, executor)
+    race = verifying.raced_beside(table, RaceSpec(best=spec.best, metric=metric, direction="max"), store, executor)
     return race.data, _effects_of_race(race), race.pictures
 
 
@@ -192,7 +193,7 @@ def _planned(attributing: Attributing, everything: Tracing, spec: ScreenSpec, me
     """The second part, for its plan: of the candidates, where the first is in its folder; else of as many as there may be."""
     first = store.within("attributed")
     if not first.names() or len(Shards(attributing.identity(), first)) < len(attributing.parts()):
-        return Unproposed(everything, spec.verified + spec.controls).dataset(None)
+        return Unproposed(everything, spec.verified + spec.controls, raced=spec.race).dataset(None)
     with working():
         table = candidates_of(_scores(attributing.dataset(first), spec), spec)
     return _verified(everything, table, spec, metric, store)
@@ -223,20 +224,29 @@ class Verifying(Tracing):
 
 
 class Unproposed(Tracing):
-    """A verification of so many candidates, whichever they are: what it takes at most."""
+    """A verification of so many candidates, whichever they are: what it takes at most. raced: whether each seed is a part of its own."""
 
     name = "verification"
     at_most = True
 
-    def __init__(self, everything: Tracing, candidates: int):
+    def __init__(self, everything: Tracing, candidates: int, *, raced: bool):
         super().__init__(everything.model, everything.spec, **_common(everything))
-        self.candidates = candidates
+        self.candidates, self.raced_apart = candidates, raced
 
-    def drawing(self, p: int, draw: int) -> Drawing:
+    def parts(self) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
+        whole = super().parts()
+        if not self.raced_apart:
+            return dict(whole)
+        return {f"{name}-{seed}": (*part, seed) for name, part in whole.items() for seed in self.spec.seeds}
+
+    def together(self, parts: Mapping[str, Part]) -> list[dict[str, Part]]:
+        return [{name: part} for name, part in parts.items()] if self.raced_apart else super().together(parts)
+
+    def drawing(self, p: int, draw: int, *seeds: int) -> Drawing:
         """Of candidates that take most: in the denoiser, whose sources are drawn with them, and begun late."""
         targets = [each for target in self.targets(p) for each in self.single(target)]
         most = sorted(targets, key=self.taking, reverse=True)[: self.candidates]
-        return Drawing(p, self.worlds(p, draw, most), [{}] * (2 + len(most)))
+        return Drawing(p, self.worlds(p, draw, most), [{}] * (2 + len(most)), seeds=seeds or None)
 
     def taking(self, target: Target) -> tuple[bool, Any]:
         return self.model.sites[target.sites[0]].part == "denoiser", target.steps.start

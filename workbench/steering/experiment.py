@@ -158,8 +158,8 @@ class Steering(Experiment):
         self.scorer = measures.scorer
         self.concept, self.variants, self.steered_sites = concept, variants or {}, steered_sites
 
-    def metric_names(self) -> list[str]:
-        return [*super().metric_names(), *self.concept.metrics]
+    def metric_names(self, prompts: PromptSet | None = None) -> list[str]:
+        return [*super().metric_names(prompts), *self.concept.metrics]
 
     def require(self, *fields: str):
         """Raise KeyError, before anything is drawn, where these fields of the spec name metrics that will not be measured."""

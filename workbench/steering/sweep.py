@@ -160,5 +160,5 @@ def variants_of(direction: Direction, spec: SweepSpec, prompts: int) -> dict[str
         for strength in spec.strengths:
             steered = direction.steer(strength if site == ALL else {site: strength}, **spec.applied())
             place = dict(site=site, strength=float(strength))
-            variants[f"{site}-{strength:g}"] = Variant(place, [steered] * prompts)
+            variants[f"{site}-{str(strength).removesuffix('.0')}"] = Variant(place, [steered] * prompts)
     return variants
