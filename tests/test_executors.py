@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import sys
@@ -19,14 +20,18 @@ import pandas as pd
 import pytest
 import torch
 from test_readme import run_all
+from transformers.utils import output_capturing
 
 import workbench as wb
 from workbench.experiments import workers as workers_module
 from workbench.experiments.base import Experiment
 from workbench.experiments.executors import Here, as_executor
+from workbench.experiments.packing import capturing_anew, inert, packed_model
+from workbench.experiments.parcels import check_hooks
 from workbench.experiments.spec import Spec
-from workbench.experiments.store import Folder
+from workbench.experiments.store import Folder, as_store
 from workbench.prompts import Prompt, PromptSet
+from workbench.studies import tiny, tiny_transformers
 
 FORK = multiprocessing.get_context("fork")
 LABELS = {"zebra": ("a zebra",), "lion": ("a lion",)}
@@ -300,6 +305,51 @@ def test_workers_search(ray, tmp_path):
     direction = wb.direction(model, ["a zebra in winter"], ["a zebra in summer"], "text_encoder.0.mlp")
     search = partial(wb.steer_search, model, PROMPTS, direction, concept, wb.SearchSpec(trials=2, **QUICK))
     pd.testing.assert_frame_equal(search(folder=tmp_path, executor=ray).table, search().table, check_exact=True)
+
+
+@pytest.mark.parametrize("make", [tiny.sdxl, tiny_transformers.sd3], ids=["sdxl", "sd3"])
+def test_a_model_that_has_run_is_sent_without_the_hooks_of_transformers(make):
+    """They keep hidden states, and are installed when a text encoder first runs; a process that unpacks a model has none of that yet."""
+    torch.manual_seed(0)
+    pipeline = make()
+    pipeline.set_progress_bar_config(disable=True)
+    model = wb.load(pipeline)
+    sent = packed_model(model)  # before it has run
+    images = model.run("a zebra", num_inference_steps=1, progress=False).images
+    check_hooks(model)
+    capturing = output_capturing._CAN_RECORD_REGISTRY
+    for bytes_of_model in (sent, packed_model(model)):
+        known = dict(capturing)
+        capturing.clear()  # as in a process that has made no model yet
+        try:
+            received = pickle.loads(bytes_of_model)
+            capturing_anew(received)
+            again = wb.Model(received, *(model.num_inference_steps, model.guidance_scale, model.max_sequence_length))
+            assert again.run("a zebra", num_inference_steps=1, progress=False).images.equals(images)
+        finally:
+            capturing.update(known)
+    assert not any(hook is inert for part in model.pipeline.components.values() for hook in hooks_of(part))
+    model.pipeline.text_encoder.register_forward_hook(lambda module, arguments, output: None)
+    with pytest.raises(ValueError, match=r"text_encoder\. has hooks, of which nobody could tell"):
+        check_hooks(model)
+
+
+def hooks_of(part) -> list:
+    modules = part.modules() if isinstance(part, torch.nn.Module) else ()
+    return [hook for module in modules for hook in module._forward_hooks.values()]
+
+
+def test_within_a_block_ray_is_the_blocks_own(tmp_path):
+    with wb.Ray(workers=1) as ray:
+        assert as_executor("ray") is ray
+        ray._check(Folder(tmp_path))
+        with pytest.raises(
+            ValueError, match=r"a block `with Ray\(.*workers=1, .*\) as ray:` is open, .* give executor=ray"
+        ):
+            wb.Ray(workers=2)._check(Folder(tmp_path))
+    assert as_executor("ray") is not ray
+    with pytest.raises(ValueError, match=r"needs a folder=.* name one that all of them see, which memory://x is not"):
+        wb.Share(1, 2)._check(as_store("memory://x"))
 
 
 def test_the_page_on_clusters_does_what_it_says(ray, tmp_path, monkeypatch):

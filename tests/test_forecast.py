@@ -19,6 +19,7 @@ PROMPTS = wb.PromptSet(
 BRIGHT = wb.Metric("brightness", lambda images: images.mean((1, 2, 3)))
 QUICK = dict(seeds=(0, 1), num_inference_steps=2)
 FEW = dict(seeds=(0,), draws=1, num_inference_steps=2)
+LONGER = dict(seeds=(0, 1, 2), num_inference_steps=4)
 LATE = wb.window(0.5, 1.0)
 CONCEPT = wb.Concept("a zebra", "a lion")
 TEXT, CROSS = "text_encoder.{0,1}.mlp", "unet.{mid,up.1.0,up.1.1}.cross"
@@ -195,6 +196,40 @@ def test_a_screening_takes_at_most_what_is_planned_and_then_exactly_that(model, 
     rows.clear()
     wb.screen(model, PROMPTS, spec, **asked)
     assert (again.calls, again.rows) == (len(rows), sum(halves_of(rows)))
+
+
+def test_a_raced_screening_takes_at_most_what_is_planned(model, rows, tmp_path):
+    """Units are drawn seed by seed, so that fewer of them share batches."""
+    spec = wb.ScreenSpec(
+        sites=(TEXT, CROSS),
+        best=1,
+        verified=2,
+        controls=1,
+        race=True,
+        draws=1,
+        seeds=(0, 1, 2, 3),
+        num_inference_steps=2,
+    )
+    asked = dict(scorer=BRIGHT, metric="ssim", batch_size=16, folder=tmp_path / "screen")
+    plan = wb.plan(wb.screen, model, PROMPTS, spec, timed=False, **asked)
+    wb.screen(model, PROMPTS, spec, **asked)
+    assert len(rows) <= plan.calls and sum(halves_of(rows)) <= plan.rows and max(halves_of(rows)) <= plan.largest
+    for part in (tmp_path / "screen" / "verified").glob("*.parquet"):
+        part.unlink()
+    again = wb.plan(wb.screen, model, PROMPTS, spec, timed=False, **asked)
+    rows.clear()
+    wb.screen(model, PROMPTS, spec, **asked)
+    assert again.at_most and len(rows) <= again.calls and sum(halves_of(rows)) <= again.rows
+
+
+def test_the_largest_batch_of_late_windows_is_bounded_too(model, rows):
+    spec = wb.ScreenSpec(
+        sites=(TEXT, CROSS), steps=(wb.window(0.75, 1.0),), best=1, verified=1, controls=0, draws=1, **LONGER
+    )
+    asked = dict(scorer=BRIGHT, metric="ssim", batch_size=4)
+    plan = wb.plan(wb.screen, model, PROMPTS, spec, timed=False, **asked)
+    wb.screen(model, PROMPTS, spec, **asked)
+    assert max(halves_of(rows)) <= plan.largest and len(rows) <= plan.calls and sum(halves_of(rows)) <= plan.rows
 
 
 def test_a_search_takes_at_most_what_is_planned(model, direction, rows, tmp_path):

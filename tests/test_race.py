@@ -341,6 +341,22 @@ def test_a_screening_by_distance_looks_for_the_largest_as_it_does_without_a_race
     assert (raced.table[raced.table.role == "proposed"].units == 4).all()  # the best in all units, though few were left
 
 
+def test_commands_refuse_a_metric_that_prompts_lack_before_anything_is_drawn(tmp_path, monkeypatch):
+    """Not after all parts, when nothing is left to draw but the figure."""
+    (tmp_path / "mine.csv").write_text("prompt,subject,target\na zebra,zebra,a lion\n")
+    monkeypatch.setattr("workbench.engine.run", None)
+    for command in ("trace", "locate"):
+        asked = [command, "--prompts", str(tmp_path / "mine.csv"), "--seeds", "0", "--out", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["workbench", *asked])
+        with pytest.raises(SystemExit, match=r"--metric='probability' is not measured .*it needs prompts with a value"):
+            main()
+    monkeypatch.setattr("sys.argv", ["workbench", *asked, "--direction", "max"])
+    with pytest.raises(
+        SystemExit, match=r"--metric='target_probability' is not measured .*it needs prompts with a target_value"
+    ):
+        main()
+
+
 def test_the_command_names_the_best(capsys, tmp_path, monkeypatch):
     asked = ["locate", "--race", "1", "--first", "1", "--num-inference-steps", "1", "--seeds", "0"]
     asked += ["--windows", "0", "1", "3", "1", "--out", str(tmp_path / "race")]

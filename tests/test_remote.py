@@ -333,6 +333,11 @@ REFUSED = {
         "folder='s3://nowhere/trace': there is no bucket 'nowhere'; make it, or name another",
     ),
     "qux://bucket/trace": (ValueError, "there is no such kind of store; give one of .*memory.*s3.*, or a path"),
+    "S3://bucket/trace": (ValueError, "there is no such kind of store; give one of .*s3"),
+    "ftp://bucket/trace": (
+        ValueError,
+        r"folder=ftp://\.\.\.: this file system asks for more than an address .*; give an object store",
+    ),
     "simplecache::s3://bucket/trace": (ValueError, "there is no such kind of store"),
     "s3://": (ValueError, "names no place; give SCHEME://BUCKET/PLACE"),
     "https://example.org/trace": (ValueError, "does not say when a thing was written"),

@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+import workbench as wb
 from workbench.experiments import statistics
 from workbench.experiments.statistics import Estimate
 
@@ -194,3 +195,21 @@ def test_a_mean_without_places_has_a_p_value_too():
 
     cells = xr.DataArray(np.ones((6, 1)), dims=("prompt", "seed"), coords={"prompt": range(6), "seed": [0]})
     assert float(averages({"value": cells}, attrs={"metric": "ssim"}).p) == 2 / 2**6
+
+
+def test_a_single_picture_has_no_interval_and_is_not_significant():
+    """Of a metric without bounds; a probability's is told by where one that was not seen may lie."""
+    axes = {"metric": ["similarity", "probability"], "prompt": [0, 1], "draw": [0], "seed": [0], "site": ["a", "b"]}
+    scores = np.zeros((2, 2, 1, 1, 2))
+    scores[:, :, 0, 0] = [[0.3, 0.4], [0.5, np.nan]]
+    restored = xr.DataArray(scores, axes, list(axes))
+    corrupted = restored.isel(site=0, drop=True) * 0 + 0.1
+    trace = xr.Dataset({"restored": restored, "corrupted": corrupted, "clean": corrupted.isel(draw=0, drop=True) + 0.5})
+    found = wb.effects(trace, "similarity")
+    assert found.indirect_effect_low.notnull().values.tolist() == [True, False]  # b was measured once
+    assert not found.significant.sel(site="b") and found.total_effect_low.notnull()
+    one = wb.effects(trace.isel(prompt=[0]), "similarity")
+    assert one.indirect_effect.values == pytest.approx([0.2, 0.3]) and not one.significant.any()
+    for name in ("indirect_effect", "total_effect", "recovery"):
+        assert one[f"{name}_low"].isnull().all() and one[f"{name}_high"].isnull().all()
+    assert wb.effects(trace.isel(prompt=[0]), "probability").indirect_effect_low.notnull().all()

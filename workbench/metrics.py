@@ -26,6 +26,11 @@ from workbench.scorer import Scorer, check_labels, default_scorer
 
 METRICS = ("probability", "similarity", "pixel_distance", "ssim")
 TARGET_METRICS = ("target_probability", "target_similarity")
+LACKING = {
+    "probability": "value",
+    "target_probability": "target_value",
+    "target_similarity": "target",
+}  # what prompts need for them
 CONCEPT_METRICS = ("concept", "concept_probability", "concept_similarity", "opposite_similarity")
 
 
@@ -116,15 +121,15 @@ class Measures:
 
     def names(self, prompts: Iterable[Prompt]) -> list[str]:
         """What is measured of images of these prompts, by name."""
-        lacking = {"probability": "value", "target_probability": "target_value", "target_similarity": "target"}
         clip = (*METRICS[:2], *TARGET_METRICS) if self.scorer else ()
-        found = [name for name in clip if name not in lacking or any(getattr(each, lacking[name]) for each in prompts)]
+        found = [name for name in clip if name not in LACKING or any(getattr(each, LACKING[name]) for each in prompts)]
         return [*found, *METRICS[2:], *(metric.name for metric in self.metrics)]
 
     def require(self, metric: str, prompts: Iterable[Prompt], argument: str):
         """Raise KeyError, before anything is drawn, for a metric that will not be measured."""
         if metric not in (names := self.names(tuple(prompts))):
-            raise KeyError(f"{argument}={metric!r} is not measured here; there are {', '.join(names)}")
+            needs = f" (it needs prompts with a {LACKING[metric]})" if self.scorer and metric in LACKING else ""
+            raise KeyError(f"{argument}={metric!r} is not measured here{needs}; there are {', '.join(names)}")
 
     def check(self, prompts: PromptSet):
         """Raise ValueError, before anything is drawn, where `measured` could not measure these prompts."""

@@ -15,6 +15,7 @@ from workbench.cli.common import Common, Experimenting, beside
 from workbench.experiments.spec import Spec
 from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
+from workbench.metrics import Measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,12 @@ class Question(Experimenting):
             executor=self.who(),
             batch_size=self.batch_size,
             scorer=wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
+        )
+
+    def check_metric(self, model: "wb.Model", metric: str):
+        """Raise KeyError, before anything is drawn, where what is shown at the end would not be measured."""
+        Measures.of(self.common()["scorer"], model).require(
+            metric, self.some_prompts(), f"--metric {self.metric}: metric"
         )
 
     def some_prompts(self) -> "wb.PromptSet":
@@ -84,7 +91,9 @@ class Trace(Question):
 
         if self.race is not None:
             return self.raced(wb.causal_trace, self.spec)
-        data = self.asked(wb.causal_trace, self.load(), self.some_prompts(), self.spec, **self.common())
+        model = self.load()
+        self.check_metric(model, self.metric)
+        data = self.asked(wb.causal_trace, model, self.some_prompts(), self.spec, **self.common())
         if data is None:
             return
         found = wb.effects(data, self.metric)
@@ -139,6 +148,7 @@ class Locate(Question):
             wb.plot.agreement(compared, ax=axes[1], title="agreement; diagonal: of halves")
             self.save(compared.table().sort_values("rank", kind="stable"), figure)
             return
+        self.check_metric(model, f"target_{self.metric}" if self.direction == "max" else self.metric)
         found = self.asked(wb.locogen, model, prompts, spec, **self.common())
         if found is None:
             return

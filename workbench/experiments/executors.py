@@ -39,9 +39,10 @@ class Executor(ABC):
 
     def _check(self, store: Store):
         """Raise, before anything is done, where it cannot work, or not with this store."""
-        if isinstance(store, Memory):
+        if not store.shared:
             raise ValueError(
                 f"executor={self!r} needs a folder=, in which all who share the work leave their parts; name one that all of them see"
+                + ("" if isinstance(store, Memory) else f", which {store} is not")
             )
 
     @abstractmethod
@@ -176,8 +177,10 @@ def as_executor(value: "Executor | str | None", argument: str = "executor") -> E
     if isinstance(value, Executor):
         return value
     if isinstance(value, str) and (value in ("ray", "auto") or ":" in value.strip().strip(":")):
-        ray = import_module("workbench.experiments.workers").Ray
-        return ray() if value == "ray" else ray(value)
+        workers = import_module("workbench.experiments.workers")
+        if value == "ray":
+            return workers.OPEN.get()[-1] if workers.OPEN.get() else workers.Ray()
+        return workers.Ray(value)
     raise ValueError(f"{argument}={shown(value)}: give {HOW}; left out, this process does the parts")
 
 

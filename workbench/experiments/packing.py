@@ -6,12 +6,15 @@ file begin elsewhere than copies of them. So what is unpacked begins where it be
 
 import io
 import pickle
+import sys
 from contextvars import ContextVar
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from workbench.models import Model
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.experiments.base import Experiment
 
 LINE = 64  # bytes of a line of cache
+CAPTURING = "transformers.utils.output_capturing"  # whose hooks each model that has run is full of
 HELD: ContextVar[Model] = ContextVar("HELD")  # the model that what is unpacked belongs to
 
 
@@ -50,6 +54,28 @@ def begins(model: Model) -> list[int]:
     """Where each weight begins within a line of cache."""
     parts = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     return [weight.data_ptr() % LINE for part in parts for weight in (*part.parameters(), *part.buffers())]
+
+
+def is_capturing(value: Any) -> bool:
+    """Whether a hook is transformers' own, by which it keeps hidden states; each process installs its own when a model first runs."""
+    return getattr(value, "__module__", None) == CAPTURING
+
+
+def inert(module: torch.nn.Module, arguments: Any, output: Any):
+    """In the place of a capturing hook, in what is sent."""
+
+
+def capturing_anew(pipeline: Any):
+    """Have transformers keep hidden states of models that were unpacked, for which it needs to know their classes."""
+    for part in pipeline.components.values():
+        for module in part.modules() if isinstance(part, PreTrainedModel) else ():
+            for key, hook in list(module._forward_hooks.items()):
+                if hook is inert:
+                    del module._forward_hooks[key]
+            if isinstance(module, PreTrainedModel):
+                vars(module).pop("_output_capturing_hooks_installed", None)
+                if (capturing := sys.modules.get(CAPTURING)) is not None:
+                    capturing._CAN_RECORD_REGISTRY[module] = module._can_record_outputs
 
 
 def packed_model(model: Model) -> bytes:
@@ -101,6 +127,8 @@ def dumped(value: Any, owned: dict[int, str]) -> bytes:
                 return of_here, (owned[id(value)],)
             if isinstance(value, Model):
                 raise pickle.PicklingError("it holds a second model")
+            if is_capturing(value) and isinstance(value, FunctionType):
+                return getattr, (import_module(__name__), inert.__name__)
             if isinstance(value, torch.device):  # a worker sees one GPU
                 return torch.device, (value.type,)
             if isinstance(value, torch.storage.TypedStorage):

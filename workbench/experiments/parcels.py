@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from workbench.commits import commits_of
-from workbench.experiments.packing import begins, packed, unpacked
+from workbench.experiments.packing import begins, capturing_anew, is_capturing, packed, unpacked
 from workbench.experiments.shards import Shards, differences
 from workbench.experiments.store import Store
 from workbench.models import Model, load
@@ -80,7 +80,9 @@ class Parcel:
 
     def unpacked(self, pipeline: bytes) -> Model:
         """The model that the driver has in memory; raises ValueError where something of it was lost."""
-        found = Model(pickle.loads(pipeline), *self.settings)
+        received = pickle.loads(pipeline)
+        capturing_anew(received)
+        found = Model(received, *self.settings)
         if other := differences(self.record, plain(found.record), ("here", "in a worker")):
             raise ValueError(
                 f"executor='ray': the model does not reach workers as it is here:{other}\nwrite it by model.save_pretrained(folder), and "
@@ -161,7 +163,8 @@ def check_hooks(model: Model):
     """Raise ValueError for a model with hooks of somebody else's, which are in no record of it."""
     for name, part in model.pipeline.components.items():
         for path, module in part.named_modules() if isinstance(part, torch.nn.Module) else ():
-            if module._forward_hooks or module._forward_pre_hooks:
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            if not all(map(is_capturing, hooks)):
                 raise ValueError(
                     f"executor='ray': {name}.{path} has hooks, of which nobody could tell whether workers have them too; remove them, or "
                     "leave executor= out"

@@ -71,6 +71,7 @@ class Remote(Store):
         self.scheme, _, self._root = self.address.partition("://")
         self.look = lease_seconds / 15  # a request costs money
         self._clock: tuple[float, float] | None = None  # this process's time and the store's, at one moment
+        self.shared = self.scheme != "memory"
         _filesystem(self.scheme)
         self._clean()
 
@@ -238,7 +239,7 @@ def check_address(address: str):
             "SCHEME://BUCKET/PLACE alone, and credentials where their package looks for them, as in AWS_PROFILE"
         )
     known = sorted({*BUCKETS, *LOCAL, "memory"} & set(fsspec.available_protocols()))
-    if parts.scheme not in fsspec.available_protocols() or "::" in address:
+    if address.partition("://")[0] not in fsspec.available_protocols():  # which tells S3 from s3
         raise ValueError(
             f"folder={shown(address)}: there is no such kind of store; give one of {', '.join(known)}, or a path"
         )
@@ -250,6 +251,11 @@ def _filesystem(scheme: str) -> AbstractFileSystem:
     """fsspec's, which sees what other processes write; raises ImportError naming what to install, ValueError for one without times."""
     try:
         found = fsspec.filesystem(scheme, use_listings_cache=False)
+    except TypeError as error:
+        raise ValueError(
+            f"folder={scheme}://...: this file system asks for more than an address ({error}); give an object store "
+            f"({', '.join(BUCKETS)}), or a path"
+        ) from None
     except ImportError:
         package = re.split(r"[.:]", known_implementations[scheme]["class"])[0]
         raise ImportError(

@@ -233,8 +233,8 @@ def effects(
     Intervals are over prompts, of one prompt over its seeds. Those of probabilities and shares of images are a Bayesian bootstrap of the
     prompts and of half a one that was not seen, whose restored image shows nothing, or everything; those of other metrics resample prompts
     and seeds as crossed factors, draws of noise within their prompt, at the level that so few prompts ask for
-    (`experiments.statistics`; how often they hold: figures/coverage). An axis that `over` leaves out stays; an interval over one prompt
-    speaks of that prompt alone.
+    (`experiments.statistics`; how often they hold: figures/coverage), and are NaN of a single picture. An axis that `over` leaves out
+    stays; an interval over one prompt speaks of that prompt alone.
 
     Raises KeyError for a metric that the trace lacks.
 
@@ -294,9 +294,14 @@ def averages(
         values[ratio] = values[single] / whole.where(abs(whole) > NEAR_ZERO)
     found = dict(means)
     for name, mean in means.items():
+        cells = contrasts.get(name, contrasts[single])
+        unit, units = _units(cells, [axis for axis in over if axis in cells.dims])
+        several = units.notnull().sum(unit) > 1
         resampled, *upper = (each[name].transpose("resample", *mean.dims).values for each in drawn)
         for end, each in zip(("low", "high"), ends(resampled, at, upper=upper[0] if upper else None)):
             found[f"{name}_{end}"] = mean.copy(data=each)
+            if not bounded(attrs["metric"]):  # one alone does not say how far apart two would be
+                found[f"{name}_{end}"] = found[f"{name}_{end}"].where(several)
     found["p"] = _chance(contrasts[single], over)
     found["significant"] = (found[f"{single}_low"] > 0) | (found[f"{single}_high"] < 0)
     inner = [axis for axis in ("draw", "seed") if axis in over]

@@ -80,6 +80,8 @@ class Store(ABC):
 
     look: float = 0.5
     """Seconds between two looks at what others are at."""
+    shared: bool = True
+    """Whether other processes can see what is in it."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
@@ -108,6 +110,8 @@ class Store(ABC):
 
 class Memory(Store):
     """Kept as long as the process lasts, for itself alone."""
+
+    shared = False
 
     def __init__(self):
         self._held: dict[str, bytes] = {}
@@ -247,7 +251,10 @@ class Folder(Store):
                 temporary.unlink(missing_ok=True)
 
     def _temporary(self) -> Path:
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"folder={str(self.path)!r} cannot be made ({error.strerror}); name another") from error
         return self.path / f".{uuid.uuid4().hex}.tmp"
 
     def _clean(self):

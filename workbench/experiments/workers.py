@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,11 @@ class Ray(Executor):
     def _check(self, store: Store):
         ray = ray_module()
         super()._check(store)
+        if (open_blocks := OPEN.get()) and self not in open_blocks:
+            raise ValueError(
+                f"executor={self!r}: a block `with {open_blocks[-1]!r} as ray:` is open, whose workers hold the CPUs until it ends; give "
+                "executor=ray, the block's own, or end it first"
+            )
         if self.address is not None and self.team is None and ray.is_initialized():
             raise ValueError(
                 f"executor={self.address!r}: this process is connected to Ray already; leave the address out (executor='ray') to use "
@@ -66,10 +72,12 @@ class Ray(Executor):
 
     def __enter__(self) -> "Ray":
         self.team = Team(self)
+        OPEN.set((*OPEN.get(), self))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any):
         team, self.team = self.team, None
+        OPEN.set(tuple(each for each in OPEN.get() if each is not self))
         team.end()
 
     @contextmanager
@@ -77,6 +85,9 @@ class Ray(Executor):
         with nullcontext(self) if self.team else self:
             with self.team.at_work(experiment, shards) as finish:
                 yield finish
+
+
+OPEN: ContextVar[tuple[Ray, ...]] = ContextVar("OPEN", default=())  # whose blocks this thread is in
 
 
 @dataclass(eq=False)
