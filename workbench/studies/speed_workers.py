@@ -39,7 +39,9 @@ def two_workers(model: Model, options: WorkersOptions) -> pd.DataFrame:
     Raises RuntimeError where workers find other rows than this process.
     """
     prompts = prompt_set("object")[: options.prompts]
-    spec = TraceSpec(sites=options.sites, draws=options.draws, seeds=(0,), num_inference_steps=options.num_inference_steps)
+    spec = TraceSpec(
+        sites=options.sites, draws=options.draws, seeds=(0,), num_inference_steps=options.num_inference_steps
+    )
     tracing = Tracing(model, spec, prompts=prompts, measures=Measures.of(None, model))
     torch.set_num_threads(1)
     whole, rows = tracing.table(), []
