@@ -98,7 +98,7 @@ def quick_speed(tmp_path, *studies):
 
 def test_the_benchmark_times_like_against_like(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "SITES", "text_encoder.{0,5}.{attention,mlp}")
-    monkeypatch.setattr(speed, "HEADS", ("text_encoder.{0,1,2}.z",))
+    monkeypatch.setattr(speed, "HEADS", {"heads": ("text_encoder.{0,1,2}.z",)})
     monkeypatch.setattr(speed, "COMPONENTS", ("text_encoder.*.mlp",))
     options = quick_speed(
         tmp_path, *(name for name in speed.STUDIES if name != "workers")

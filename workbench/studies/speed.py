@@ -51,7 +51,10 @@ from workbench.studies.speed_workers import WorkersOptions, two_workers
 
 PROMPT, SUBJECT, TARGET = "a photo of a zebra in the savanna", "zebra", "a photo of a giraffe in the savanna"
 SITES = "text_encoder.*.{attention,mlp,hidden}"
-HEADS = ("text_encoder.*.z", "unet.*.cross.z")
+HEADS = {
+    "heads that read the text": ("text_encoder.*.z", "unet.*.cross.z"),
+    "all heads": ("text_encoder.*.z", "unet.*.{self,cross}.z"),
+}
 COMPONENTS = ("text_encoder.*.{attention,mlp}", "unet.*.{self,cross,ff}")
 ATTRIBUTES = ("object", "style", "colour", "season")  # of the prompts that share batches
 NOISE = add_noise("text_encoder.embedding", 1.0, tokens="subject")
@@ -291,7 +294,8 @@ def best_three(subject: Subject, options: SpeedOptions) -> Iterator[dict[str, An
     """The best three, named by screening and by racing, against a loop over all sites; and how many of them are the true ones."""
     own = subject._replace(steps=options.best_steps)
     picture = seconds_a_picture(own, options)
-    yield from screened(own, options, picture)
+    for name, sites in HEADS.items():
+        yield from screened(own, options, picture, name, sites)
     yield from raced(own, options, picture)
 
 
@@ -318,14 +322,16 @@ def named(side: str, seconds: float, loop: float, images: int, recall: Sequence[
     )
 
 
-def screened(subject: Subject, options: SpeedOptions, picture: float) -> Iterator[dict[str, Any]]:
-    """The best of all heads, for each prompt by itself."""
+def screened(
+    subject: Subject, options: SpeedOptions, picture: float, kind: str, sites: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    """The best of many heads, for each prompt by itself."""
     prompts = prompt_set("object")[: options.screened]
     asked = dict(
         tokens=("all",), seeds=(0, 1), draws=1, noise_multiple=NOISE_MULTIPLE, num_inference_steps=subject.steps
     )
-    trace = TraceSpec(sites=HEADS, over="head", **asked)
-    spec = ScreenSpec(sites=HEADS, over="head", best=BEST, **asked)
+    trace = TraceSpec(sites=sites, over="head", **asked)
+    spec = ScreenSpec(sites=sites, over="head", best=BEST, **asked)
     more = dict(batch_size=options.batch_size)
     images, times, recall = dict(all=0, screen=0), dict(all=0.0, screen=0.0), []
     for p in range(len(prompts)):
@@ -343,9 +349,9 @@ def screened(subject: Subject, options: SpeedOptions, picture: float) -> Iterato
         images["screen"] += found["screen"].pictures
         times = {name: times[name] + taken[name] for name in times}
     loop = picture * images["all"]
-    yield named("heads: the loop over all, reckoned", loop, loop, images["all"], [1.0])
-    yield named("heads: engine, all", times["all"], loop, images["all"], [1.0])
-    yield named("heads: wb.screen", times["screen"], loop, images["screen"], recall)
+    yield named(f"{kind}: the loop over all, reckoned", loop, loop, images["all"], [1.0])
+    yield named(f"{kind}: engine, all", times["all"], loop, images["all"], [1.0])
+    yield named(f"{kind}: wb.screen", times["screen"], loop, images["screen"], recall)
 
 
 def best_places(table: pd.DataFrame) -> set[tuple[Any, ...]]:
