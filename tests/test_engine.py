@@ -517,6 +517,8 @@ def test_recordings_of_one_name_or_of_other_axes_are_refused(model):
             ValueError, match=r"record: \[.*\] are recorded more than once; give each wb.Fold a name of its own"
         ):
             run(model, World("clean", ZEBRA), record=record)
+    with pytest.raises(ValueError, match=r"Fold\('none'\): update returned None in every call"):
+        run(model, World("clean", ZEBRA), record=Fold("none", (site,), (), lambda *given: None))
     with pytest.raises(
         ValueError, match=r"Fold\('mean'\): update returned \(1,\); return a tensor \(row, pixel\) of 1 rows, or name"
     ):

@@ -15,7 +15,6 @@ from workbench.cli.common import Common, Experimenting, beside
 from workbench.experiments.spec import Spec
 from workbench.inputs import count
 from workbench.localize.specs import LocoGenSpec, TraceSpec
-from workbench.metrics import Measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,9 +50,9 @@ class Question(Experimenting):
 
     def check_metric(self, model: "wb.Model", metric: str):
         """Raise KeyError, before anything is drawn, where what is shown at the end would not be measured."""
-        Measures.of(self.common()["scorer"], model).require(
-            metric, self.some_prompts(), f"--metric {self.metric}: metric"
-        )
+        from workbench.metrics import Measures
+
+        Measures.of(self.common()["scorer"], model).require(metric, self.some_prompts(), "--metric")
 
     def some_prompts(self) -> "wb.PromptSet":
         every = wb.prompt_set(self.prompts)

@@ -55,9 +55,11 @@ class Fold:
 
     def _updated(
         self, total: torch.Tensor | None, call: int, worlds: Sequence[World], *values: torch.Tensor
-    ) -> torch.Tensor:
-        """What is accumulated with one call more; raises ValueError for what does not have these rows and axes."""
+    ) -> torch.Tensor | None:
+        """What is accumulated with one call more, None for nothing yet; raises ValueError for what does not have these rows and axes."""
         updated = self.update(total, call, worlds, *values)
+        if updated is None and total is None:
+            return None
         given = tuple(updated.shape) if isinstance(updated, torch.Tensor) else type(updated).__name__
         if not isinstance(updated, torch.Tensor) or (len(updated), updated.ndim) != (len(worlds), 1 + len(self.axes)):
             raise ValueError(
@@ -134,7 +136,7 @@ class Batch:
             if action.rule.maps
         }
         self.folds = {fold: list(sites(*fold.sites)) for fold in (*folds, *self.maps.values())}
-        self.folded: dict[str, torch.Tensor] = {}
+        self.folded: dict[str, Any] = {}  # None for nothing yet
 
     def trace(
         self,
@@ -250,7 +252,15 @@ class Batch:
         for site in list(self.seen):
             seen = self.seen.pop(site)
             values[site.name] = torch.stack(seen, 1) if site.looped else seen[0]
-        return values | {name: self.folded[name].float().cpu() for name in self.recorded}
+        return values | {name: self.accumulated(name) for name in self.recorded}
+
+    def accumulated(self, name: str) -> torch.Tensor:
+        """What a recorded fold has at the end, (row, ...)."""
+        if (value := self.folded[name]) is None:
+            raise ValueError(
+                f"wb.Fold({name!r}): update returned None in every call, so that nothing was accumulated; return a tensor"
+            )
+        return value.float().cpu()
 
     def image_to_image(self, start: Start, steps: int) -> dict:
         """Arguments for diffusers' image-to-image pipeline over the same components, to begin at that step."""

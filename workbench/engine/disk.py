@@ -104,7 +104,7 @@ class OnDisk:
         """Keep what a batch that has passed has accumulated."""
         for fold in batch.folds:
             if fold.name in batch.recorded:
-                value = batch.folded[fold.name].float().cpu().numpy()
+                value = batch.accumulated(fold.name).numpy()
                 if fold not in self.arrays:
                     self.arrays[fold] = self._array(fold.name, fold.axes, value.shape[1:], value.shape[1:], {})
                 for row, place in places.items():

@@ -23,6 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -250,24 +251,33 @@ def check_address(address: str):
 def _filesystem(scheme: str) -> AbstractFileSystem:
     """fsspec's, which sees what other processes write; raises ImportError naming what to install, ValueError for one without times."""
     try:
-        found = fsspec.filesystem(scheme, use_listings_cache=False)
-    except TypeError as error:
-        raise ValueError(
-            f"folder={scheme}://...: this file system asks for more than an address ({error}); give an object store "
-            f"({', '.join(BUCKETS)}), or a path"
-        ) from None
+        kind = fsspec.get_filesystem_class(scheme)
     except ImportError:
         package = re.split(r"[.:]", known_implementations[scheme]["class"])[0]
         raise ImportError(
             f"folder={scheme}://... needs the package {package}: pip install {EXTRA.get(package, package)!r}",
             name=package,
         ) from None
+    if asked := [each.name for each in list(signature(kind.__init__).parameters.values())[1:] if is_asked(each)]:
+        raise ValueError(
+            f"folder={scheme}://...: this file system asks for more than an address ({', '.join(asked)}); give an object store "
+            f"({', '.join(BUCKETS)}), or a path"
+        )
+    found = fsspec.filesystem(scheme, use_listings_cache=False)
     if type(found).modified is AbstractFileSystem.modified:
         raise ValueError(
             f"folder={scheme}://...: it does not say when a thing was written, so that nobody could tell who is still at work; "
             f"give an object store ({', '.join(BUCKETS)}), or a path"
         )
     return found
+
+
+def is_asked(parameter: Parameter) -> bool:
+    """Whether a call must give it."""
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
 
 
 def _refused(error: Exception) -> str:
