@@ -565,7 +565,10 @@ class Model:
         for prompt in dict.fromkeys(prompts):
             for name in dict.fromkeys(encoder.tokenizer for encoder in self.family.present(self.pipeline)):
                 tokenizer = getattr(self.pipeline, name)
-                ids = tokenizer(caption(self.pipeline, prompt), verbose=False)["input_ids"]
+                with (
+                    self.lock
+                ):  # a tokenizer keeps how it was last asked to pad and cut, also for a run of another thread
+                    ids = tokenizer(caption(self.pipeline, prompt), verbose=False)["input_ids"]
                 most = length_read(self.pipeline, name) or tokenizer.model_max_length
                 if len(ids) > most:
                     lost = tokenizer.decode(ids[most - 1 : -1])

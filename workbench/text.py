@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.families import family_of, length_read
 from workbench.inputs import plain, shown, whole
+from workbench.locks import lock_of
 
 Span = tuple[int, int]  # first and last character (exclusive)
 
@@ -255,12 +256,13 @@ def tokens_of(
     if not isinstance(found, PreTrainedTokenizerBase):
         names = ", ".join(tokenizers(pipeline)) or "none"
         raise ValueError(f"tokenizer={tokenizer!r}: the pipeline has no such tokenizer; it has {names}")
-    convert = getattr(pipeline, "maybe_convert_prompt", None)
-    converted = convert(prompt, found) if convert else prompt
-    origins = _origins(found, prompt, converted)
-    if (read := caption(pipeline, prompt)) != prompt:
-        converted, origins = read, _caption_origins(pipeline, prompt, read)
-    return _tokens(found, prompt, converted, origins, length)
+    with lock_of(pipeline):  # a tokenizer keeps how it was last asked to pad and cut, also for a run of another thread
+        convert = getattr(pipeline, "maybe_convert_prompt", None)
+        converted = convert(prompt, found) if convert else prompt
+        origins = _origins(found, prompt, converted)
+        if (read := caption(pipeline, prompt)) != prompt:
+            converted, origins = read, _caption_origins(pipeline, prompt, read)
+        return _tokens(found, prompt, converted, origins, length)
 
 
 def caption(pipeline: DiffusionPipeline, prompt: str) -> str:
