@@ -5,6 +5,7 @@ What they need is imported when they run, so that their help and mistyped option
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,14 +46,18 @@ class Question(Experimenting):
             folder=self.folder,
             executor=self.who(),
             batch_size=self.batch_size,
-            scorer=wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device),
+            scorer=self.grader,
         )
+
+    @cached_property
+    def grader(self) -> "wb.Scorer":
+        return wb.Scorer(self.scorer, pretrained=self.pretrained, device=self.device)
 
     def check_metric(self, model: "wb.Model", metric: str):
         """Raise KeyError, before anything is drawn, where what is shown at the end would not be measured."""
         from workbench.metrics import Measures
 
-        Measures.of(self.common()["scorer"], model).require(metric, self.some_prompts(), "--metric")
+        Measures.of(self.grader, model).require(metric, self.some_prompts(), "--metric")
 
     def some_prompts(self) -> "wb.PromptSet":
         every = wb.prompt_set(self.prompts)

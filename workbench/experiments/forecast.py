@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from math import ceil
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import checked, function
@@ -14,7 +12,7 @@ from workbench.engine import Fold, Settings, Work, count_work
 from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Shards
 from workbench.experiments.store import Memory, Store
-from workbench.experiments.work import INSTEAD, Done, do_instead, working
+from workbench.experiments.work import INSTEAD, Done, do_instead, is_one_of, working
 from workbench.interventions import World
 from workbench.memory import peak_bytes
 
@@ -127,8 +125,8 @@ def plan(experiment: Callable[..., Any], *arguments: Any, timed: bool = True, **
     >>> [(each.experiment, each.images, each.at_most) for each in found.of]  # of two prompts: 2 and 2 + 6 each
     [('attribution', 4, True), ('verification', 16, True)]
     """
-    name, own = getattr(experiment, "__name__", str(experiment)), import_module("workbench")
-    if experiment not in [attrgetter(each)(own) for each in PLANNED]:
+    if not is_one_of(experiment, PLANNED):
+        name = getattr(experiment, "__name__", str(experiment))
         why = UNKNOWN.get(name, "it is none of them")
         raise ValueError(
             f"plan({name}): only what {', '.join(f'wb.{each}' for each in PLANNED)} would do is known beforehand; {why}"

@@ -8,7 +8,6 @@ none of those that a whole run would find best is lost, with the probability tha
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from workbench.experiments.executors import Executor
 from workbench.experiments.shards import Row
 from workbench.experiments.spec import RaceSpec
 from workbench.experiments.store import Store
-from workbench.experiments.work import do_instead
+from workbench.experiments.work import do_instead, is_one_of
 from workbench.inputs import count
 
 PLACES = (*results.PLACES, "strength")  # what tells one candidate from another
@@ -88,8 +87,8 @@ def race(experiment: Callable[..., Any], *arguments: Any, race: RaceSpec | None 
     >>> found.table.standing[0], found.times_fewer >= 1
     ('best', True)
     """
-    name, own = getattr(experiment, "__name__", str(experiment)), import_module("workbench")
-    if experiment not in [getattr(own, each) for each in RACED]:
+    if not is_one_of(experiment, RACED):
+        name = getattr(experiment, "__name__", str(experiment))
         raise ValueError(
             f"race({name}): what races are the candidates of one experiment; give {', '.join(f'wb.{each}' for each in RACED)}"
         )
@@ -239,9 +238,8 @@ class Racing(Experiment):
         effects = self.better * effects[:, self.racing]
         times = beaten(effects, len(self.units), self.race.best, self.spread, self.race.level)
         left = np.flatnonzero(times < self.race.best)
-        if (
-            len(left) < self.race.best
-        ):  # claims that cannot all be true, which comes about with a probability of 1 - level at most
+        # claims that cannot all be true, which come about with a probability of 1 - level at most
+        if len(left) < self.race.best:
             left = np.lexsort((-np.nanmean(effects, 0), times))[: self.race.best]
         return (*(self.racing[i] for i in np.sort(left)), *self.always)
 
