@@ -19,9 +19,34 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from workbench.studies import full_size, tiny, tiny_transformers
+from workbench.studies import tiny, tiny_transformers
 
-CLIP_L = dict(full_size.TEXT, vocab_size=49408, max_position_embeddings=77)
+UNET = dict(
+    sample_size=64,
+    layers_per_block=2,
+    block_out_channels=(320, 640, 1280, 1280),
+    cross_attention_dim=768,
+    attention_head_dim=8,
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+)
+VAE = dict(
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    sample_size=512,
+)
+CLIP_L = dict(
+    vocab_size=49408,
+    max_position_embeddings=77,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    projection_dim=768,
+)
 BIG_G = dict(
     vocab_size=49408,
     max_position_embeddings=77,
@@ -35,7 +60,7 @@ BIG_G = dict(
 T5_XXL = dict(
     vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
 )
-NEWER_VAE = dict(full_size.VAE, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+NEWER_VAE = dict(VAE, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
 XL_UNET = dict(
     sample_size=128,
     layers_per_block=2,
@@ -103,15 +128,13 @@ def clip(config: Mapping[str, Any], kind: type = CLIPTextModelWithProjection) ->
 
 
 def sd15_parts() -> dict[str, nn.Module]:
-    unet = UNet2DConditionModel(**full_size.UNET)
-    return dict(unet=unet, vae=AutoencoderKL(**full_size.VAE), text_encoder=clip(CLIP_L, CLIPTextModel))
+    unet = UNet2DConditionModel(**UNET)
+    return dict(unet=unet, vae=AutoencoderKL(**VAE), text_encoder=clip(CLIP_L, CLIPTextModel))
 
 
 def sdxl_parts() -> dict[str, nn.Module]:
     both = dict(text_encoder=clip(CLIP_L, CLIPTextModel), text_encoder_2=clip(BIG_G))
-    return dict(
-        unet=UNet2DConditionModel(**XL_UNET), vae=AutoencoderKL(**full_size.VAE | dict(sample_size=1024)), **both
-    )
+    return dict(unet=UNet2DConditionModel(**XL_UNET), vae=AutoencoderKL(**VAE | dict(sample_size=1024)), **both)
 
 
 def sd3_parts() -> dict[str, nn.Module]:
@@ -187,9 +210,7 @@ def deepened(pipeline: DiffusionPipeline, scheduler=None) -> DiffusionPipeline:
 
 
 def narrow_sd15() -> DiffusionPipeline:
-    unet = full_size.UNET | dict(
-        sample_size=8, block_out_channels=(8, 8, 16, 16), cross_attention_dim=16, attention_head_dim=2
-    )
+    unet = UNET | dict(sample_size=8, block_out_channels=(8, 8, 16, 16), cross_attention_dim=16, attention_head_dim=2)
     return deepened(tiny.sd(unet), tiny.scheduler("pndm"))
 
 

@@ -16,31 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import workbench as wb
-from workbench.studies import tiny
+from workbench.studies.full_models import random_pipeline
 
 Result = TypeVar("Result")
-UNET = dict(
-    sample_size=64,
-    layers_per_block=2,
-    block_out_channels=(320, 640, 1280, 1280),
-    cross_attention_dim=768,
-    attention_head_dim=8,
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-)
-VAE = dict(
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    latent_channels=4,
-    sample_size=512,
-)
-TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
 SIDE = 256
 PROMPT = "a zebra in the savanna"
 
@@ -64,7 +44,7 @@ def main(options: FullSizeOptions):
         print(f"{name}: {seconds:.1f} s, peak {peak:.2f} GiB", flush=True)
         return result
 
-    pipeline = timed("made, random weights in bfloat16", random_pipeline)
+    pipeline = timed("made, random weights in bfloat16", lambda: random_pipeline("SD 1.5", "cpu", torch.bfloat16))
     model = timed("load", lambda: wb.load(pipeline))
     print(model.calls(1), f"{len(model.sites)} sites")
     timed("identity, first", lambda: model.record)
@@ -106,37 +86,6 @@ def drawn(model: wb.Model) -> np.ndarray:
     """One picture of the prompt."""
     run = model.run(PROMPT, num_inference_steps=1, height=SIDE, width=SIDE, progress=False)
     return run.images.values
-
-
-def random_pipeline() -> StableDiffusionPipeline:
-    """Stable Diffusion 1.5, untrained; its tokenizer is the embedded model's, of fewer words and 32 tokens."""
-    tokenizer = tiny.tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        max_position_embeddings=tokenizer.model_max_length,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **TEXT,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # never 4 GB of float32 beside
-    try:
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL(**VAE),
-            text_encoder=CLIPTextModel(text).eval(),
-            tokenizer=tokenizer,
-            unet=UNet2DConditionModel(**UNET).eval(),
-            scheduler=PNDMScheduler(**tiny.SCHEDULE, **tiny.SD1, skip_prk_steps=True),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    finally:
-        torch.set_default_dtype(before)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(torch.bfloat16)
 
 
 if __name__ == "__main__":

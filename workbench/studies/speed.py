@@ -17,7 +17,7 @@ On a CPU the embedded model is asked, on CUDA also random models of Stable Diffu
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -47,7 +47,7 @@ from workbench.prompts import Prompt, PromptSet, prompt_set
 from workbench.steps import window
 from workbench.studies import speed_loops
 from workbench.studies.full_models import random_pipeline
-from workbench.studies.speed_workers import WorkersOptions, two_workers
+from workbench.studies.speed_workers import by_workers
 
 PROMPT, SUBJECT, TARGET = "a photo of a zebra in the savanna", "zebra", "a photo of a giraffe in the savanna"
 SITES = "text_encoder.*.{attention,mlp,hidden}"
@@ -90,7 +90,8 @@ class SpeedOptions:
     """Prompts on each of which the best heads are screened for."""
     raced: int = 24
     """Prompts on which sites race together, under two draws of noise."""
-    workers: WorkersOptions = field(default_factory=WorkersOptions)
+    shared: int = 16
+    """Prompts that workers share."""
 
 
 class Subject(NamedTuple):
@@ -392,14 +393,9 @@ def raced(subject: Subject, options: SpeedOptions, picture: float) -> Iterator[d
 
 
 def ray_workers(subject: Subject, options: SpeedOptions) -> Iterator[dict[str, Any]]:
-    """One and two of Ray's workers; this process has as many threads as one of them meanwhile."""
-    threads = torch.get_num_threads()
-    try:
-        table = two_workers(subject.model, options.workers)
-    finally:
-        torch.set_num_threads(threads)
-    seconds = {f"{row.workers} worker(s) of one thread": row.seconds for row in table.itertuples()}
-    yield from rows_of(seconds, int(table.images.iloc[0]))
+    """One and two of Ray's workers."""
+    seconds, images = by_workers(subject.model, (1, 2), prompts=options.shared, turns=few(options))
+    yield from rows_of({f"{workers} worker(s) of one thread": own for workers, own in seconds.items()}, images)
 
 
 STUDIES = {
