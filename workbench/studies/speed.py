@@ -148,14 +148,15 @@ def subjects(options: SpeedOptions) -> Iterator[Subject]:
 def in_turn(
     sides: dict[str, Callable[[], Any]], *, turns: int, warm: bool = True
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each side, their runs in turn, and what each returned last. warm: whether a first turn does not count."""
+    """Median seconds of each side, and what each returned last. Sides run in turn, every other turn in the opposite order: none follows
+    another one always. warm: whether a first turn does not count."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     returned: dict[str, Any] = {}
     for turn in range(turns + warm):
-        for name, side in sides.items():
+        for name in sorted(sides, reverse=turn % 2 == 1, key=list(sides).index):
             synchronize()
             began = time.perf_counter()
-            returned[name] = side()
+            returned[name] = sides[name]()
             synchronize()
             if turn >= warm:
                 times[name].append(time.perf_counter() - began)
