@@ -1,6 +1,10 @@
-"""What need not be computed: steps before a world's first intervention, rows of worlds whose text alone is read, places in a batch."""
+"""What need not be computed: steps before a world's first intervention, rows of worlds whose text alone is read, places in a batch.
+
+And NNsight's part in modules that nobody listens to.
+"""
 
 import copy
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -9,7 +13,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import workbench as wb
+from workbench.engine import batch
 from workbench.engine.batch import Batch
+from workbench.engine.nn import Controller
 from workbench.engine.prefix import RESUMABLE
 from workbench.interventions import World
 from workbench.studies import tiny, tiny_transformers
@@ -205,3 +211,39 @@ def test_the_scheduler_is_left_as_it_was():
     assert vars(model.pipeline.scheduler).keys() == before.keys()
     plain = model.generate(ZEBRA, seeds=0, num_inference_steps=STEPS, guidance_scale=3.0)[0]
     assert np.abs(np.asarray(plain, float) / 255 - model.run(ZEBRA, **QUICK).images.values[0, 0]).max() < 1 / 255
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(case))
+def test_modules_that_nobody_listens_to_run_as_they_are(case, monkeypatch):
+    """Pictures and recordings are those with NNsight in every module, to the bit; in it are only the modules that are read or changed."""
+    model = fresh(*case)
+    worlds, record = late(model)[:4], places(model)[:2]
+    entered, call = [], Controller.__call__
+
+    def counting(self, *args, **keywords):
+        entered.append(self.module_ref())
+        return call(self, *args, **keywords)
+
+    monkeypatch.setattr(Controller, "__call__", counting)
+    run = lambda: model.run(worlds, seeds=(0,), record=record, batch_size=4, **QUICK)
+    forwards = lambda: {id(each): vars(each).get("forward") for each in model.nn._module.modules()}
+    before = forwards()
+    few, own = run(), set(entered)
+    assert forwards() == before and all(isinstance(forward, Controller) for forward in before.values())
+    sites = [*record, *(site for world in worlds for each in world.interventions for site in each.sites)]
+    listened = {model.nn.get(site.module)._module for site in model.sites(*sites)}
+    assert own == listened | {model.nn._module}
+    entered.clear()
+    monkeypatch.setattr(batch, "listening", lambda pipeline, paths: nullcontext(model.nn))
+    every = run()
+    assert len(set(entered)) > 10 * len(own) and np.array_equal(few.images, every.images)
+    for name in record:
+        assert np.array_equal(few.values[name], every.values[name])
+
+
+def test_all_modules_are_nnsights_again_after_an_error():
+    model = fresh("sd")
+    model.run(ZEBRA, **QUICK)
+    with pytest.raises(ZeroDivisionError):
+        model.run(World("a", ZEBRA, wb.apply(places(model)[0], lambda value: 1 / 0)), **QUICK)
+    assert all(isinstance(vars(each)["forward"], Controller) for each in model.nn._module.modules())

@@ -20,7 +20,7 @@ from workbench.engine.nn import save
 from workbench.engine.plan import Action, Plan
 from workbench.engine.prefix import cut
 from workbench.engine.text import part_of, with_part
-from workbench.engine.trace import untouched, wrapped
+from workbench.engine.trace import listening, untouched
 from workbench.families.attention import explicit_attention
 from workbench.inputs import text
 from workbench.interventions import Context, World
@@ -195,9 +195,9 @@ class Batch:
             untouched(pipeline),
             latents_passing(pipeline, after_call, first_only=self.single) as passing,
             explicit_attention(pipeline, probs),
+            listening(pipeline, {site.module for site in probs}) as nn,
             graph,
         ):
-            nn = wrapped(pipeline)
             call = self.arguments(settings, latents)
             call |= dict(output_type="pt", grad=self.graph) | passing
             if self.steps is not None:

@@ -10,8 +10,9 @@ _THEIRS = "nnsight" in sys.modules
 
 from nnsight import NNsight, save  # noqa: E402  what it mounts depends on who imports it first
 from nnsight._c import unmount  # noqa: E402
+from nnsight.intervention.source import Controller  # noqa: E402  the forward that it puts on modules
 
 if not _THEIRS and unmount is not None and hasattr(object, "save"):  # the extension that mounts may not have been built
     unmount("save")
 
-__all__ = ["NNsight", "save"]
+__all__ = ["Controller", "NNsight", "save"]

@@ -3,13 +3,13 @@
 import copy
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 
-from workbench.engine.nn import NNsight
+from workbench.engine.nn import Controller, NNsight
 from workbench.engine.switches import check_switches
 from workbench.families import family_of
 from workbench.families.attention import give_probs
@@ -97,6 +97,27 @@ def _held(pipeline) -> Wrapped:
         held.modules = list(modules_of(pipeline))
         held.sites.clear()
     return held
+
+
+@contextmanager
+def listening(pipeline, paths: Collection[str]) -> Iterator[NNsight]:
+    """The pipeline as NNsight sees it, at the modules of these paths alone.
+
+    NNsight puts a `forward` of its own on every module, which takes microseconds a call to find that nobody asked for its value: a tenth
+    of the time of a small picture. Where nobody does, the module's own is called meanwhile.
+    """
+    nn, heard = wrapped(pipeline), set()
+    for path in paths:
+        heard.add(nn.get(path)._module)
+    own: dict[torch.nn.Module, Callable] = {}
+    try:
+        for module in _held(pipeline).modules:
+            if module not in heard and type(vars(module).get("forward")) is Controller:
+                own[module] = vars(module).pop("forward")
+        yield nn
+    finally:
+        for module, forward in own.items():
+            vars(module)["forward"] = forward
 
 
 @contextmanager
