@@ -1,9 +1,8 @@
 """Models under study: `wb.load()` gives the embedded menagerie, `wb.load(path or id or pipeline)` any Stable Diffusion."""
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from functools import partial
 from html import escape
@@ -177,8 +176,8 @@ class Model:
         return wrapped(self.pipeline)
 
     @property
-    def lock(self) -> threading.RLock:
-        """Held by runs, commits and undos: one at a time per pipeline."""
+    def lock(self) -> AbstractContextManager[None]:
+        """Held by runs, commits and undos: one at a time per pipeline, and per component that pipelines share."""
         return lock_of(self.pipeline)
 
     @named_options
