@@ -8,19 +8,23 @@ import signal
 import threading
 import time
 import weakref
+from functools import partial
 
 import conftest
 import numpy as np
 import pytest
 import torch
-from edit_helpers import PAIR, WINDOW, ZEBRA, images, weights
+from edit_helpers import PAIR, WINDOW, ZEBRA, errors_of, images, lock_free, passes, weights
 
 import workbench as wb
 from workbench import World, scale
 from workbench.commits import commits_of, uninterrupted
 from workbench.edit.low_rank import update_of
-from workbench.locks import lock_of
+from workbench.edit.words import untrained
+from workbench.engine.text import encode
+from workbench.locks import _LOCKS, lock_of
 from workbench.sites import weight_of
+from workbench.text import tokenize, tokens_of
 
 KEYS = "unet.mid.cross.k"
 
@@ -156,6 +160,8 @@ def test_two_models_of_a_pipeline_share_its_stack(sd1, edit):
     sd1.commit(edit)
     other.commit(second)
     assert sd1.edits == other.edits and len(sd1.edits) == 2
+    with sd1.lock:
+        assert not lock_free(other)
     sd1.undo()
     assert [entry.where for entry in other.edits] == [edit.sites]
     other.undo()
@@ -166,12 +172,14 @@ def test_two_models_of_a_pipeline_share_its_stack(sd1, edit):
 
 def test_the_stack_goes_with_its_pipeline():
     pipeline = conftest.sd1()
-    stack, held = weakref.ref(commits_of(pipeline)), weakref.ref(pipeline)
+    stack, locks = weakref.ref(commits_of(pipeline)), weakref.WeakSet()
     with lock_of(pipeline):
         assert commits_of(pipeline) is stack()
+        locks.update(_LOCKS[part] for part in (pipeline, pipeline.unet, pipeline.tokenizer))
+    assert len(locks) == 3
     del pipeline
     gc.collect()
-    assert stack() is None and held() is None
+    assert stack() is None and not locks
 
 
 def test_a_copy_has_its_own_stack(sd1, edit):
@@ -227,18 +235,6 @@ def test_a_block_whose_weights_were_changed_by_hand_says_so_and_lets_go(sd1, edi
     assert len(sd1.edits) == 1
     sd1.undo(check=False)
     assert not sd1.edits and lock_free(sd1)
-
-
-def lock_free(model) -> bool:
-    """Whether another thread gets the pipeline's lock at once."""
-    got = threading.Event()
-
-    def take():
-        with model.lock:
-            got.set()
-
-    threading.Thread(target=take, daemon=True).start()
-    return got.wait(0.5)
 
 
 # Interrupts
@@ -399,39 +395,31 @@ def test_threads_of_one_pipeline_never_mix(sd1):
                     pictures[committed, block] = drawn(sd1), generated(sd1)
     sd1.undo()
     count = int(os.environ.get("WORKBENCH_OPERATIONS", "60"))
-    errors, done = [], []
+    done = []
 
     def states(found, kind, block):
         return [now for now in (False, True) if np.array_equal(pictures[now, block][kind], found)]
 
     def work(number):
         draw = np.random.default_rng(number)
-        try:
-            for _ in range(count // 3):
-                model, act = models[number], draw.integers(5)
-                if act == 0:
-                    assert states(drawn(model), 0, None)
-                elif act == 1:
-                    assert states(generated(model), 1, None)
-                elif act == 2 and number == 0:  # one thread commits and undoes, since the latest is what undo takes
-                    with model.lock:
-                        model.undo() if model.edits else model.commit(edit)
-                else:
-                    block = int(draw.integers(2))
-                    with model.applied(blocks[block]):
-                        first = states(drawn(model), 0, block)
-                        time.sleep(0.001)  # an occasion for the others
-                        assert first and states(generated(model), 1, block) == first == [len(model.edits) == 2]
-                done.append(act)
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(count // 3):
+            model, act = models[number], draw.integers(5)
+            if act == 0:
+                assert states(drawn(model), 0, None)
+            elif act == 1:
+                assert states(generated(model), 1, None)
+            elif act == 2 and number == 0:  # one thread commits and undoes, since the latest is what undo takes
+                with model.lock:
+                    model.undo() if model.edits else model.commit(edit)
+            else:
+                block = int(draw.integers(2))
+                with model.applied(blocks[block]):
+                    first = states(drawn(model), 0, block)
+                    time.sleep(0.001)  # an occasion for the others
+                    assert first and states(generated(model), 1, block) == first == [len(model.edits) == 2]
+            done.append(act)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors
+    assert not errors_of(*(partial(work, number) for number in range(3)))
     assert len(done) == count // 3 * 3 and len(sd1.edits) <= 1
 
 
@@ -466,6 +454,20 @@ def test_pipelines_that_share_components_wait_for_each_other():
     assert all(lock_free(other) for other in (first, again, cousin))
 
 
+def test_text_is_read_by_one_thread_at_a_time(sd1):
+    """A tokenizer keeps how it was last asked to pad and cut: whoever reads by it waits for another thread's run."""
+    pipeline = sd1.pipeline
+    readers = [
+        lambda: tokenize(pipeline.tokenizer, ZEBRA),
+        lambda: tokens_of(pipeline, ZEBRA),
+        lambda: list(untrained(pipeline, "zebra")),
+        lambda: encode(pipeline, ZEBRA),
+    ]
+    assert all(passes(read) for read in readers)
+    with sd1.lock:
+        assert not any(passes(read) for read in readers)
+
+
 def test_threads_of_pipelines_that_share_components_never_mix(sd1):
     """One reads attention maps of a long prompt, one pads a short one, one changes layers: each draws what it draws alone."""
     models = [wb.load(sd1.pipeline.__class__(**sd1.pipeline.components)) for _ in range(3)]
@@ -476,21 +478,13 @@ def test_threads_of_pipelines_that_share_components_never_mix(sd1):
         lambda model: model.run(World("a", ZEBRA, scale("unet.*.cross", 0.5)), **how).images.values,
     ]
     alone = [np.asarray(work(model)) for work, model in zip(works, models)]
-    count, errors = int(os.environ.get("WORKBENCH_OPERATIONS", "60")) // 3, []
+    count = int(os.environ.get("WORKBENCH_OPERATIONS", "60")) // 3
 
     def repeat(number):
-        try:
-            for _ in range(count):
-                assert np.array_equal(np.asarray(works[number](models[number])), alone[number])
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(count):
+            assert np.array_equal(np.asarray(works[number](models[number])), alone[number])
 
-    threads = [threading.Thread(target=repeat, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors
+    assert not errors_of(*(partial(repeat, number) for number in range(3)))
 
 
 # A saved model

@@ -6,7 +6,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from edit_helpers import PAIR, WINDOW, ZEBRA, images, weights
+from edit_helpers import PAIR, WINDOW, ZEBRA, images, lock_free, weights
 
 import workbench as wb
 from workbench import World
@@ -147,6 +147,8 @@ def test_38_a_model_is_copied_deeply(sd1):
     assert np.array_equal(drawn(sd1), plain) and not np.array_equal(drawn(other), plain)
     assert (other.num_inference_steps, other.guidance_scale) == (sd1.num_inference_steps, sd1.guidance_scale)
     assert not sd1.edits
+    with sd1.lock:
+        assert lock_free(other)
 
 
 @pytest.mark.parametrize("guide", [" ", "", "\t\n"])

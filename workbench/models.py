@@ -30,7 +30,7 @@ from workbench.inputs import count, flag, shown, strings, text, user_path
 from workbench.inputs import seeds as as_seeds
 from workbench.interventions import Intervention, World
 from workbench.loading import DATA, DEFAULTS, EDITS, GRADER, MENAGERIE, defaults_of, find_pipeline
-from workbench.locks import lock_of
+from workbench.locks import holding, lock_of
 from workbench.pictures import as_pil, as_rgb
 from workbench.progress import Bar
 from workbench.schema import site_name
@@ -564,9 +564,7 @@ class Model:
         for prompt in dict.fromkeys(prompts):
             for name in dict.fromkeys(encoder.tokenizer for encoder in self.family.present(self.pipeline)):
                 tokenizer = getattr(self.pipeline, name)
-                with (
-                    self.lock
-                ):  # a tokenizer keeps how it was last asked to pad and cut, also for a run of another thread
+                with holding(tokenizer):
                     ids = tokenizer(caption(self.pipeline, prompt), verbose=False)["input_ids"]
                 most = length_read(self.pipeline, name) or tokenizer.model_max_length
                 if len(ids) > most:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.families import family_of, length_read
 from workbench.inputs import plain, shown, whole
-from workbench.locks import lock_of
+from workbench.locks import holding
 
 Span = tuple[int, int]  # first and last character (exclusive)
 
@@ -240,7 +240,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str, *, length: int | N
     Raises ValueError for a prompt that holds the tokenizer's own start or end token, for a tokenizer without a limit when no length
     is given, and for one that pads or cuts on the left or cannot say where its tokens stand.
     """
-    return _tokens(tokenizer, prompt, prompt, None, length)
+    with holding(tokenizer):
+        return _tokens(tokenizer, prompt, prompt, None, length)
 
 
 def tokens_of(
@@ -256,7 +257,7 @@ def tokens_of(
     if not isinstance(found, PreTrainedTokenizerBase):
         names = ", ".join(tokenizers(pipeline)) or "none"
         raise ValueError(f"tokenizer={tokenizer!r}: the pipeline has no such tokenizer; it has {names}")
-    with lock_of(pipeline):  # a tokenizer keeps how it was last asked to pad and cut, also for a run of another thread
+    with holding(found):
         convert = getattr(pipeline, "maybe_convert_prompt", None)
         converted = convert(prompt, found) if convert else prompt
         origins = _origins(found, prompt, converted)

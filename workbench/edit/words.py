@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from workbench.locks import holding
+
 NEVER_IN_TEXT = [chr(byte) + end for byte in (0xC0, 0xC1, *range(0xF5, 0x100)) for end in ("", "</w>")]
 WITHIN = 3.0  # standard deviations
 TRAINED = 6.0
@@ -39,7 +41,8 @@ def untrained(pipeline, words: str) -> Iterator[tuple[str, list[str]]]:
         if encoder is None or tokenizer is None:
             continue
         never = _never_trained(tokenizer, encoder.get_input_embeddings().weight)
-        ids = dict.fromkeys(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
+        with holding(tokenizer):
+            ids = dict.fromkeys(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
         if pieces := tokenizer.convert_ids_to_tokens([i for i in ids if never[i]]):
             yield f"text_encoder{end}", [token.removesuffix("</w>") for token in pieces]
 

@@ -14,7 +14,7 @@ from workbench.locks import lock_of
 def encode(pipeline, prompts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Prompts as the denoiser is given them: states (prompt, token, channel) and pooled vectors (prompt, channel), if it is given any."""
     prompts = prompts if isinstance(prompts, str) else list(prompts)
-    with torch.no_grad():
+    with lock_of(pipeline), torch.no_grad():
         return family_of(pipeline).encode(pipeline, prompts)
 
 

@@ -106,15 +106,14 @@ def listening(pipeline, paths: Collection[str]) -> Iterator[NNsight]:
     NNsight puts a `forward` of its own on every module, which takes microseconds a call to find that nobody asked for its value: a tenth
     of the time of a small picture. Where nobody does, the module's own is called meanwhile.
     """
-    nn, heard = wrapped(pipeline), set()
-    for path in paths:
-        heard.add(nn.get(path)._module)
+    wrapping = _held(pipeline)
+    heard = {wrapping.nn.get(path)._module for path in paths}
     own: dict[torch.nn.Module, Callable] = {}
     try:
-        for module in _held(pipeline).modules:
+        for module in wrapping.modules:
             if module not in heard and type(vars(module).get("forward")) is Controller:
                 own[module] = vars(module).pop("forward")
-        yield nn
+        yield wrapping.nn
     finally:
         for module, forward in own.items():
             vars(module)["forward"] = forward

@@ -153,11 +153,11 @@ class Racing(Experiment):
                 )
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # elsewhere a constant of the class
         return f"{self.inner.name} (race)"
 
     @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]  # the same
         return self.inner.columns
 
     def identity(self) -> dict[str, Any]:

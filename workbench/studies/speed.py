@@ -153,7 +153,7 @@ def in_turn(
     times: dict[str, list[float]] = {name: [] for name in sides}
     returned: dict[str, Any] = {}
     for turn in range(turns + warm):
-        for name in sorted(sides, reverse=turn % 2 == 1, key=list(sides).index):
+        for name in reversed(sides) if turn % 2 else sides:
             synchronize()
             began = time.perf_counter()
             returned[name] = sides[name]()
